@@ -1,0 +1,1 @@
+"""What the pack computes: torch and einops only, except in `host`, the one folder that touches ComfyUI."""

@@ -1,0 +1,33 @@
+"""Sparse-causal attention of Tune-A-Video (Wu et al., ICCV 2023, arXiv 2212.11565)."""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from . import Attend, scaled_dot_product
+
+
+def sparse_causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, num_frames: int, attend: Attend = scaled_dot_product
+) -> Tensor:
+    """Attend from frame i to the tokens of frames 0 and max(i - 1, 0).
+
+    From the second frame on a frame's own keys are not among them, as in Tune-A-Video's code.
+
+    Args:
+        q, k, v: projected tokens, shape ((b f), l, heads*d).
+        heads: number of heads.
+        num_frames: f.
+        attend: attention kernel.
+
+    Returns:
+        Attended values, the shape of q.
+    """
+    previous = (torch.arange(num_frames, device=q.device) - 1).clamp(min=0)
+
+    def first_and_previous(tokens: Tensor) -> Tensor:
+        tokens = rearrange(tokens, "(b f) l d -> b f l d", f=num_frames)
+        both = torch.cat([tokens[:, :1].expand_as(tokens), tokens[:, previous]], dim=2)
+        return rearrange(both, "b f l d -> (b f) l d")
+
+    return attend(q, first_and_previous(k), first_and_previous(v), heads)

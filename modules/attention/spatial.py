@@ -1,0 +1,45 @@
+"""Which frames the self-attention of a block sees."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from . import Attend
+from .fine_coarse import Downsample, fine_coarse_attention
+from .sparse_causal import sparse_causal_attention
+
+Kind = Literal["fine-coarse", "sparse-causal"]
+
+
+@dataclass(frozen=True)
+class SpatialConfig:
+    """Self-attention across frames.
+
+    Attributes:
+        kind: fine-coarse frame attention (EI²) or sparse-causal attention (Tune-A-Video).
+        r: downsampling factor of the other frames, fine-coarse only; on a smaller feature map, the map's shorter side.
+        downsample: how the other frames are downsampled, fine-coarse only.
+    """
+
+    kind: Kind = "fine-coarse"
+    r: int = 4
+    downsample: Downsample = "area"
+
+
+def attend_across_frames(
+    config: SpatialConfig,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    num_frames: int,
+    height: int,
+    width: int,
+    attend: Attend,
+) -> Tensor:
+    """Attend from projected tokens of shape ((b f), h*w, heads*d) as the config says."""
+    if config.kind == "sparse-causal":
+        return sparse_causal_attention(q, k, v, heads, num_frames, attend)
+    r = min(config.r, height, width)
+    return fine_coarse_attention(q, k, v, heads, num_frames, height, width, r, config.downsample, attend)

@@ -1,0 +1,127 @@
+"""The temporal modules: STAM of EI² (arXiv 2305.17431) and its ancestor of Tune-A-Video (arXiv 2212.11565)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
+
+from . import scaled_dot_product
+
+Norm = Literal["instance centering", "layer norm"]
+MAX_ROWS = 2**15  # NVIDIA's SDPA kernels refuse larger batches
+
+
+def instance_centering(z: Tensor) -> Tensor:
+    """Subtract the mean over frames, per position and channel: EI² (6). z has shape (..., f, d)."""
+    return z - z.mean(dim=-2, keepdim=True)
+
+
+def spectral_normalised(weight: Tensor) -> Tensor:
+    """Return W / sigma_max(W) of a matrix, computed in float32; the bar of EI² (9)."""
+    exact = weight.float()
+    return (exact / torch.linalg.matrix_norm(exact, ord=2)).to(weight.dtype)
+
+
+@dataclass(frozen=True)
+class TemporalConfig:
+    """What the temporal module is made of.
+
+    Attributes:
+        norm: what precedes attention: instance centering (EI²) or layer norm without learned affine (Tune-A-Video,
+            whose affine stays frozen at the identity).
+        spectral: divide W_v and the output matrix by their largest singular value.
+        zero_init: start the output matrix at zero, with nn.Linear's random bias (Tune-A-Video); otherwise the matrix
+            starts random and the bias at zero (EI²).
+    """
+
+    norm: Norm = "instance centering"
+    spectral: bool = True
+    zero_init: bool = False
+
+
+STAM = TemporalConfig()
+TUNE_A_VIDEO = TemporalConfig(norm="layer norm", spectral=False, zero_init=True)
+
+
+class TemporalModule(nn.Module):
+    """Residual self-attention over the frames of each spatial position, EI² (8, 9).
+
+    STAM(z) = z + M IC(z) W_v W_L + b with M = softmax(Q K^T / sqrt(d_head)), Q and K from IC(z), W_v and W_L
+    spectrally normalised. Spectral norm is over the whole matrix (the paper leaves open whether per head). Weights
+    are held normalised; during tuning `tune_spectral_norm` normalises them at every step instead.
+
+    Args:
+        dim: channels.
+        heads: number of heads.
+        config: what it is made of.
+        generator: draws the initial weights, as nn.Linear draws them.
+    """
+
+    def __init__(self, dim: int, heads: int, config: TemporalConfig, generator: torch.Generator):
+        super().__init__()
+        self.heads, self.config = heads, config
+        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+        self.to_out = nn.Linear(dim, dim)
+        bound = dim**-0.5
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.uniform_(-bound, bound, generator=generator)
+            if config.zero_init:
+                self.to_out.weight.zero_()
+            else:
+                self.to_out.bias.zero_()
+            if config.spectral:
+                for linear in (self.to_v, self.to_out):
+                    linear.weight.copy_(spectral_normalised(linear.weight))
+
+    def normalise(self, z: Tensor) -> Tensor:
+        """Apply the configured norm in float32; z has shape (..., f, d)."""
+        if self.config.norm == "instance centering":
+            return instance_centering(z.float()).to(z.dtype)
+        return F.layer_norm(z.float(), z.shape[-1:]).to(z.dtype)
+
+    def branch(self, z: Tensor) -> Tensor:
+        """Return what the module adds to z, shape (n, f, d) -> (n, f, d), n = positions of all clips."""
+        normed = self.normalise(z)
+        q, k, v = self.to_q(normed), self.to_k(normed), self.to_v(normed)
+        rows = max(1, MAX_ROWS // self.heads)
+        chunks = zip(q.split(rows), k.split(rows), v.split(rows), strict=True)
+        return self.to_out(torch.cat([scaled_dot_product(*chunk, self.heads) for chunk in chunks]))
+
+    def forward(self, x: Tensor, num_frames: int, strength: float = 1.0) -> Tensor:
+        """Mix frames at each position.
+
+        Args:
+            x: tokens, shape ((b f), l, d).
+            num_frames: f.
+            strength: factor of what the module adds; 0 returns x itself.
+        """
+        if strength == 0:
+            return x
+        z = rearrange(x, "(b f) l d -> (b l) f d", f=num_frames)
+        z = z + strength * self.branch(z)
+        return rearrange(z, "(b l) f d -> (b f) l d", l=x.shape[1])
+
+    def tune_spectral_norm(self, seed: int = 0) -> None:
+        """Normalise W_v and the output matrix anew at every forward in training mode, by power iteration.
+
+        The iteration's first vectors come from the seed; torch's global generator is left as it was.
+        """
+        if self.config.spectral:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                for linear in (self.to_v, self.to_out):
+                    parametrizations.spectral_norm(linear)
+
+    def bake_spectral_norm(self) -> None:
+        """Undo `tune_spectral_norm`, leaving weights whose largest singular value is 1."""
+        if self.config.spectral:
+            for linear in (self.to_v, self.to_out):
+                weight = spectral_normalised(linear.parametrizations.weight.original.detach())
+                parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
+                with torch.no_grad():
+                    linear.weight.copy_(weight)

@@ -1,0 +1,46 @@
+"""The demo model: a tiny text-to-image model of SD1.x's shape that comes with the pack."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+from comfy.model_patcher import ModelPatcher
+
+WEIGHTS = Path(__file__).parents[2] / "demo" / "weights"
+
+
+def demo_config() -> dict[str, Any]:
+    """Return the architecture: "unet" and "clip" configurations."""
+    return json.loads((WEIGHTS / "config.json").read_text())
+
+
+def load_demo_unet(disable_dynamic: bool = False) -> ModelPatcher:
+    """Load the UNet; also the host's way to load it a second time."""
+    weights = comfy.utils.load_torch_file(str(WEIGHTS / "unet.safetensors"), safe_load=True)
+    config = comfy.supported_models.SD15(demo_config()["unet"])
+    device = comfy.model_management.get_torch_device()
+    dtype = comfy.model_management.unet_dtype(device, supported_dtypes=config.supported_inference_dtypes)
+    manual_cast = comfy.model_management.unet_manual_cast(dtype, device, config.supported_inference_dtypes)
+    config.set_inference_dtype(dtype, manual_cast)
+    model = config.get_model(weights, "")
+    kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = kind(model, device, comfy.model_management.unet_offload_device())
+    model.load_model_weights(weights, "", assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (load_demo_unet, ())
+    return patcher
+
+
+def load_demo_model() -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
+    """Load UNet, text encoder and autoencoder, as the host's checkpoint loader returns them."""
+    clip = comfy.sd.load_text_encoder_state_dicts(
+        [comfy.utils.load_torch_file(str(WEIGHTS / "clip.safetensors"), safe_load=True)],
+        clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
+        model_options={"clip_l_model_config": demo_config()["clip"]},
+    )
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(WEIGHTS / "vae.safetensors"), safe_load=True))
+    return load_demo_unet(), clip, vae

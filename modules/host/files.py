@@ -1,0 +1,43 @@
+"""Where tunes lie: the models folder `consistent_video`, beside the host's own."""
+
+from pathlib import Path
+
+import folder_paths
+
+from ..weights import Tune, load_tune, save_tune
+
+FOLDER = "consistent_video"
+
+
+def register_folder() -> None:
+    """Tell the host of the folder; safe to call again."""
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, {".safetensors"})
+
+
+def tune_files() -> list[str]:
+    """Return the names of the saved files."""
+    return folder_paths.get_filename_list(FOLDER)
+
+
+def write_tune(tune: Tune, prefix: str) -> Path:
+    """Save a tune under the next free number of a prefix, which may name subfolders; returns the file.
+
+    Raises:
+        ValueError: the prefix leads outside the folder.
+    """
+    root = folder_paths.get_folder_paths(FOLDER)[0]
+    Path(root).mkdir(parents=True, exist_ok=True)
+    try:
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, root)
+    except Exception as error:
+        raise ValueError(f"filename_prefix {prefix!r} leads outside {FOLDER}: {error}") from error
+    path = Path(folder) / f"{name}_{counter:05}_.safetensors"
+    save_tune(tune, path)
+    return path
+
+
+def read_tune(name: str) -> Tune:
+    """Load a saved tune by its name in the folder."""
+    return load_tune(Path(folder_paths.get_full_path_or_raise(FOLDER, name)))

@@ -1,0 +1,60 @@
+"""LATENT dictionaries and what a model says of its noise."""
+
+from typing import Any
+
+import torch
+from comfy.model_management import get_torch_device
+from comfy.model_patcher import ModelPatcher
+from comfy.model_sampling import EDM, EPS, V_PREDICTION, X0
+from comfy.sample import fix_empty_latent_channels
+from torch import Tensor
+
+from ..ddim import Prediction
+
+
+def prediction_of(model: ModelPatcher) -> Prediction:
+    """Return what a model's UNet predicts.
+
+    Raises:
+        ValueError: it predicts neither eps nor v, or has no table of noise levels.
+    """
+    sampling = model.get_model_object("model_sampling")
+    if getattr(sampling, "sigmas", None) is not None and not isinstance(sampling, (X0, EDM)):
+        if isinstance(sampling, V_PREDICTION):
+            return "v"
+        if isinstance(sampling, EPS):
+            return "eps"
+    raise ValueError(
+        f"model samples by {', '.join(base.__name__ for base in type(sampling).__bases__)}; Consistent Video knows "
+        "eps-prediction and v-prediction on a table of noise levels. Remove the ModelSampling node before it."
+    )
+
+
+def sigma_table(model: ModelPatcher) -> Tensor:
+    """Return sigma of each training timestep, ascending, on the CPU."""
+    return model.get_model_object("model_sampling").sigmas.cpu()
+
+
+def clip_latent(model: ModelPatcher, latent: dict[str, Any], num_frames: int, name: str = "latent") -> Tensor:
+    """Return a clip's VAE latent, shape (f, c, h, w).
+
+    Raises:
+        ValueError: it is not a batch of image latents of one clip.
+    """
+    samples = latent["samples"]
+    if samples.ndim != 4:
+        raise ValueError(
+            f"{name} has shape {tuple(samples.shape)}; a clip of image latents (frames, channels, height, width) is "
+            "needed. Encode the frames with the VAE of an image model."
+        )
+    if num_frames and len(samples) != num_frames:
+        raise ValueError(
+            f"{name} has {len(samples)} frames and Inflate UNet says num_frames = {num_frames}. Make them equal, or set "
+            "num_frames to 0."
+        )
+    return fix_empty_latent_channels(model, samples)
+
+
+def to_model_latent(model: ModelPatcher, samples: Tensor) -> Tensor:
+    """Scale a VAE latent to the model's latent in float32 on the model's device, as a tensor that takes gradients."""
+    return model.model.process_latent_in(samples.to(get_torch_device(), torch.float32)).clone()

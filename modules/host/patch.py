@@ -1,0 +1,263 @@
+"""Clip UNets: what is attached to a host MODEL so that its batch is a clip."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import comfy.model_patcher
+import torch
+from comfy.ldm.modules.attention import (
+    BasicTransformerBlock,
+    SpatialTransformer,
+    SpatialVideoTransformer,
+    optimized_attention,
+)
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor, nn
+
+from ..attention.spatial import SpatialConfig, attend_across_frames
+from ..attention.temporal import TemporalConfig, TemporalModule
+from ..frames import frames_per_clip
+
+KEY = "consistent_video"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A transformer block of a UNet: the host's name for its place, its path in the UNet, its width."""
+
+    place: tuple[str, int]
+    index: int
+    path: str
+    dim: int
+    heads: int
+
+
+def transformer_blocks(unet: nn.Module) -> list[Block]:
+    """Return the transformer blocks of a UNet in the order of its modules."""
+    blocks = []
+    for path, module in unet.named_modules():
+        if isinstance(module, BasicTransformerBlock):
+            part = path.split(".")
+            kind = part[0].removesuffix("_blocks").removesuffix("_block")
+            place = (kind, 0 if kind == "middle" else int(part[1]))
+            blocks.append(Block(place, int(part[-1]), path, module.norm1.normalized_shape[0], module.n_heads))
+    return blocks
+
+
+class TemporalBank(nn.Module):
+    """The temporal modules of a UNet, one for each transformer block.
+
+    Args:
+        blocks: of the UNet.
+        config: of every module.
+        seed: of the initial weights.
+    """
+
+    def __init__(self, blocks: list[Block], config: TemporalConfig, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.paths = [block.path for block in blocks]
+        self.places = {(block.place, block.index): i for i, block in enumerate(blocks)}
+        self.bank = nn.ModuleList(TemporalModule(b.dim, b.heads, config, generator) for b in blocks)
+
+    def at(self, place: tuple[str, int], index: int) -> TemporalModule:
+        """Return the module that follows a block."""
+        return self.bank[self.places[place, index]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights by the host's block paths."""
+        return {
+            f"diffusion_model.{path}.attn_temp.{name}": value
+            for path, module in zip(self.paths, self.bank, strict=True)
+            for name, value in module.state_dict().items()
+        }
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy weights named as in `tensors`."""
+        for key, value in self.tensors().items():
+            value.copy_(tensors[key])
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """How a UNet call is a clip; travels in the model's transformer options.
+
+    Attributes:
+        num_frames: frames per clip, 0 = all rows of one conditioning.
+        spatial, spatial_strength: self-attention across frames and its weight against the base model's.
+        temporal, temporal_strength: temporal modules and the factor of what they add.
+    """
+
+    num_frames: int = 0
+    spatial: SpatialConfig | None = None
+    spatial_strength: float = 1.0
+    temporal: TemporalBank | None = None
+    temporal_config: TemporalConfig | None = None
+    temporal_strength: float = 1.0
+
+
+def clip_settings(model: ModelPatcher) -> ClipSettings:
+    """Return the clip settings of an inflated model.
+
+    Raises:
+        ValueError: the model is not inflated.
+    """
+    settings = model.model_options["transformer_options"].get(KEY)
+    if settings is None:
+        raise ValueError("model is an image model. Connect it through Inflate UNet first, so that its batch is a clip.")
+    return settings
+
+
+def check_supported(model: ModelPatcher) -> None:
+    """Refuse models that are not image UNets with spatial transformers.
+
+    Raises:
+        ValueError: naming what the model is and what is supported.
+    """
+    unet = model.model.diffusion_model
+    kinds = {type(module) for module in unet.modules()}
+    if not isinstance(unet, UNetModel) or SpatialTransformer not in kinds or SpatialVideoTransformer in kinds:
+        raise ValueError(
+            f"model is {type(model.model).__name__} ({type(unet).__name__}), which Consistent Video cannot inflate. "
+            "Supported are image UNets with SpatialTransformer blocks: the Stable Diffusion 1.x family (SD2.x and SDXL "
+            "share the structure). Load such a checkpoint."
+        )
+
+
+def count_frames(transformer_options: Mapping[str, Any], rows: int) -> int:
+    """Return the frames per clip of a UNet call with this many rows."""
+    chunks = len(transformer_options.get("cond_or_uncond", (0,)))
+    return frames_per_clip(rows, chunks, transformer_options[KEY].num_frames)
+
+
+def check_batch(executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, **kwargs):
+    """Wrap the UNet: refuse a batch that is no whole number of clips before anything runs."""
+    count_frames(transformer_options, len(x))
+    return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+
+@torch.compiler.disable
+def attend_block(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+    """Replace a block's self-attention: projected q, k, v of shape ((chunks b f), l, heads d) -> what to_out takes."""
+    settings: ClipSettings = extra_options[KEY]
+    height, width = extra_options["activations_shape"][-2:]
+    if q.shape[1] != height * width or q.shape[0] != extra_options["activations_shape"][0]:
+        raise ValueError(
+            f"Self-attention got {q.shape[0]} rows of {q.shape[1]} tokens where the feature map has "
+            f"{extra_options['activations_shape'][0]} of {height} x {width}. Another patch (HyperTile, Token Merging) "
+            "rearranges the tokens; remove it from the model."
+        )
+    attend = partial(
+        optimized_attention, attn_precision=extra_options["attn_precision"], transformer_options=extra_options
+    )
+    heads, frames = extra_options["n_heads"], count_frames(extra_options, len(q))
+    attended = attend_across_frames(settings.spatial, q, k, v, heads, frames, height, width, attend)
+    if settings.spatial_strength == 1:
+        return attended
+    return torch.lerp(attend(q, k, v, heads), attended, settings.spatial_strength)
+
+
+@torch.compiler.disable
+def run_transformer(layer: SpatialTransformer, x: Tensor, emb, context, transformer_options, *_: Any) -> Tensor:
+    """Run a spatial transformer with a temporal module after each of its blocks.
+
+    The host has no hook after a block's feed-forward; a module hook that lives as long as this call is one, follows
+    the live layer through deep copies, and leaves the layer as it was.
+    """
+    settings: ClipSettings = transformer_options[KEY]
+    place, frames = transformer_options["block"], count_frames(transformer_options, len(x))
+
+    def follow(index: int, _block: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        return settings.temporal.at(place, index)(output, frames, settings.temporal_strength)
+
+    handles = [
+        block.register_forward_hook(partial(follow, index)) for index, block in enumerate(layer.transformer_blocks)
+    ]
+    try:
+        x = layer(x, context, transformer_options)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if "transformer_index" in transformer_options:
+        transformer_options["transformer_index"] += 1
+    return x
+
+
+def inflate(model: ModelPatcher, num_frames: int = 0) -> ModelPatcher:
+    """Return a clone whose batch is a clip; the weights and, alone, the outputs are the base model's.
+
+    Args:
+        model: SD1.x-like image model.
+        num_frames: frames per clip, 0 = the whole batch is one clip.
+
+    Raises:
+        ValueError: the model is not supported.
+    """
+    check_supported(model)
+    clone = model.clone()
+    clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, check_batch)
+    options = clone.model_options["transformer_options"]
+    options[KEY] = replace(options.get(KEY, ClipSettings()), num_frames=num_frames)
+    return clone
+
+
+def attach(
+    model: ModelPatcher,
+    spatial: SpatialConfig | None,
+    temporal: TemporalConfig | None,
+    spatial_strength: float = 1.0,
+    temporal_strength: float = 1.0,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> ModelPatcher:
+    """Return a clone of an inflated model with attention across frames, in the place of any attached before.
+
+    A part of strength 0 is not attached at all, so that without both the outputs are the base model's.
+
+    Args:
+        model: inflated model.
+        spatial: self-attention across frames, None = each frame for itself.
+        temporal: temporal module after each block's feed-forward, None = none.
+        spatial_strength: 0 ... 1, weight against the base model's self-attention.
+        temporal_strength: 0 ... 1, factor of what the temporal modules add.
+        tensors: weights of the temporal modules, by the host's block paths; None = as they start.
+
+    Raises:
+        ValueError: the model is not inflated.
+    """
+    settings = clip_settings(model)
+    clone = detach(model)
+    blocks = transformer_blocks(clone.model.diffusion_model)
+    bank = None
+    if spatial is not None and spatial_strength > 0:
+        for place in dict.fromkeys(block.place for block in blocks):
+            clone.set_model_attn1_replace(attend_block, *place)
+    if temporal is not None and temporal_strength > 0:
+        bank = TemporalBank(blocks, temporal)
+        if tensors is not None:
+            bank.load_tensors(tensors)
+        bank.to(clone.model.get_dtype_inference()).eval().requires_grad_(False)
+        clone.set_additional_models(KEY, [comfy.model_patcher.CoreModelPatcher(bank, clone.load_device, clone.offload_device)])
+        clone.set_model_forward_timestep_embed_patch((SpatialTransformer, run_transformer))
+    clone.model_options["transformer_options"][KEY] = ClipSettings(
+        settings.num_frames, spatial, spatial_strength, bank, temporal, temporal_strength
+    )
+    return clone
+
+
+def detach(model: ModelPatcher) -> ModelPatcher:
+    """Return a clone of an inflated model without what `attach` put there."""
+    clone = model.clone()
+    clone.remove_additional_models(KEY)
+    options = clone.model_options["transformer_options"]
+    replaced = options.get("patches_replace", {}).get("attn1", {})
+    for place in [place for place, patch in replaced.items() if patch is attend_block]:
+        del replaced[place]
+    patches = options.get("patches", {}).get("forward_timestep_embed_patch", [])
+    patches[:] = [patch for patch in patches if patch[1] is not run_transformer]
+    options[KEY] = ClipSettings(clip_settings(model).num_frames)
+    return clone

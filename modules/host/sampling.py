@@ -1,0 +1,140 @@
+"""Inversion and sampling through the host's own sampler machinery, so that its conditionings and patches all apply."""
+
+from typing import Any
+
+import comfy.sample
+import comfy.utils
+import latent_preview
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.samplers import KSAMPLER
+from torch import Tensor
+
+from ..ddim import Label, sample_ddim, sample_ddim_inversion
+from ..noise_relation import Direction, implied_noise, smooth_noise
+from ..schedule import ddim_sigmas
+from .latent import clip_latent, prediction_of, sigma_table
+from .patch import clip_settings
+
+INVERSION = "consistent_video_inversion"
+
+
+def run_sampler(
+    model: ModelPatcher, samples: Tensor, sampler: KSAMPLER, sigmas: Tensor, cfg: float, positive: list, negative: list
+) -> Tensor:
+    """Run a sampler from a latent as it is, without added noise; VAE latents in and out."""
+    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+    silent = not comfy.utils.PROGRESS_BAR_ENABLED
+    return comfy.sample.sample_custom(
+        model, torch.zeros_like(samples), cfg, sampler, sigmas, positive, negative, samples, None, callback, silent, 0
+    )
+
+
+def invert_clip(
+    model: ModelPatcher,
+    positive: list,
+    latent: dict[str, Any],
+    steps: int,
+    gamma: float,
+    direction: Direction,
+    label: Label,
+) -> dict[str, Any]:
+    """Invert a clip by DDIM and smooth its noise by the interframe noise relation, INR Smooth (23-26).
+
+    With direction "none" or gamma 0 it is plain DDIM inversion, which reconstructs. Otherwise sampling starts at
+    x_0 + sigma_T * smoothed noise: eps of (24, 25) is the noise implied by the inverted latent, eps_inv the one the
+    UNet predicts at the last step. That start is our reading of the paper. The two are not one family: as gamma goes
+    to 0 the start approaches x_0 + sigma_T * eps_inv, not the inverted latent.
+
+    Args:
+        model: inflated model.
+        positive: conditioning, usually of the source prompt.
+        latent: the clip, VAE latent.
+        steps: number of UNet evaluations.
+        gamma: inverse noise weight, 0 ... 1.
+        direction: which neighbours.
+        label: noise level the UNet is told, see `ddim.sample_ddim_inversion`.
+
+    Returns:
+        LATENT with the samples at sigma_T and, under INVERSION, the sigmas to sample with and the number of frames.
+    """
+    samples = clip_latent(model, latent, clip_settings(model).num_frames)
+    sigmas = ddim_sigmas(sigma_table(model), steps)
+    predicted: list[Tensor] = []
+
+    def keep_last(_step: int, eps: Tensor) -> None:
+        predicted[:] = [eps]
+
+    options = {"prediction": prediction_of(model), "label": label, "on_eps": keep_last}
+    sampler = KSAMPLER(sample_ddim_inversion, options)
+    inverted = run_sampler(model, samples, sampler, sigmas.flip(0), 1.0, positive, positive)
+    if gamma > 0 and direction != "none":
+        x_0, x = model.model.process_latent_in(samples.float()), model.model.process_latent_in(inverted.float())
+        eps = implied_noise(x, x_0, sigmas[0])
+        smoothed = smooth_noise(predicted[0].to(eps), eps, gamma, direction)
+        inverted = model.model.process_latent_out(x_0 + sigmas[0] * smoothed).to(inverted.dtype)
+    return {**latent, "samples": inverted, INVERSION: {"sigmas": sigmas, "num_frames": len(samples)}}
+
+
+def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> Tensor:
+    """Return the sigmas that an inverted latent is to be sampled with.
+
+    Raises:
+        ValueError: the latent is not inverted, or its frames or noise levels are not the model's.
+    """
+    if INVERSION not in latent:
+        raise ValueError(
+            "inversion is a latent that was not inverted. Connect the latent output of INR Bidirectional DDIM Inversion."
+        )
+    made, samples = latent[INVERSION], latent["samples"]
+    if len(samples) != made["num_frames"]:
+        raise ValueError(
+            f"inversion was made of {made['num_frames']} frames and now has {len(samples)}. Cut or repeat frames before "
+            "the inversion, not after it."
+        )
+    if model is not None:
+        clip_latent(model, latent, clip_settings(model).num_frames, "inversion")
+        table = sigma_table(model)
+        if (table[:, None] - made["sigmas"][None, :-1]).abs().amin(dim=0).max() > 1e-4:
+            raise ValueError(
+                f"inversion has noise levels up to {made['sigmas'][0]:.4f} that are not the model's (up to "
+                f"{table[-1]:.4f}). Invert and sample with models of the same noise schedule."
+            )
+    return made["sigmas"]
+
+
+def sample_clip(
+    model: ModelPatcher, positive: list, negative: list, inversion: dict[str, Any], cfg: float
+) -> dict[str, Any]:
+    """Sample an inverted clip with deterministic DDIM and classifier-free guidance; returns a LATENT.
+
+    Raises:
+        ValueError: the latent is not an inversion that fits the model.
+    """
+    sigmas = inversion_of(inversion, model)
+    samples = run_sampler(model, inversion["samples"], KSAMPLER(sample_ddim), sigmas, cfg, positive, negative)
+    return {**{key: value for key, value in inversion.items() if key != INVERSION}, "samples": samples}
+
+
+class InvertedClipSampler(KSAMPLER):
+    """DDIM for SamplerCustomAdvanced, from an inverted latent: refuses noise and other noise levels.
+
+    Args:
+        sigmas: those of the inversion.
+    """
+
+    def __init__(self, sigmas: Tensor):
+        super().__init__(sample_ddim)
+        self.inversion_sigmas = sigmas
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, *args: Any, **kwargs: Any) -> Tensor:
+        """Sample, see KSAMPLER."""
+        if noise.count_nonzero():
+            raise ValueError("An inverted clip is its own noise: connect DisableNoise to the noise input.")
+        if len(sigmas) != len(self.inversion_sigmas) or not torch.allclose(sigmas.cpu(), self.inversion_sigmas):
+            raise ValueError(
+                f"sigmas ({len(sigmas) - 1} steps from {float(sigmas[0]):.4f}) are not those of the inversion "
+                f"({len(self.inversion_sigmas) - 1} steps from {float(self.inversion_sigmas[0]):.4f}). "
+                "Connect the sigmas output of the same node."
+            )
+        return super().sample(model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs)

@@ -1,0 +1,240 @@
+"""One-shot tuning in the host: on a private copy of the model, which is gone afterwards."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
+from typing import Any
+
+import comfy.model_management
+import comfy.patcher_extension
+import torch
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.model_patcher import ModelPatcher
+from comfy.sampler_helpers import convert_cond
+from comfy.samplers import encode_model_conds
+from torch import Tensor, nn
+
+from ..attention import scaled_dot_product
+from ..attention.spatial import SpatialConfig
+from ..attention.temporal import TemporalConfig
+from ..tuning import TuneSettings, tune
+from ..weights import Tune
+from .latent import clip_latent, prediction_of, sigma_table, to_model_latent
+from .patch import KEY, TemporalBank, attach, clip_settings, inflate, run_transformer, transformer_blocks
+from .progress import TuningProgress
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def private_copy(model: ModelPatcher) -> Iterator[ModelPatcher]:
+    """Yield a copy of a model with weights of its own, wholly on the device and ready for gradients.
+
+    LoRA patches of the model are part of the copy's weights. Afterwards it is unloaded, whatever was raised.
+
+    Raises:
+        ValueError: the model's loader cannot load it again.
+    """
+    if model.cached_patcher_init is None:
+        raise ValueError(
+            "model comes from a loader that cannot load it a second time, which tuning needs. "
+            "Load it with Load Checkpoint, Load Diffusion Model or Load Demo Model."
+        )
+    comfy.model_management.unload_all_models()
+    copy = model.clone(disable_dynamic=True, force_deepcopy=True)
+    try:
+        comfy.model_management.load_models_gpu([copy], force_full_load=True)
+        yield copy
+    finally:
+        comfy.model_management.unload_model_and_clones(copy)
+        del copy
+        gc.collect()
+        comfy.model_management.soft_empty_cache()
+
+
+def autocast_for(model: ModelPatcher, device: torch.device):
+    """Return the context to run a copy's UNet in: bfloat16 where a half-precision model's device has it."""
+    dtype = model.model.get_dtype_inference()
+    if dtype not in HALVES:
+        return nullcontext()
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.autocast("cuda", torch.bfloat16)
+    unet = model.model.diffusion_model
+    unet.float()
+    unet.dtype, model.model.manual_cast_dtype = torch.float32, None
+    return nullcontext()
+
+
+def query_projections(unet: nn.Module) -> dict[str, nn.Linear]:
+    """Replace both attentions' query projections of a copy by float32 ones that can be tuned; return them by key."""
+    projections = {}
+    for block in transformer_blocks(unet):
+        for name in ("attn1", "attn2"):
+            attention = unet.get_submodule(f"{block.path}.{name}")
+            weight = attention.to_q.weight.detach()
+            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
+            linear.weight.data.copy_(weight)
+            attention.to_q = linear
+            projections[f"diffusion_model.{block.path}.{name}.to_q"] = linear
+    return projections
+
+
+def temporal_copy(unet: nn.Module, model: ModelPatcher, device: torch.device) -> TemporalBank | None:
+    """Return the model's temporal modules as float32 ones that can be tuned, or None."""
+    settings = clip_settings(model)
+    if settings.temporal is None:
+        return None
+    bank = TemporalBank(transformer_blocks(unet), settings.temporal_config)
+    bank.load_tensors({key: value.float() for key, value in settings.temporal.tensors().items()})
+    for module in bank.bank:
+        module.tune_spectral_norm()
+    return bank.to(device).train()
+
+
+def sdpa_override(_host_kernel: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
+    """Stand in for the host's attention kernel, which need not have a backward."""
+    return scaled_dot_product(q, k, v, heads)
+
+
+def training_options(model: ModelPatcher, bank: TemporalBank | None) -> dict[str, Any]:
+    """Return the transformer options of a training call: the model's own, with the given temporal modules."""
+    options = comfy.patcher_extension.copy_nested_dicts(model.model_options["transformer_options"])
+    options[KEY] = replace(options[KEY], temporal=bank)
+    options["optimized_attention_override"] = sdpa_override
+    options["cond_or_uncond"] = [0]
+    return options
+
+
+def condition(model: ModelPatcher, positive: list, x_0: Tensor) -> dict[str, Any]:
+    """Return the UNet's keyword arguments for a conditioning, one row for each frame."""
+    conds = encode_model_conds(model.model.extra_conds, convert_cond(positive), x_0, x_0.device, "positive")
+    if len(conds) != 1:
+        raise ValueError(f"positive has {len(conds)} conditionings; tuning takes one prompt for the whole clip.")
+    given = {key: cond.process_cond(batch_size=len(x_0)).cond for key, cond in conds[0]["model_conds"].items()}
+    return {key: own_copy(value, x_0.device) for key, value in given.items()}
+
+
+def own_copy(value: Any, device: torch.device) -> Any:
+    """Copy a tensor made in inference mode so that gradients may pass it."""
+    return value.to(device).clone() if isinstance(value, Tensor) else value
+
+
+def tune_model(
+    model: ModelPatcher, positive: list, latent: dict[str, Any], settings: TuneSettings, node_id: str
+) -> Tune:
+    """Tune an inflated model on one clip: the query projections of both attentions and the temporal modules.
+
+    Args:
+        model: inflated and patched model; neither it nor its base is changed.
+        positive: conditioning of the source prompt.
+        latent: the clip, VAE latent.
+        settings: of the tuning.
+        node_id: node that shows the progress.
+
+    Raises:
+        ValueError: the model is not inflated, or the inputs do not fit.
+        FloatingPointError: the loss is no longer finite.
+    """
+    clip = clip_settings(model)
+    samples = clip_latent(model, latent, clip.num_frames)
+    prediction = prediction_of(model)
+    with torch.inference_mode(False), torch.enable_grad(), private_copy(model) as copy:
+        device, unet = copy.load_device, copy.model.diffusion_model
+        x_0, table = to_model_latent(copy, samples.clone()), sigma_table(model).clone()
+        autocast = autocast_for(copy, device)
+        unet.requires_grad_(False)
+        projections = query_projections(unet)
+        before = {key: linear.weight.detach().clone() for key, linear in projections.items()}
+        bank = temporal_copy(unet, model, device)
+        options, given = training_options(copy, bank), condition(copy, positive, x_0)
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            with autocast:
+                rows = sigma * x.new_ones(len(x))
+                return copy.model.apply_model(x, rows, transformer_options=dict(options), **given)
+
+        parameters = [p for module in (*projections.values(), *(bank.bank if bank else ())) for p in module.parameters()]
+        losses = tune(denoise, parameters, x_0, table, prediction, settings, TuningProgress(settings.steps, node_id))
+        tensors = {f"{key}.diff": (linear.weight - before[key]).detach().cpu() for key, linear in projections.items()}
+        if bank is not None:
+            for module in bank.bank:
+                module.bake_spectral_norm()
+            tensors |= {key: value.detach().cpu().clone() for key, value in bank.tensors().items()}
+        copy.model.diffusion_model = None
+    return Tune(tensors, tune_info(clip, len(samples), prediction, settings, losses))
+
+
+def tune_info(clip, num_frames: int, prediction: str, settings: TuneSettings, losses: list[float]) -> dict[str, Any]:
+    """Return what a tune says of itself."""
+    return {
+        "frames": num_frames,
+        "spatial": asdict(clip.spatial) if clip.spatial else None,
+        "spatial_strength": clip.spatial_strength,
+        "temporal": asdict(clip.temporal_config) if clip.temporal_config else None,
+        "temporal_strength": clip.temporal_strength,
+        "prediction": prediction,
+        "steps": settings.steps,
+        "learning_rate": settings.learning_rate,
+        "seed": settings.seed,
+        "loss": losses,
+    }
+
+
+def apply_tune(
+    model: ModelPatcher, tune: Tune, attention_strength: float = 1.0, temporal_strength: float = 1.0
+) -> ModelPatcher:
+    """Return a clone with a tune: its attention across frames, query projections and temporal modules.
+
+    Args:
+        model: image model or inflated model of the structure the tune was made on; an attention patch is replaced.
+        tune: what to apply.
+        attention_strength: factor of the tuned change of the query projections, 1 = as tuned.
+        temporal_strength: factor of what the temporal modules add, 0 ... 1.
+
+    Raises:
+        ValueError: the model has another structure; names the first key that differs and both shapes.
+    """
+    if KEY not in model.model_options["transformer_options"]:
+        model = inflate(model)
+    check_structure(model, tune)
+    info = tune.info
+    clone = attach(
+        model,
+        SpatialConfig(**info["spatial"]) if info["spatial"] else None,
+        TemporalConfig(**info["temporal"]) if info["temporal"] else None,
+        info["spatial_strength"],
+        info["temporal_strength"] * temporal_strength,
+        tune.tensors,
+    )
+    differences = {
+        f"{key.removesuffix('.diff')}.weight": ("diff", (value,))
+        for key, value in tune.tensors.items()
+        if key.endswith(".diff")
+    }
+    applied = clone.add_patches(differences, attention_strength)
+    assert len(applied) == len(differences), "keys were checked above"
+    return clone
+
+
+def check_structure(model: ModelPatcher, tune: Tune) -> None:
+    """Raise ValueError where a tune does not fit a model's structure."""
+    unet = model.model.diffusion_model
+    expected: dict[str, tuple[int, ...]] = {}
+    weights = model.model.state_dict()
+    for block in transformer_blocks(unet):
+        for name in ("attn1", "attn2"):
+            key = f"diffusion_model.{block.path}.{name}.to_q"
+            expected[f"{key}.diff"] = tuple(weights[f"{key}.weight"].shape)
+        if tune.info["temporal"]:
+            for name in ("to_q", "to_k", "to_v", "to_out"):
+                expected[f"diffusion_model.{block.path}.attn_temp.{name}.weight"] = (block.dim, block.dim)
+            expected[f"diffusion_model.{block.path}.attn_temp.to_out.bias"] = (block.dim,)
+    for key in [*expected, *tune.tensors]:
+        mine, its = expected.get(key), tune.tensors.get(key)
+        shape = None if its is None else tuple(its.shape)
+        if mine != shape:
+            raise ValueError(
+                f"The tune does not fit this model: {key} is {shape or 'absent'} in the tune and {mine or 'absent'} in "
+                "the model. Load a checkpoint of the structure it was tuned on."
+            )

@@ -1,0 +1,42 @@
+"""The nodes, as the host finds them."""
+
+from comfy_api.latest import ComfyExtension, io
+from typing_extensions import override
+
+from ..modules.host.files import register_folder
+from .demo import LoadDemoModel
+from .inflate import InflateUNet
+from .inversion import INRBidirectionalDDIMInversion
+from .patch import STAMFFAMPatch
+from .sample import SmoothSample, SmoothSampler
+from .tune import ApplyTune, LoadTune, OneShotTune, SaveTune
+
+NODES: list[type[io.ComfyNode]] = [
+    LoadDemoModel,
+    InflateUNet,
+    STAMFFAMPatch,
+    OneShotTune,
+    SaveTune,
+    LoadTune,
+    ApplyTune,
+    INRBidirectionalDDIMInversion,
+    SmoothSample,
+    SmoothSampler,
+]
+
+
+class ConsistentVideo(ComfyExtension):
+    """The node pack."""
+
+    @override
+    async def on_load(self) -> None:
+        register_folder()
+
+    @override
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+async def comfy_entrypoint() -> ConsistentVideo:
+    """Return the extension to the host."""
+    return ConsistentVideo()

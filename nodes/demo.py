@@ -1,0 +1,29 @@
+from comfy_api.latest import io
+
+from ..modules.host.demo import load_demo_model
+from .types import MENU, PREFIX
+
+
+class LoadDemoModel(io.ComfyNode):
+    """The tiny model that comes with the pack."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "LoadDemoModel",
+            display_name="Load Demo Model",
+            category=MENU + "load",
+            description="Loads the tiny text-to-image model that comes with the pack, to try every node without a "
+            "download and without a GPU. It knows drawn objects (shape, colour, texture) on a few backgrounds in a few "
+            "styles, 128 x 128 pixels. Put Load Checkpoint in its place for real work.",
+            search_aliases=["tiny model", "example model", "test model"],
+            outputs=[
+                io.Model.Output("MODEL", tooltip="UNet of Stable Diffusion 1.x's shape with narrow channels."),
+                io.Clip.Output("CLIP", tooltip="Text encoder for its prompts."),
+                io.Vae.Output("VAE", tooltip="Autoencoder, 8 pixels to a latent, made for 128 x 128 frames."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*load_demo_model())

@@ -1,0 +1,8 @@
+"""The pack's own socket types and what node ids and menu entries begin with."""
+
+from comfy_api.latest import io
+
+PREFIX = "ConsistentVideo_"
+MENU = "Consistent Video/"
+
+Tune = io.Custom("CONSISTENT_VIDEO_TUNE")
