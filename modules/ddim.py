@@ -51,7 +51,9 @@ def ddim_step(x: Tensor, eps: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tens
     return x + (sigma_next - sigma) * eps
 
 
-def eps_at(model: Callable[..., Tensor], x: Tensor, sigma: Tensor, label: Tensor, prediction: Prediction, **kwargs: Any):
+def eps_at(
+    model: Callable[..., Tensor], x: Tensor, sigma: Tensor, label: Tensor, prediction: Prediction, **kwargs: Any
+) -> Tensor:
     """Predict the noise of the state x at `sigma` from a UNet told the noise level `label`.
 
     The UNet sees the same variance-preserving latent whatever the label: x is rescaled to it.

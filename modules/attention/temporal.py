@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, skip_init
 
 from . import scaled_dot_product
 
@@ -64,8 +64,8 @@ class TemporalModule(nn.Module):
     def __init__(self, dim: int, heads: int, config: TemporalConfig, generator: torch.Generator):
         super().__init__()
         self.heads, self.config = heads, config
-        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim, bias=False) for _ in range(3))
-        self.to_out = nn.Linear(dim, dim)
+        self.to_q, self.to_k, self.to_v = (skip_init(nn.Linear, dim, dim, bias=False) for _ in range(3))
+        self.to_out = skip_init(nn.Linear, dim, dim)
         bound = dim**-0.5
         with torch.no_grad():
             for parameter in self.parameters():

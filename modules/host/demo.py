@@ -15,7 +15,7 @@ WEIGHTS = Path(__file__).parents[2] / "demo" / "weights"
 
 
 def demo_config() -> dict[str, Any]:
-    """Return the architecture: "unet" and "clip" configurations."""
+    """Return the architecture: "unet" and "clip_l" are configurations of the host's classes."""
     return json.loads((WEIGHTS / "config.json").read_text())
 
 
@@ -40,7 +40,7 @@ def load_demo_model() -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
     clip = comfy.sd.load_text_encoder_state_dicts(
         [comfy.utils.load_torch_file(str(WEIGHTS / "clip.safetensors"), safe_load=True)],
         clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
-        model_options={"clip_l_model_config": demo_config()["clip"]},
+        model_options={"model_config": dict(demo_config()["clip_l"])},
     )
     vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(WEIGHTS / "vae.safetensors"), safe_load=True))
     return load_demo_unet(), clip, vae

@@ -49,12 +49,12 @@ def clip_latent(model: ModelPatcher, latent: dict[str, Any], num_frames: int, na
         )
     if num_frames and len(samples) != num_frames:
         raise ValueError(
-            f"{name} has {len(samples)} frames and Inflate UNet says num_frames = {num_frames}. Make them equal, or set "
-            "num_frames to 0."
+            f"{name} has {len(samples)} frames and Inflate UNet says num_frames = {num_frames}. Make them equal, or "
+            "set num_frames to 0."
         )
     return fix_empty_latent_channels(model, samples)
 
 
 def to_model_latent(model: ModelPatcher, samples: Tensor) -> Tensor:
     """Scale a VAE latent to the model's latent in float32 on the model's device, as a tensor that takes gradients."""
-    return model.model.process_latent_in(samples.to(get_torch_device(), torch.float32)).clone()
+    return model.model.process_latent_in(samples.clone().to(get_torch_device(), torch.float32))

@@ -60,6 +60,7 @@ class TemporalBank(nn.Module):
     def __init__(self, blocks: list[Block], config: TemporalConfig, seed: int = 0):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
+        self.config = config
         self.paths = [block.path for block in blocks]
         self.places = {(block.place, block.index): i for i, block in enumerate(blocks)}
         self.bank = nn.ModuleList(TemporalModule(b.dim, b.heads, config, generator) for b in blocks)
@@ -88,15 +89,15 @@ class ClipSettings:
 
     Attributes:
         num_frames: frames per clip, 0 = all rows of one conditioning.
-        spatial, spatial_strength: self-attention across frames and its weight against the base model's.
-        temporal, temporal_strength: temporal modules and the factor of what they add.
+        spatial, spatial_strength: self-attention across frames and its weight against the base model's; None = the
+            base model's.
+        temporal, temporal_strength: temporal modules and the factor of what they add; None = none.
     """
 
     num_frames: int = 0
     spatial: SpatialConfig | None = None
     spatial_strength: float = 1.0
     temporal: TemporalBank | None = None
-    temporal_config: TemporalConfig | None = None
     temporal_strength: float = 1.0
 
 
@@ -144,6 +145,7 @@ def check_batch(executor, x, timesteps=None, context=None, y=None, control=None,
 def attend_block(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
     """Replace a block's self-attention: projected q, k, v of shape ((chunks b f), l, heads d) -> what to_out takes."""
     settings: ClipSettings = extra_options[KEY]
+    assert settings.spatial is not None, "attached with the patch"
     height, width = extra_options["activations_shape"][-2:]
     if q.shape[1] != height * width or q.shape[0] != extra_options["activations_shape"][0]:
         raise ValueError(
@@ -169,10 +171,12 @@ def run_transformer(layer: SpatialTransformer, x: Tensor, emb, context, transfor
     the live layer through deep copies, and leaves the layer as it was.
     """
     settings: ClipSettings = transformer_options[KEY]
+    bank, strength = settings.temporal, settings.temporal_strength
+    assert bank is not None, "attached with the patch"
     place, frames = transformer_options["block"], count_frames(transformer_options, len(x))
 
     def follow(index: int, _block: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        return settings.temporal.at(place, index)(output, frames, settings.temporal_strength)
+        return bank.at(place, index)(output, frames, strength)
 
     handles = [
         block.register_forward_hook(partial(follow, index)) for index, block in enumerate(layer.transformer_blocks)
@@ -229,23 +233,23 @@ def attach(
     Raises:
         ValueError: the model is not inflated.
     """
-    settings = clip_settings(model)
-    clone = detach(model)
+    num_frames, clone = clip_settings(model).num_frames, detach(model)
     blocks = transformer_blocks(clone.model.diffusion_model)
-    bank = None
-    if spatial is not None and spatial_strength > 0:
+    spatial = spatial if spatial_strength > 0 else None
+    if spatial is not None:
         for place in dict.fromkeys(block.place for block in blocks):
             clone.set_model_attn1_replace(attend_block, *place)
+    bank = None
     if temporal is not None and temporal_strength > 0:
         bank = TemporalBank(blocks, temporal)
         if tensors is not None:
             bank.load_tensors(tensors)
         bank.to(clone.model.get_dtype_inference()).eval().requires_grad_(False)
-        clone.set_additional_models(KEY, [comfy.model_patcher.CoreModelPatcher(bank, clone.load_device, clone.offload_device)])
+        patcher = comfy.model_patcher.CoreModelPatcher(bank, clone.load_device, clone.offload_device)
+        clone.set_additional_models(KEY, [patcher])
         clone.set_model_forward_timestep_embed_patch((SpatialTransformer, run_transformer))
-    clone.model_options["transformer_options"][KEY] = ClipSettings(
-        settings.num_frames, spatial, spatial_strength, bank, temporal, temporal_strength
-    )
+    settings = ClipSettings(num_frames, spatial, spatial_strength, bank, temporal_strength)
+    clone.model_options["transformer_options"][KEY] = settings
     return clone
 
 

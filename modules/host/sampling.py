@@ -84,13 +84,14 @@ def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> T
     """
     if INVERSION not in latent:
         raise ValueError(
-            "inversion is a latent that was not inverted. Connect the latent output of INR Bidirectional DDIM Inversion."
+            "inversion is a latent that was not inverted. Connect the inversion output of INR Bidirectional DDIM "
+            "Inversion."
         )
     made, samples = latent[INVERSION], latent["samples"]
     if len(samples) != made["num_frames"]:
         raise ValueError(
-            f"inversion was made of {made['num_frames']} frames and now has {len(samples)}. Cut or repeat frames before "
-            "the inversion, not after it."
+            f"inversion was made of {made['num_frames']} frames and now has {len(samples)}. Cut or repeat frames "
+            "before the inversion, not after it."
         )
     if model is not None:
         clip_latent(model, latent, clip_settings(model).num_frames, "inversion")

@@ -9,11 +9,11 @@ from typing import Any
 import comfy.model_management
 import comfy.patcher_extension
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.model_patcher import ModelPatcher
 from comfy.sampler_helpers import convert_cond
 from comfy.samplers import encode_model_conds
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from ..attention import scaled_dot_product
 from ..attention.spatial import SpatialConfig
@@ -21,7 +21,7 @@ from ..attention.temporal import TemporalConfig
 from ..tuning import TuneSettings, tune
 from ..weights import Tune
 from .latent import clip_latent, prediction_of, sigma_table, to_model_latent
-from .patch import KEY, TemporalBank, attach, clip_settings, inflate, run_transformer, transformer_blocks
+from .patch import KEY, ClipSettings, TemporalBank, attach, clip_settings, inflate, transformer_blocks
 from .progress import TuningProgress
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -73,7 +73,7 @@ def query_projections(unet: nn.Module) -> dict[str, nn.Linear]:
         for name in ("attn1", "attn2"):
             attention = unet.get_submodule(f"{block.path}.{name}")
             weight = attention.to_q.weight.detach()
-            linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
+            linear = skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=False, device=weight.device)
             linear.weight.data.copy_(weight)
             attention.to_q = linear
             projections[f"diffusion_model.{block.path}.{name}.to_q"] = linear
@@ -82,11 +82,11 @@ def query_projections(unet: nn.Module) -> dict[str, nn.Linear]:
 
 def temporal_copy(unet: nn.Module, model: ModelPatcher, device: torch.device) -> TemporalBank | None:
     """Return the model's temporal modules as float32 ones that can be tuned, or None."""
-    settings = clip_settings(model)
-    if settings.temporal is None:
+    attached = clip_settings(model).temporal
+    if attached is None:
         return None
-    bank = TemporalBank(transformer_blocks(unet), settings.temporal_config)
-    bank.load_tensors({key: value.float() for key, value in settings.temporal.tensors().items()})
+    bank = TemporalBank(transformer_blocks(unet), attached.config)
+    bank.load_tensors(attached.tensors())
     for module in bank.bank:
         module.tune_spectral_norm()
     return bank.to(device).train()
@@ -120,6 +120,35 @@ def own_copy(value: Any, device: torch.device) -> Any:
     return value.to(device).clone() if isinstance(value, Tensor) else value
 
 
+def tune_copy(
+    copy: ModelPatcher, model: ModelPatcher, positive: list, samples: Tensor, settings: TuneSettings, node_id: str
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Tune a private copy of a model; returns what was learned, as a Tune holds it, and the losses."""
+    device, unet = copy.load_device, copy.model.diffusion_model
+    x_0, table = to_model_latent(copy, samples), sigma_table(model).clone()
+    autocast = autocast_for(copy, device)
+    unet.requires_grad_(False)
+    projections = query_projections(unet)
+    before = {key: linear.weight.detach().clone() for key, linear in projections.items()}
+    bank = temporal_copy(unet, model, device)
+    options, given = training_options(copy, bank), condition(copy, positive, x_0)
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        with autocast:
+            return copy.model.apply_model(x, sigma * x.new_ones(len(x)), transformer_options=dict(options), **given)
+
+    modules = [*projections.values(), *(bank.bank if bank is not None else ())]
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    on_step = TuningProgress(settings.steps, node_id)
+    losses = tune(denoise, parameters, x_0, table, prediction_of(model), settings, on_step)
+    tensors = {f"{key}.diff": (linear.weight - before[key]).detach().cpu() for key, linear in projections.items()}
+    if bank is not None:
+        for module in bank.bank:
+            module.bake_spectral_norm()
+        tensors |= {key: value.detach().cpu().clone() for key, value in bank.tensors().items()}
+    return tensors, losses
+
+
 def tune_model(
     model: ModelPatcher, positive: list, latent: dict[str, Any], settings: TuneSettings, node_id: str
 ) -> Tune:
@@ -138,46 +167,24 @@ def tune_model(
     """
     clip = clip_settings(model)
     samples = clip_latent(model, latent, clip.num_frames)
-    prediction = prediction_of(model)
+    info = tune_info(clip, len(samples), prediction_of(model), settings)
     with torch.inference_mode(False), torch.enable_grad(), private_copy(model) as copy:
-        device, unet = copy.load_device, copy.model.diffusion_model
-        x_0, table = to_model_latent(copy, samples.clone()), sigma_table(model).clone()
-        autocast = autocast_for(copy, device)
-        unet.requires_grad_(False)
-        projections = query_projections(unet)
-        before = {key: linear.weight.detach().clone() for key, linear in projections.items()}
-        bank = temporal_copy(unet, model, device)
-        options, given = training_options(copy, bank), condition(copy, positive, x_0)
-
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            with autocast:
-                rows = sigma * x.new_ones(len(x))
-                return copy.model.apply_model(x, rows, transformer_options=dict(options), **given)
-
-        parameters = [p for module in (*projections.values(), *(bank.bank if bank else ())) for p in module.parameters()]
-        losses = tune(denoise, parameters, x_0, table, prediction, settings, TuningProgress(settings.steps, node_id))
-        tensors = {f"{key}.diff": (linear.weight - before[key]).detach().cpu() for key, linear in projections.items()}
-        if bank is not None:
-            for module in bank.bank:
-                module.bake_spectral_norm()
-            tensors |= {key: value.detach().cpu().clone() for key, value in bank.tensors().items()}
-        copy.model.diffusion_model = None
-    return Tune(tensors, tune_info(clip, len(samples), prediction, settings, losses))
+        tensors, losses = tune_copy(copy, model, positive, samples, settings, node_id)
+    return Tune(tensors, {**info, "loss": losses})
 
 
-def tune_info(clip, num_frames: int, prediction: str, settings: TuneSettings, losses: list[float]) -> dict[str, Any]:
-    """Return what a tune says of itself."""
+def tune_info(clip: ClipSettings, num_frames: int, prediction: str, settings: TuneSettings) -> dict[str, Any]:
+    """Return what a tune says of how it was made."""
     return {
         "frames": num_frames,
         "spatial": asdict(clip.spatial) if clip.spatial else None,
         "spatial_strength": clip.spatial_strength,
-        "temporal": asdict(clip.temporal_config) if clip.temporal_config else None,
+        "temporal": asdict(clip.temporal.config) if clip.temporal is not None else None,
         "temporal_strength": clip.temporal_strength,
         "prediction": prediction,
         "steps": settings.steps,
         "learning_rate": settings.learning_rate,
         "seed": settings.seed,
-        "loss": losses,
     }
 
 

@@ -1,0 +1,83 @@
+"""Edit a clip in the real ComfyUI, from an empty machine: `python scripts/demo.py`.
+
+Makes a virtual environment, gets ComfyUI (or uses the one that COMFYUI_PATH names), runs the main workflow on the demo
+clip with the demo model, and writes the edited clip, a picture strip and report.json to --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+
+import environment
+
+WORKFLOW = environment.ROOT / "workflows" / "demo_edit.json"
+OUTPUT = environment.ROOT / "output"
+
+
+def read_setting(text: str) -> tuple[tuple[str, str], object]:
+    """Read "Title.input=value"; the value is JSON, or else a string."""
+    name, _, value = text.partition("=")
+    title, _, key = name.partition(".")
+    if not (title and key and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form Title.input=value")
+    try:
+        return (title, key), json.loads(value)
+    except ValueError:
+        return (title, key), value
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clip", type=Path, help="a video to edit, e.g. one of demo/clips (default the demo clip)")
+    parser.add_argument("--prompt", help="what the clip shows")
+    parser.add_argument("--edit", help="what the edited clip is to show")
+    parser.add_argument("--checkpoint", type=Path, help="an SD1.x checkpoint to use instead of the demo model")
+    parser.add_argument("--frames", type=int, default=8, help="how many frames of your own --clip to take (default 8)")
+    parser.add_argument("--size", type=int, help="side in pixels it is cropped to (default 128; 512 with --checkpoint)")
+    parser.add_argument("--workflow", type=Path, default=WORKFLOW, help="the workflow to run")
+    parser.add_argument(
+        "--set", type=read_setting, action="append", default=[], dest="settings", metavar="TITLE.INPUT=VALUE",
+        help="set an input of a node, e.g. Tune.steps=300; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the results (default output/)")
+    parser.add_argument("--cpu", action="store_true", help="do not use the GPU")
+    return parser
+
+
+def fill_in_prompts(options: argparse.Namespace) -> None:
+    """Take the prompts that are not given from the JSON file beside the clip, as the clips in demo/clips have one."""
+    notes = options.clip and options.clip.with_suffix(".json")
+    if notes and notes.is_file():
+        known = json.loads(notes.read_text(encoding="utf-8"))
+        options.prompt = options.prompt or known.get("prompt")
+        options.edit = options.edit or known.get("edit")
+
+
+def main() -> int:
+    """Read the command line, complete the environment and run the workflow."""
+    parser = make_parser()
+    options = parser.parse_args()
+    for path in (options.clip, options.checkpoint, options.workflow):
+        if path and not path.is_file():
+            parser.error(f"there is no file {path}")
+    fill_in_prompts(options)
+    if options.clip and not (options.prompt and options.edit):
+        parser.error("--clip needs --prompt (what the clip shows) and --edit (what it is to show)")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    environment.enter(__file__, sys.argv[1:])
+    environment.register_pack()
+    from consistent_video.scripts.edit import edit_clip
+
+    return edit_clip(options)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("Interrupted.")

@@ -1,0 +1,237 @@
+"""Run the main workflow on a clip in the real ComfyUI, and report what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..demo.reader import ShapeReader
+from .clips import fit_square, read_clip, save_strip, write_clip
+from .environment import ROOT, comfyui_tree, say
+from .host import GraphError, Host, HostError, Progress, Run, device_arguments
+from .judge import get_mean, get_motion_errors, get_psnr, list_remarks, read_edit
+from .workflow import WorkflowError, find_node, replace_node, set_values, to_prompt
+
+BASE = ROOT / ".comfyui-data"
+CLIPS = ROOT / "demo" / "clips"
+READER = ROOT / "demo" / "weights" / "reader.safetensors"
+PLACED = "clip.mp4"
+SIDE, CHECKPOINT_SIDE = 128, 512
+GIVEN = {"clip": ("Source clip", "file"), "prompt": ("Source prompt", "text"), "edit": ("Edited prompt", "text")}
+SAVED = {"edit": "Save edit", "reconstruction": "Save reconstruction", "autoencoder": "Save autoencoder round trip"}
+FOREIGN = "only for a demo clip with the demo model, whose world the readers know"
+Json = dict[str, Any]
+
+
+class Display:
+    """Shows how far a prompt is: on a terminal one line for each stage that counts up, elsewhere a line now and then.
+
+    Args:
+        prompt: API form, for the titles of its nodes.
+        pause: seconds between two lines where the output is no terminal.
+    """
+
+    def __init__(self, prompt: Json, pause: float = 10) -> None:
+        self.titles = {key: node["_meta"]["title"] for key, node in prompt.items()}
+        self.pause, self.began, self.shown, self.node = pause, time.monotonic(), 0.0, ""
+        self.is_terminal = sys.stdout.isatty()
+
+    def __call__(self, progress: Progress) -> None:
+        """Show a step."""
+        is_new, self.node = progress.node != self.node, progress.node
+        elapsed = time.monotonic() - self.began
+        if not (is_new or self.is_terminal or elapsed - self.shown > self.pause):
+            return
+        self.shown = elapsed
+        steps = f"  {progress.value:.0f}/{progress.total:.0f}" if progress.total > 1 else ""
+        line = f"{elapsed:7.1f} s  {self.titles.get(progress.node, progress.node)}{steps}"
+        if self.is_terminal:
+            sys.stdout.write(("\n" if is_new else "\r") + line.ljust(60))
+            sys.stdout.flush()
+        else:
+            say(line)
+
+
+def edit_clip(options: argparse.Namespace) -> int:
+    """Run the workflow as the command line says.
+
+    Args:
+        options: of demo.py.
+    Returns:
+        The exit status: 0, or 1 where ComfyUI failed.
+    """
+    workflow = json.loads(options.workflow.read_text(encoding="utf-8"))
+    arguments = ("--cpu",) if options.cpu else device_arguments()
+    place_inputs(options, workflow)
+    say(f"Starting ComfyUI {'on the CPU' if arguments else 'on the accelerator'}")
+    try:
+        with Host(comfyui_tree(), BASE, arguments) as host:
+            prompt = make_prompt(workflow, host.object_info(), options)
+            run = host.run(prompt, Display(prompt))
+            say("\nMeasuring")
+            report = make_report(host, prompt, run, options)
+    except (GraphError, HostError, WorkflowError) as error:
+        say(f"\n{error}\nComfyUI's log: {BASE / 'server.log'}")
+        return 1
+    show_report(report, options.output)
+    return 0
+
+
+def is_drawn(clip: Path | None) -> bool:
+    """Whether a clip is one of the demo's, or none was given and it is the demo clip."""
+    return clip is None or clip.resolve().parent == CLIPS
+
+
+def find_source_name(workflow: Json) -> str:
+    """Return the file that the workflow's "Source clip" loads."""
+    (values,) = (node["widgets_values"] for node in workflow["nodes"] if node.get("title") == "Source clip")
+    return values[0]
+
+
+def place_inputs(options: argparse.Namespace, workflow: Json) -> None:
+    """Put the clip, and a checkpoint if one is given, where ComfyUI finds them."""
+    folders = [BASE / "input", BASE / "models" / "checkpoints"]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    if options.clip and not is_drawn(options.clip):
+        side = options.size or (CHECKPOINT_SIDE if options.checkpoint else SIDE)
+        frames, rate = read_clip(options.clip, options.frames)
+        write_clip(folders[0] / PLACED, fit_square(frames, side), rate)
+    else:
+        clip = options.clip or CLIPS / find_source_name(workflow)
+        shutil.copyfile(clip, folders[0] / (PLACED if options.clip else clip.name))
+    if options.checkpoint:
+        lend_file(options.checkpoint.resolve(), folders[1] / options.checkpoint.name)
+
+
+def lend_file(source: Path, target: Path) -> None:
+    """Make a large file appear at `target` without copying it, where the file system allows that."""
+    if target.resolve() == source:
+        return
+    target.unlink(missing_ok=True)
+    for place in (os.symlink, os.link, shutil.copyfile):
+        try:
+            place(source, target)
+            return
+        except OSError as error:
+            failure = error
+    raise failure
+
+
+def make_prompt(workflow: Json, object_info: Json, options: argparse.Namespace) -> Json:
+    """Convert the workflow and put in what the command line changes."""
+    prompt = to_prompt(workflow, object_info)
+    if options.checkpoint:
+        prompt = replace_node(prompt, "Model", "CheckpointLoaderSimple", {"ckpt_name": options.checkpoint.name})
+    given = {"clip": options.clip and PLACED, "prompt": options.prompt, "edit": options.edit}
+    changes = {GIVEN[name]: value for name, value in given.items() if value}
+    return set_values(prompt, {**changes, **dict(options.settings)})
+
+
+def make_report(host: Host, prompt: Json, run: Run, options: argparse.Namespace) -> Json:
+    """Copy the saved clips to the output folder, measure them and write strip.png and report.json beside them.
+
+    Returns:
+        The report.
+    """
+    given = {name: prompt[find_node(prompt, title)]["inputs"][key] for name, (title, key) in GIVEN.items()}
+    clips = collect_clips(host, prompt, run, given["clip"], options.output)
+    num_frames = {name: len(frames) for name, frames in clips.items()}
+    clips = {name: frames[: min(num_frames.values())] for name, frames in clips.items()}
+    stats = host.get("system_stats")
+    is_foreign = bool(options.checkpoint) or not is_drawn(options.clip)
+    tuning = json.loads(run.text(find_node(prompt, "Tune report")))
+    report: Json = {
+        **given,
+        "clip": options.clip.name if options.clip else given["clip"],
+        "model": options.checkpoint.name if options.checkpoint else "demo model",
+        "frames": num_frames,
+        "device": stats["devices"][0]["name"],
+        "versions": {"comfyui": stats["system"]["comfyui_version"], "torch": stats["system"]["pytorch_version"]},
+        "loss": tuning["loss"],
+        "inversion": read_text(run.text(find_node(prompt, "Inversion report"))),
+        "reconstruction_psnr": get_psnr(clips["reconstruction"], clips["source"]),
+        "autoencoder_psnr": get_psnr(clips["autoencoder"], clips["source"]),
+        **judge_edit(clips, given["edit"], is_foreign),
+        "seconds": sum_seconds(prompt, run),
+    }
+    report["remarks"] = list_remarks(report)
+    save_strip(options.output / "strip.png", {name: clips[name] for name in ("source", "reconstruction", "edit")})
+    (options.output / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    return report
+
+
+def collect_clips(host: Host, prompt: Json, run: Run, source: str, output: Path) -> dict[str, torch.Tensor]:
+    """Copy the source and the saved clips to the output folder and decode them.
+
+    Args:
+        source: name of the source clip among ComfyUI's inputs.
+    Returns:
+        Frames (f, 3, h, w) in [0, 1] of "source", "edit", "reconstruction" and "autoencoder".
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    files = {"source": host.base / "input" / source}
+    for name, title in SAVED.items():
+        (files[name],) = host.files(run, find_node(prompt, title))
+    for name, file in files.items():
+        shutil.copyfile(file, output / f"{name}.mp4")
+    return {name: read_clip(file)[0] for name, file in files.items()}
+
+
+def judge_edit(clips: dict[str, torch.Tensor], prompt: str, is_foreign: bool) -> Json:
+    """Return what the readers of the drawn world see in the edit, or for foreign material why they are not asked.
+
+    Args:
+        clips: frames (f, 3, h, w) in [0, 1] by name.
+        prompt: the edited prompt.
+        is_foreign: whether the clip or the model is not the demo's.
+    """
+    if is_foreign:
+        return {"left_out": {"edited": FOREIGN, "motion_error": FOREIGN}}
+    errors = get_motion_errors(clips["edit"], clips["source"])
+    edited = read_edit(clips["edit"], prompt, ShapeReader.load(READER))
+    return {"edited": edited, "motion_error": get_mean(errors), "motion_errors": errors}
+
+
+def sum_seconds(prompt: Json, run: Run) -> dict[str, float]:
+    """Return the seconds by the titles of the nodes that ran, in the order in which they began."""
+    seconds: dict[str, float] = {}
+    for node, spent in run.seconds.items():
+        title = prompt[node]["_meta"]["title"]
+        seconds[title] = round(seconds.get(title, 0) + spent, 2)
+    return seconds
+
+
+def read_text(text: str) -> Any:
+    """Return a text's JSON content, or the text itself where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def show_report(report: Json, output: Path) -> None:
+    """Print what matters of a report and where everything lies."""
+    loss = report["loss"]
+    say(f"Loss            {loss[0]:.4f} -> {loss[-1]:.4f} in {len(loss)} steps")
+    say(f"Reconstruction  {report['reconstruction_psnr']} dB; the autoencoder alone {report['autoencoder_psnr']} dB")
+    for what, name in report.get("edited", {}).get("wanted", {}).items():
+        read = report["edited"][what]
+        say(f"{what.capitalize():<15} {name or 'none'} wanted, read in {read.count(name)} of {len(read)} frames")
+    if "motion_error" in report:
+        say(f"Motion error    {report['motion_error']} pixels")
+    for name, reason in report.get("left_out", {}).items():
+        say(f"{name:<15} left out: {reason}")
+    for remark in report["remarks"]:
+        say(f"- {remark}")
+    say(f"Seconds         {sum(report['seconds'].values()):.0f}")
+    for name in ("edit.mp4", "strip.png", "report.json"):
+        say(f"{(output / name).resolve()}")

@@ -1,0 +1,42 @@
+"""The real ComfyUI, importable in this process (on the CPU where there is no accelerator) and as a running server."""
+
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from consistent_video.scripts.environment import ROOT, SetupError, comfyui_tree
+from consistent_video.scripts.host import Host, device_arguments, prepare_base
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that fixtures stop their servers
+
+
+def use_host(base: Path) -> None:
+    """Make ComfyUI importable, with a base directory of its own."""
+    try:
+        sys.path.insert(0, str(comfyui_tree()))
+    except SetupError as error:
+        raise pytest.UsageError(f"{error}; run python scripts/test.py, which gets it") from error
+    from comfy.cli_args import args
+
+    prepare_base(base)
+    args.base_directory = str(base)
+    args.cpu = bool(device_arguments())
+
+
+use_host(ROOT / ".comfyui-data" / "in-process")
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> Iterator[Host]:
+    """The running server with this pack, and with TAESD among its models where the test data is there."""
+    base = tmp_path_factory.mktemp("comfyui")
+    models = base / "models" / "vae_approx"
+    models.mkdir(parents=True)
+    for file in sorted((data_folder / "taesd").glob("*.safetensors")):
+        shutil.copy(file, models)
+    with Host(comfyui_tree(), base, device_arguments()) as server:
+        yield server

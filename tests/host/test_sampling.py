@@ -1,0 +1,157 @@
+"""Inversion and sampling in the host, against diffusers on the same UNet."""
+
+import comfy.samplers
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import DisableNoise, Guider_Basic, RandomNoise, SamplerCustomAdvanced
+from diffusers import DDIMInverseScheduler, DDIMScheduler
+
+from consistent_video.modules.host.patch import attach, inflate
+from consistent_video.modules.host.sampling import (
+    INVERSION,
+    InvertedClipSampler,
+    inversion_of,
+    invert_clip,
+    sample_clip,
+)
+from consistent_video.modules.presets import EI2, method
+
+from .small import EDIT, EMPTY, FRAMES, SOURCE, Small, SmallV, clip_latent, random_model
+
+STEPS = 20
+
+
+def clip_model(kind: type[Small] = Small):
+    return attach(inflate(random_model(kind)), *method(EI2, 2, "area"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return clip_model()
+
+
+@pytest.fixture(scope="module")
+def latent():
+    return clip_latent()
+
+
+def plain(model, latent, steps: int = STEPS):
+    return invert_clip(model, SOURCE, latent, steps, 0.0, "none", "next")
+
+
+def schedule(kind, prediction: str):
+    scheduler = kind(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False,
+        set_alpha_to_one=True, timestep_spacing="leading", prediction_type=prediction,
+    )  # fmt: skip
+    scheduler.set_timesteps(STEPS)
+    return scheduler
+
+
+@torch.no_grad()
+def diffusers_walk(model, kind, prediction: str, x: torch.Tensor, positive: list, cfg: float = 1.0) -> torch.Tensor:
+    """Walk with a scheduler of diffusers, calling the host's UNet directly; variance-preserving model latents."""
+    scheduler = schedule(kind, prediction)
+    unet, options = model.model.diffusion_model, model.model_options["transformer_options"]
+    text = torch.cat([positive[0][0].expand(len(x), -1, -1), EMPTY[0][0].expand(len(x), -1, -1)]).to(x)
+    for t in scheduler.timesteps:
+        rows = t.to(x).expand(2 * len(x))
+        out = unet(torch.cat([x, x]), rows, text, transformer_options={**options, "cond_or_uncond": [0, 1]})
+        bound, free = out.chunk(2)
+        x = scheduler.step(free + cfg * (bound - free), t, x).prev_sample
+    return x
+
+
+@pytest.mark.parametrize(("kind", "prediction"), [(Small, "epsilon"), (SmallV, "v_prediction")])
+def test_inversion_and_sampling_agree_with_diffusers(latent, kind, prediction) -> None:
+    model = clip_model(kind)
+    inversion = plain(model, latent)
+    sigma = inversion[INVERSION]["sigmas"][0]
+    x = (0.18215 * latent["samples"]).to(model.load_device)
+    expected = diffusers_walk(model, DDIMInverseScheduler, prediction, x, SOURCE)
+    ours = (0.18215 * inversion["samples"] / (1 + sigma**2).sqrt()).to(expected)
+    assert (ours - expected).norm() / expected.norm() < 1e-4
+    sampled = sample_clip(model, EDIT, EMPTY, inversion, 4.0)["samples"]
+    expected = diffusers_walk(model, DDIMScheduler, prediction, expected, EDIT, 4.0).cpu() / 0.18215
+    assert (sampled.cpu() - expected).norm() / expected.norm() < 1e-4
+
+
+def test_reconstruction_gets_better_with_steps(model, latent) -> None:
+    errors = []
+    for steps in (10, 100):
+        back = sample_clip(model, SOURCE, EMPTY, plain(model, latent, steps), 1.0)["samples"].cpu()
+        errors.append(((back - latent["samples"]).norm() / latent["samples"].norm()).item())
+    assert errors[1] < errors[0] / 3
+    assert errors[1] < 0.05
+
+
+@pytest.mark.parametrize(("gamma", "direction"), [(0.0, "both"), (0.7, "none")])
+def test_without_relation_it_is_plain_inversion_bit_for_bit(model, latent, gamma, direction) -> None:
+    inversion = invert_clip(model, SOURCE, latent, STEPS, gamma, direction, "next")
+    assert torch.equal(inversion["samples"], plain(model, latent)["samples"])
+
+
+def test_the_relation_makes_residuals_of_neighbours_alike(model, latent) -> None:
+    def spread(direction: str, gamma: float) -> float:
+        inversion = invert_clip(model, SOURCE, latent, STEPS, gamma, direction, "next")
+        noise = inversion["samples"].cpu() - latent["samples"]
+        return (noise[1:] - noise[:-1]).norm().item()
+
+    values = {(d, g): spread(d, g) for d in ("both", "forward", "backward") for g in (0.5, 1.0)}
+    assert len(set(values.values())) == len(values)
+    assert all(torch.isfinite(torch.tensor(list(values.values()))))
+
+
+def test_the_other_label_is_another_inversion(model, latent) -> None:
+    current = invert_clip(model, SOURCE, latent, STEPS, 0.0, "none", "current")
+    assert not torch.equal(current["samples"], plain(model, latent)["samples"])
+
+
+def test_the_input_latent_stays_and_its_other_keys_survive(model) -> None:
+    latent = {**clip_latent(), "batch_index": list(range(FRAMES))}
+    before = latent["samples"].clone()
+    inversion = plain(model, latent)
+    assert torch.equal(latent["samples"], before) and INVERSION not in latent
+    assert inversion["batch_index"] == latent["batch_index"]
+    assert INVERSION not in sample_clip(model, SOURCE, EMPTY, inversion, 1.0)
+
+
+def test_the_hosts_sampler_node_gives_the_same_clip(model, latent) -> None:
+    inversion = plain(model, latent)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(EDIT, EMPTY)
+    guider.set_cfg(4.0)
+    sigmas = inversion_of(inversion)
+    (noise,) = DisableNoise.execute().args
+    out = SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(sigmas), sigmas, inversion)
+    assert torch.equal(out.args[0]["samples"], sample_clip(model, EDIT, EMPTY, inversion, 4.0)["samples"])
+
+
+def test_noise_on_top_of_an_inversion_is_refused(model, latent) -> None:
+    inversion = plain(model, latent)
+    sigmas = inversion_of(inversion)
+    guider = Guider_Basic(model)
+    guider.set_conds(EDIT)
+    (noise,) = RandomNoise.execute(1).args
+    with pytest.raises(ValueError, match="DisableNoise"):
+        SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(sigmas), sigmas, inversion)
+    (noise,) = DisableNoise.execute().args
+    with pytest.raises(ValueError, match="19 steps"):
+        SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(sigmas), sigmas[1:], inversion)
+
+
+def test_what_does_not_match_the_inversion_is_refused(model, latent) -> None:
+    inversion = plain(model, latent)
+    with pytest.raises(ValueError, match="not inverted"):
+        sample_clip(model, EDIT, EMPTY, latent, 4.0)
+    with pytest.raises(ValueError, match="made of 5 frames and now has 3"):
+        sample_clip(model, EDIT, EMPTY, {**inversion, "samples": inversion["samples"][:3]}, 4.0)
+    with pytest.raises(ValueError, match="num_frames = 2"):
+        sample_clip(inflate(model, 2), EDIT, EMPTY, inversion, 4.0)
+    other = {**inversion[INVERSION], "sigmas": inversion[INVERSION]["sigmas"] * 1.5}
+    with pytest.raises(ValueError, match="noise schedule"):
+        sample_clip(model, EDIT, EMPTY, {**inversion, INVERSION: other}, 4.0)
+    with pytest.raises(ValueError, match="Inflate UNet"):
+        plain(random_model(), latent)
+    with pytest.raises(ValueError, match="image latents"):
+        plain(model, {"samples": torch.zeros(1, 4, 3, 8, 8)})

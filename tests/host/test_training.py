@@ -1,0 +1,197 @@
+"""One-shot tuning in the host: what it learns, what it leaves, what it refuses."""
+
+import comfy.model_management
+import comfy.sd
+import comfy.utils
+import pytest
+import torch
+
+from consistent_video.modules.attention.temporal import spectral_normalised
+from consistent_video.modules.host import progress
+from consistent_video.modules.host.patch import attach, inflate, transformer_blocks
+from consistent_video.modules.host.training import apply_tune, tune_model
+from consistent_video.modules.presets import EI2, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
+from consistent_video.modules.tuning import TuneSettings
+from consistent_video.modules.weights import Tune, load_tune, save_tune
+
+from .small import EMPTY, SOURCE, Small, SmallV, clip_latent, random_model, sample
+
+SETTINGS = TuneSettings(steps=4, learning_rate=1e-3, seed=11)
+
+
+def patched(name: str, model=None):
+    return attach(inflate(model or random_model()), *method(name, 2, "area"))
+
+
+def run(model, settings: TuneSettings = SETTINGS, **changes) -> Tune:
+    """Tune as the node does: the host executes nodes in inference mode."""
+    with torch.inference_mode():
+        return tune_model(model, changes.get("positive", SOURCE), changes.get("latent", clip_latent()), settings, "1")
+
+
+@pytest.fixture(scope="module")
+def latent():
+    return clip_latent()
+
+
+@pytest.fixture(scope="module")
+def tune() -> Tune:
+    return run(patched(EI2))
+
+
+def test_same_seed_same_tune_and_torchs_generator_stays(tune) -> None:
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    again = run(patched(EI2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert again.info == tune.info
+    assert all(torch.equal(again.tensors[key], value) for key, value in tune.tensors.items())
+
+
+def test_another_seed_is_another_tune(tune) -> None:
+    other = run(patched(EI2), TuneSettings(4, 1e-3, 12))
+    assert any(not torch.equal(other.tensors[key], value) for key, value in tune.tensors.items())
+
+
+def test_exactly_the_query_projections_and_temporal_modules_are_trained(tune) -> None:
+    start = {**patched(EI2).get_additional_models()[0].model.tensors()}
+    blocks = transformer_blocks(random_model().model.diffusion_model)
+    queries = {f"diffusion_model.{b.path}.{a}.to_q.diff" for b in blocks for a in ("attn1", "attn2")}
+    assert set(tune.tensors) == queries | set(start)
+    assert all(tune.tensors[key].abs().max() > 0 for key in queries)
+    assert all(not torch.equal(tune.tensors[key], value) for key, value in start.items())
+
+
+def test_spectral_norm_is_baked_in(tune) -> None:
+    weights = [v for k, v in tune.tensors.items() if k.endswith(("attn_temp.to_v.weight", "attn_temp.to_out.weight"))]
+    for weight in weights:
+        torch.testing.assert_close(weight, spectral_normalised(weight), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Small, SmallV])
+def test_the_loss_falls(kind) -> None:
+    loss = run(patched(TUNE_A_VIDEO_PRESET, random_model(kind)), TuneSettings(60, 2e-3)).info["loss"]
+    assert sum(loss[-15:]) < sum(loss[:15])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_model_stays_and_the_tuned_one_differs(latent, name) -> None:
+    base = random_model()
+    clip_model = patched(name, base)
+    before, patched_before = sample(base, latent), sample(clip_model, latent)
+    tuned = apply_tune(base, run(clip_model))
+    assert not torch.allclose(sample(tuned, latent), patched_before, rtol=1e-3)
+    assert torch.equal(sample(base, latent), before)
+    assert torch.equal(sample(clip_model, latent), patched_before)
+
+
+def test_strengths_of_a_tune(latent, tune) -> None:
+    base = random_model()
+    whole, none = apply_tune(base, tune), apply_tune(base, tune, 0.0, 0.0)
+    untrained = attach(inflate(base), *method(EI2, 2, "area"), temporal_strength=0.0)
+    assert torch.equal(sample(none, latent), sample(untrained, latent))
+    half = apply_tune(base, tune, 0.5, 0.5)
+    distance = [(sample(m, latent) - sample(none, latent)).norm() for m in (half, whole)]
+    assert 0 < distance[0] < distance[1]
+
+
+def test_an_interrupt_leaves_the_host_as_it_was(latent, monkeypatch) -> None:
+    base = random_model()
+    clip_model = patched(EI2, base)
+    before, loaded = sample(base, latent), len(comfy.model_management.current_loaded_models)
+    steps = []
+
+    def interrupt() -> None:
+        steps.append(None)
+        if len(steps) == 2:
+            raise comfy.model_management.InterruptProcessingException
+
+    monkeypatch.setattr(progress, "throw_exception_if_processing_interrupted", interrupt)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        run(clip_model)
+    assert len(steps) == 2
+    assert len(comfy.model_management.current_loaded_models) <= loaded
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+    assert torch.equal(sample(base, latent), before)
+    monkeypatch.undo()
+    assert len(run(clip_model).tensors) > 0
+
+
+def lora_of(base) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(10)
+    lora = {}
+    for block in transformer_blocks(base.model.diffusion_model):
+        key = f"diffusion_model.{block.path}.attn2.to_q"
+        lora[f"{key}.lora_up.weight"] = torch.randn(block.dim, 2, generator=generator)
+        lora[f"{key}.lora_down.weight"] = torch.randn(2, block.dim, generator=generator)
+    return lora
+
+
+def test_a_tune_adds_to_a_lora_on_the_same_weights(latent, tune) -> None:
+    base = random_model()
+    lora = lora_of(base)
+    first = apply_tune(comfy.sd.load_lora_for_models(base, None, lora, 0.5, 0.0)[0], tune)
+    last = comfy.sd.load_lora_for_models(apply_tune(base, tune), None, lora, 0.5, 0.0)[0]
+    torch.testing.assert_close(sample(first, latent), sample(last, latent), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(sample(first, latent), sample(apply_tune(base, tune), latent), rtol=1e-3)
+
+
+def test_tuning_starts_from_the_model_with_its_lora() -> None:
+    base = random_model()
+    with_lora = comfy.sd.load_lora_for_models(base, None, lora_of(base), 0.5, 0.0)[0]
+    assert run(patched(EI2, with_lora)).info["loss"][0] != run(patched(EI2, base)).info["loss"][0]
+
+
+def test_the_attention_part_loads_as_a_lora_file(latent, tune, tmp_path) -> None:
+    save_tune(tune, tmp_path / "tune.safetensors")
+    base = random_model()
+    weights = comfy.utils.load_torch_file(str(tmp_path / "tune.safetensors"), safe_load=True)
+    clip_model = attach(inflate(base), *method(EI2, 2, "area"), temporal_strength=0.0)
+    by_lora = comfy.sd.load_lora_for_models(clip_model, None, weights, 1.0, 0.0)[0]
+    assert torch.equal(sample(by_lora, latent), sample(apply_tune(base, tune, 1.0, 0.0), latent))
+
+
+def test_a_saved_tune_is_the_same_tune(latent, tune, tmp_path) -> None:
+    save_tune(tune, tmp_path / "tune.safetensors")
+    loaded = apply_tune(random_model(), load_tune(tmp_path / "tune.safetensors"))
+    assert torch.equal(sample(loaded, latent), sample(apply_tune(random_model(), tune), latent))
+
+
+def test_a_tune_of_another_structure_is_refused(tune) -> None:
+    key = next(iter(tune.tensors))
+    wrong = Tune({**tune.tensors, key: torch.zeros(3, 5)}, tune.info)
+    with pytest.raises(ValueError, match=rf"{key} is \(3, 5\) in the tune and \(32, 32\) in the model"):
+        apply_tune(random_model(), wrong)
+    more = Tune({**tune.tensors, "diffusion_model.extra.diff": torch.zeros(2)}, tune.info)
+    with pytest.raises(ValueError, match=r"extra.diff is \(2,\) in the tune and absent in the model"):
+        apply_tune(random_model(), more)
+
+
+def test_what_cannot_be_tuned_is_refused() -> None:
+    with pytest.raises(ValueError, match="Inflate UNet"):
+        run(random_model())
+    lonely = random_model()
+    lonely.cached_patcher_init = None
+    with pytest.raises(ValueError, match="cannot load it a second time"):
+        run(patched(EI2, lonely))
+    with pytest.raises(ValueError, match="2 conditionings"):
+        run(patched(EI2), positive=SOURCE + EMPTY)
+    with pytest.raises(FloatingPointError, match="learning_rate = 1e-03|learning_rate = 0.001"):
+        run(patched(EI2), latent={"samples": clip_latent()["samples"] * float("inf")})
+
+
+def test_one_frame_can_be_tuned() -> None:
+    assert run(patched(EI2), latent=clip_latent(1)).info["frames"] == 1
+
+
+def test_per_frame_preset_trains_the_query_projections_alone() -> None:
+    tune = run(patched(PER_FRAME))
+    assert tune.info["temporal"] is None and all(key.endswith(".diff") for key in tune.tensors)
+
+
+def test_half_precision_models_are_tuned_in_float32(latent) -> None:
+    base = random_model(dtype=torch.float16) if torch.cuda.is_available() else random_model(dtype=torch.bfloat16)
+    tune = run(patched(EI2, base))
+    assert all(value.dtype == torch.float32 for value in tune.tensors.values())
+    assert all(torch.isfinite(torch.tensor(tune.info["loss"])))
+    assert sample(apply_tune(base, tune), latent).isfinite().all()

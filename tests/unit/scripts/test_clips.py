@@ -1,0 +1,38 @@
+"""Clips survive a file, and are fitted and drawn as they should."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from consistent_video.scripts.clips import FRAME, LABEL, fit_square, read_clip, save_strip, write_clip
+
+
+@pytest.fixture
+def frames() -> torch.Tensor:
+    """Five smooth frames (5, 3, 32, 48) that grow brighter."""
+    ramp = torch.linspace(0.2, 0.6, 48).expand(5, 3, 32, 48)
+    return ramp + torch.arange(5).view(5, 1, 1, 1) * 0.08
+
+
+def test_a_written_clip_reads_back(frames: torch.Tensor, tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip.mp4", frames, Fraction(10))
+    found, rate = read_clip(tmp_path / "clip.mp4")
+    assert rate == 10
+    torch.testing.assert_close(found, frames, atol=0.02, rtol=0)
+    torch.testing.assert_close(read_clip(tmp_path / "clip.mp4", 2)[0], found[:2])
+
+
+def test_a_frame_is_cropped_about_its_centre(frames: torch.Tensor) -> None:
+    square = fit_square(frames, 16)
+    assert square.shape == (5, 3, 16, 16)
+    torch.testing.assert_close(square.mean((1, 2, 3)), frames.mean((1, 2, 3)), atol=1e-3, rtol=0)
+
+
+def test_a_strip_has_a_row_for_each_clip(frames: torch.Tensor, tmp_path: Path) -> None:
+    save_strip(tmp_path / "strip.png", {"dark": frames * 0, "light": frames * 0 + 1}, columns=3, side=20)
+    picture = Image.open(tmp_path / "strip.png")
+    assert picture.size == (LABEL + 3 * (30 + FRAME), 2 * (20 + FRAME))
+    assert [picture.getpixel((LABEL + 45, y)) for y in (10, 32)] == [(0, 0, 0), (255, 255, 255)]

@@ -1,0 +1,59 @@
+"""The direction of imports: nodes -> modules/host -> maths, and never back."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("modules", "nodes", "demo")
+HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview",
+        "node_helpers", "server"}  # fmt: skip
+# What ComfyUI brings along.
+BROUGHT = {"PIL", "aiohttp", "av", "numpy", "torch", "torchvision", "transformers", "typing_extensions"}
+FILES = sorted(path.relative_to(ROOT) for part in PARTS for path in (ROOT / part).rglob("*.py"))
+
+
+def list_imports(path: Path) -> Iterator[str]:
+    """Yield every import of a file as a path from the root, e.g. "modules/frames", or as an outside module's name."""
+    package = path.parent.parts
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module or ""
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1]
+            yield from ("/".join([*base, *(node.module or "").split("."), name.name]) for name in node.names)
+
+
+def read_names(path: str) -> set[str]:
+    """Return the module names of a list of requirements."""
+    lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+    return {re.split(r"[<>=~!\[ ]", line)[0].lower().replace("-", "_") for line in lines if line and line[0] != "#"}
+
+
+def is_within(path: Path, *folders: str) -> bool:
+    return any(path.is_relative_to(folder) for folder in folders)
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_go_one_way(path: Path) -> None:
+    imports = list(list_imports(path))
+    inside = [Path(name.replace("//", "/")) for name in imports if "/" in name]
+    outside = {name.split(".")[0] for name in imports if "/" not in name}
+    assert not outside & {*PARTS, "consistent_video"}, "imports inside the pack are relative"
+    if is_within(path, "modules"):
+        assert not [name for name in inside if is_within(name, "nodes")]
+    if is_within(path, "modules") and not is_within(path, "modules/host"):
+        assert not [name for name in inside if is_within(name, "modules/host", "demo")]
+        assert not outside & HOST, "the maths does not know the host"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_what_is_imported_is_required_or_brought_by_comfyui(path: Path) -> None:
+    outside = {name.split(".")[0] for name in list_imports(path) if "/" not in name}
+    assert not outside - set(sys.stdlib_module_names) - HOST - BROUGHT - read_names("requirements.txt")
