@@ -1,0 +1,189 @@
+"""Draw the demonstration's clips: an mp4 and a JSON file with the truth about each.
+
+Run: python -m demo.clips
+"""
+
+import argparse
+import json
+import math
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from einops import rearrange
+
+from .captions import caption
+from .palette import BACKGROUNDS, COLOURS, SHAPES, STYLES, TEXTURES
+from .world import SIDE, Clip, Scene, draw_clip
+
+CLIPS = Path(__file__).parent / "clips"
+RATE = 8  # frames per second
+CRF = 10  # libx264's quality; 0 is lossless
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one clip is drawn.
+
+    Args:
+        name: of the files.
+        shape, colour, texture, background, style: words of palette.py.
+        edit: the caption of the edit that the clip is meant for.
+        frames: how many.
+        start, end: the object's origin in the first and last frame, x, y in pixels.
+        bow: how far the path is bent away from the straight line, x, y in pixels.
+        size: first and last, pixels.
+        angle: first and last, degrees.
+        pan: how far the view moves over the ground in all, x, y in pixels.
+        seed: for where on the ground the view begins.
+    """
+
+    name: str
+    shape: str
+    colour: str
+    edit: str
+    frames: int
+    start: tuple[float, float]
+    end: tuple[float, float]
+    texture: str = "plain"
+    background: str = "white"
+    style: str = "flat"
+    bow: tuple[float, float] = (0.0, 0.0)
+    size: tuple[float, float] = (24.0, 24.0)
+    angle: tuple[float, float] = (0.0, 0.0)
+    pan: tuple[float, float] = (0.0, 0.0)
+    seed: int = 0
+
+
+RECIPES = (
+    Recipe(
+        name="red_circle",
+        shape="circle",
+        colour="red",
+        edit="a blue square on a white background",
+        frames=8,
+        start=(40.0, 52.0),
+        end=(86.0, 72.0),
+    ),
+    Recipe(
+        name="yellow_star",
+        shape="star",
+        colour="yellow",
+        background="night",
+        edit="a pink heart in the night sky",
+        frames=8,
+        start=(44.0, 80.0),
+        end=(84.0, 76.0),
+        bow=(0.0, -16.0),
+        angle=(-12.0, 12.0),
+        seed=1,
+    ),
+    Recipe(
+        name="orange_triangle",
+        shape="triangle",
+        colour="orange",
+        background="sea",
+        edit="an orange triangle on the sea, mosaic style",
+        frames=16,
+        start=(84.0, 48.0),
+        end=(46.0, 80.0),
+        size=(22.0, 29.0),
+        pan=(24.0, 0.0),
+        seed=2,
+    ),
+    Recipe(
+        name="striped_cross",
+        shape="cross",
+        colour="blue",
+        texture="striped",
+        background="brick",
+        edit="a striped red ring on a brick wall",
+        frames=24,
+        start=(42.0, 46.0),
+        end=(88.0, 78.0),
+        bow=(12.0, -14.0),
+        size=(26.0, 24.0),
+        angle=(0.0, 18.0),
+        seed=3,
+    ),
+)
+
+
+def build_scene(recipe: Recipe) -> Scene:
+    """Return the scene of a recipe's first frame."""
+
+    def find(words: tuple[str, ...], word: str) -> torch.Tensor:
+        return torch.tensor([words.index(word)])
+
+    generator = torch.Generator().manual_seed(recipe.seed)
+    return Scene(
+        shape=find(SHAPES, recipe.shape),
+        colour=find(COLOURS, recipe.colour),
+        texture=find(TEXTURES, recipe.texture),
+        background=find(BACKGROUNDS, recipe.background),
+        style=find(STYLES, recipe.style),
+        centre=torch.tensor([recipe.start]),
+        size=torch.tensor([recipe.size[0]]),
+        angle=torch.tensor([math.radians(recipe.angle[0])]),
+        pan=SIDE * torch.rand(1, 2, generator=generator),
+    )
+
+
+def draw_recipe(recipe: Recipe) -> Clip:
+    """Draw a recipe's clip; everything moves at an even pace."""
+    scene, pace = build_scene(recipe), torch.linspace(0, 1, recipe.frames)
+    line = pace.unsqueeze(1)
+    start, end, bow = (torch.tensor(point) for point in (recipe.start, recipe.end, recipe.bow))
+    turn = math.radians(recipe.angle[1] - recipe.angle[0])
+    return draw_clip(
+        scene,
+        path=torch.lerp(start, end, line) + bow * (math.pi * line).sin(),
+        size=recipe.size[0] + (recipe.size[1] - recipe.size[0]) * pace,
+        angle=scene.angle + turn * pace,
+        pan=scene.pan + line * torch.tensor(recipe.pan),
+    )
+
+
+def save_video(path: Path, frames: torch.Tensor) -> None:
+    """Write frames (f, 3, h, w) in [0, 1] as H.264, nearly lossless."""
+    import av
+
+    pixels = rearrange((frames.clamp(0, 1) * 255).round().byte(), "f c h w -> f h w c").numpy()
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=Fraction(RATE), options={"crf": str(CRF), "preset": "veryslow"})
+        stream.height, stream.width = pixels.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.thread_count = 1
+        for picture in pixels:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+
+
+def describe(recipe: Recipe, clip: Clip) -> dict:
+    """Return what the JSON file says about a clip."""
+    return {
+        "prompt": caption(build_scene(recipe))[0],
+        "edit": recipe.edit,
+        "frames": recipe.frames,
+        "frames_per_second": RATE,
+        "path": [[round(value, 3) for value in point] for point in clip.path.tolist()],
+        "scene": asdict(recipe),
+    }
+
+
+def main() -> None:
+    """Draw every clip."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=CLIPS)
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    for recipe in RECIPES:
+        clip = draw_recipe(recipe)
+        save_video(out / f"{recipe.name}.mp4", clip.frames)
+        text = json.dumps(describe(recipe, clip), indent=2)
+        (out / f"{recipe.name}.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

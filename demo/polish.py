@@ -1,0 +1,73 @@
+"""Train the decoder alone on, for pictures sharper at the same latents, and measure everything again.
+
+    python -m demo.polish --out demo/weights --state .demo-state --minutes 2.5
+
+The encoder stays as it is, so the UNet that was trained on its latents stays right.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .course import Course, run_course
+from .evaluate import evaluate
+from .model import WEIGHTS, load_host, load_model, save_weights
+from .stages import LATENT_NOISE, autocast, reconstruct_loss
+from .train import open_log
+from .world import draw, sample_scene
+
+
+def decoder_loss(vae: nn.Module, batch: int, generator: torch.Generator) -> Callable[[], torch.Tensor]:
+    """Return the loss of decoding the slightly noisy latents of fresh pictures, the encoder fixed."""
+    device = generator.device
+
+    def get_loss() -> torch.Tensor:
+        pictures, _ = draw(sample_scene(batch, generator))
+        with autocast(device):
+            with torch.no_grad():
+                latents = vae.taesd_encoder(pictures.contiguous(memory_format=torch.channels_last))
+            noise = torch.randn(latents.shape, generator=generator, device=device)
+            guess = vae.taesd_decoder(latents + LATENT_NOISE * noise)
+        return reconstruct_loss(guess.float(), pictures)
+
+    return get_loss
+
+
+def main() -> None:
+    """Polish, export and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the weights, the log and the samples")
+    parser.add_argument("--state", type=Path, required=True, help="folder of the checkpoint; kept, a run goes on")
+    parser.add_argument("--comfyui", type=Path, default=Path(".comfyui"), help="a ComfyUI tree")
+    parser.add_argument("--minutes", type=float, default=2.5)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=512, help="pictures sampled for each measurement")
+    parser.add_argument("--seed", type=int, default=2)
+    given = parser.parse_args()
+    given.state.mkdir(parents=True, exist_ok=True)
+    log = open_log(given.out / "train.log")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    load_host(given.comfyui, device.type == "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    model = load_model(given.out, device)
+    decoder = model.vae.taesd_decoder.to(memory_format=torch.channels_last)
+    loss = decoder_loss(model.vae, given.batch, torch.Generator(device).manual_seed(given.seed))
+    course = Course("decoder", decoder, loss, 6e-4, 0.998)
+    report = run_course(course, None, given.minutes, given.state, time.monotonic() + 60 * given.minutes, log)
+    provenance = json.loads((given.out / "provenance.json").read_text())
+    origin = "trained from nothing by demo/train.py and demo/polish.py on pictures drawn by demo/world.py"
+    save_weights(model.vae, given.out / "vae.safetensors", {"origin": origin, "steps": str(report.steps)})
+    provenance["courses"]["decoder"] = asdict(report) | {"batch": given.batch, "seed": given.seed}
+    provenance["measured"] = evaluate(given.out, given.out / "samples.png", device, given.samples, 50, 7.5, 1)
+    (given.out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    log(json.dumps(provenance["measured"], indent=2))
+
+
+if __name__ == "__main__":
+    main()
