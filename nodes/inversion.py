@@ -41,8 +41,8 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Inverse noise weight: share of the neighbours in each frame's noise. 0 = plain DDIM "
-                    "inversion. The paper uses 0.5 and 1.",
+                    tooltip="Inverse noise weight: share of the neighbours in each frame's noise. The paper uses 0.5 "
+                    "and 1. Exactly 0 = plain DDIM inversion, which is not the limit of small values.",
                 ),
                 io.Combo.Input(
                     "direction",

@@ -16,7 +16,8 @@ class SmoothSample(io.ComfyNode):
             display_name="Smooth Sample",
             category=CATEGORY,
             description="Samples the edited clip from an inverted one by deterministic DDIM. Steps and noise levels "
-            "are the inversion's. With the source prompt and CFG 1 it gives the source clip back.",
+            "are the inversion's. With the source prompt, CFG 1 and a plain inversion (gamma 0) it gives the source "
+            "clip back.",
             search_aliases=["DDIM sample", "video edit", "KSampler"],
             inputs=[
                 io.Model.Input("model", tooltip="The clip model the clip was inverted with."),

@@ -52,12 +52,16 @@ class OneShotTune(io.ComfyNode):
                     min=0,
                     max=2**63 - 1,
                     control_after_generate=True,
-                    tooltip="Of the noise and noise levels trained on. Same seed, same result on the same machine.",
+                    tooltip="Of the noise and noise levels trained on. Same seed, same result on the same machine; on "
+                    "a GPU to the last bit only if ComfyUI was started with --deterministic.",
                 ),
             ],
             outputs=[
                 io.Model.Output("clip_model", tooltip="The input model with the tune applied."),
-                Tune.Output("tune", tooltip="What was learned, for Save Tune or Apply Tune."),
+                Tune.Output(
+                    "tune",
+                    tooltip="What was learned, for Save Tune or Apply Tune: the change to the model given here.",
+                ),
                 io.Image.Output("loss_plot", tooltip="Loss of each step and its running mean."),
                 io.String.Output("report", tooltip="Settings, losses and seconds as JSON."),
             ],
@@ -85,7 +89,7 @@ class SaveTune(io.ComfyNode):
             display_name="Save Tune",
             category=CATEGORY,
             description="Writes a tune as one safetensors file below models/consistent_video: only what was trained, "
-            "and how. Load LoRA reads its attention part too.",
+            "and how. Copied to models/loras, Load LoRA reads its query projections too.",
             search_aliases=["save training", "export tune"],
             inputs=[
                 Tune.Input("tune", tooltip="From One-Shot Tune."),
@@ -142,7 +146,7 @@ class ApplyTune(io.ComfyNode):
                 io.Model.Input("model", tooltip="Model of the structure the tune was made on."),
                 Tune.Input("tune", tooltip="From One-Shot Tune or Load Tune."),
                 io.Float.Input(
-                    "attention_strength",
+                    "query_strength",
                     default=1.0,
                     min=0.0,
                     max=2.0,
@@ -163,5 +167,5 @@ class ApplyTune(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, tune, attention_strength, temporal_strength) -> io.NodeOutput:
-        return io.NodeOutput(apply_tune(model, tune, attention_strength, temporal_strength))
+    def execute(cls, model, tune, query_strength, temporal_strength) -> io.NodeOutput:
+        return io.NodeOutput(apply_tune(model, tune, query_strength, temporal_strength))

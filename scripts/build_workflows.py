@@ -56,11 +56,13 @@ def widgets(info: dict[str, Any], values: dict[str, Any]) -> Iterator[tuple[str,
             options = rest[0] if rest else {}
             if not isinstance(kind, list) and kind not in WIDGETS:
                 continue
-            choices = kind if isinstance(kind, list) else options.get("options") or [""]
+            choices = (kind if isinstance(kind, list) else options.get("options")) or [""]
             first = choices[0]["key"] if isinstance(choices[0], dict) else choices[0]
             value = values.get(name, options.get("default", first))
-            yield name, "COMBO" if isinstance(kind, list) else kind, [value] + ["fixed"] * bool(
-                options.get("control_after_generate")
+            yield (
+                name,
+                "COMBO" if isinstance(kind, list) else kind,
+                [value] + ["fixed"] * bool(options.get("control_after_generate")),
             )
 
 
@@ -175,22 +177,27 @@ def prompt(title: str, text: str) -> Node:
     return Node(title, "CLIPTextEncode", {"clip": ("Model", "CLIP")}, {"text": text})
 
 
-def source(file: str) -> list[Node]:
-    """Return the nodes from a video file to its latent."""
-    return [
+def source(file: str, crop: tuple[int, int] | None) -> list[Node]:
+    """Return the nodes from a video file to its latent, with (frames, side) of what is taken of it."""
+    nodes = [
         Node("Source clip", "LoadVideo", {}, {"file": file}),
         Node("Frames", "GetVideoComponents", {"video": ("Source clip", "VIDEO")}),
-        Node("Encode", "VAEEncode", {"pixels": ("Frames", "images"), "vae": ("Model", "VAE")}),
     ]
+    pixels = ("Frames", "images")
+    if crop is not None:
+        frames, side = crop
+        scale = {"upscale_method": "lanczos", "width": side, "height": side, "crop": "center"}
+        nodes.append(Node("First frames", "ImageFromBatch", {"image": pixels}, {"batch_index": 0, "length": frames}))
+        nodes.append(Node("Scale", "ImageScale", {"image": ("First frames", "IMAGE")}, scale))
+        pixels = ("Scale", "IMAGE")
+    return [*nodes, Node("Encode", "VAEEncode", {"pixels": pixels, "vae": ("Model", "VAE")})]
 
 
 def save(name: str, latent: tuple[str, str]) -> list[Node]:
     """Return the nodes from a latent to a saved video."""
     return [
         Node(f"Decode {name}", "VAEDecode", {"samples": latent, "vae": ("Model", "VAE")}),
-        Node(
-            f"Video of {name}", "CreateVideo", {"images": (f"Decode {name}", "IMAGE"), "fps": ("Frames", "fps")}
-        ),
+        Node(f"Video of {name}", "CreateVideo", {"images": (f"Decode {name}", "IMAGE"), "fps": ("Frames", "fps")}),
         Node(
             f"Save {name}",
             "SaveVideo",
@@ -212,9 +219,9 @@ def tune(**values: Any) -> Node:
     return Node("Tune", OURS + "OneShotTune", {**links, "latent": ("Encode", "LATENT")}, values)
 
 
-def invert(title: str, model: str, **values: Any) -> Node:
+def invert(title: str, model: str, positive: str, **values: Any) -> Node:
     """Return an inversion node."""
-    links = {"model": (model, "clip_model"), "positive": ("Source prompt", "CONDITIONING")}
+    links = {"model": (model, "clip_model"), "positive": (positive, "CONDITIONING")}
     kind = OURS + "INRBidirectionalDDIMInversion"
     return Node(title, kind, {**links, "latent": ("Encode", "LATENT")}, values)
 
@@ -231,11 +238,32 @@ def show(title: str, source_node: str, output: str) -> Node:
     return Node(title, "PreviewAny", {"source": (source_node, output)})
 
 
-def edit(model: Node, clip: str, before: str, after: str, tuning: dict[str, Any], **inversion: Any) -> list[Group]:
+@dataclass(frozen=True)
+class Task:
+    """What is edited: the model, a video file, (frames, side) to take of it or None for all, and the prompts."""
+
+    model: Node
+    file: str
+    crop: tuple[int, int] | None
+    before: str
+    after: str
+
+    def nodes(self) -> Group:
+        """Return the first column of every workflow."""
+        prompts = [prompt("Source prompt", self.before), prompt("Edited prompt", self.after)]
+        prompts += [prompt("Negative prompt", ""), prompt("Empty prompt", "")]
+        return Group(
+            "1 Clip and prompts",
+            [self.model, *source(self.file, self.crop), *prompts],
+            "What the clip shows, and what it shall show. The empty prompt is what the clip is inverted with, as "
+            "Tune-A-Video does: the noise then keeps more of the clip for the edit.",
+        )
+
+
+def edit(task: Task, tuning: dict[str, Any]) -> list[Group]:
     """Return the main graph: tune on the clip, invert it, sample with the edited prompt."""
-    prompts = [prompt("Source prompt", before), prompt("Edited prompt", after), prompt("Negative prompt", "")]
     return [
-        Group("1 Clip and prompts", [model, *source(clip), *prompts], "What the clip shows, and what it shall show."),
+        task.nodes(),
         Group(
             "2 Clip model",
             [INFLATE, PATCH, tune(**tuning), show("Tune report", "Tune", "report")]
@@ -247,9 +275,9 @@ def edit(model: Node, clip: str, before: str, after: str, tuning: dict[str, Any]
         Group(
             "3 Invert",
             [
-                invert("Invert", "Tune", **inversion),
+                invert("Invert", "Tune", "Empty prompt"),
                 show("Inversion report", "Invert", "report"),
-                invert("Invert to reconstruct", "Tune", gamma=0.0, **inversion),
+                invert("Invert to reconstruct", "Tune", "Source prompt", gamma=0.0),
             ],
             "The lower inversion is plain and only serves the reconstruction, which shows how well the clip comes "
             "back. Delete it and its branch once you are content.",
@@ -268,18 +296,17 @@ def edit(model: Node, clip: str, before: str, after: str, tuning: dict[str, Any]
     ]
 
 
-def training_free(model: Node, clip: str, before: str, after: str) -> list[Group]:
+def training_free(task: Task) -> list[Group]:
     """Return an edit without tuning, through the host's own sampler node."""
-    prompts = [prompt("Source prompt", before), prompt("Edited prompt", after), prompt("Negative prompt", "")]
     guider = {"model": ("Patch", "clip_model"), "positive": ("Edited prompt", "CONDITIONING")}
     guider |= {"negative": ("Negative prompt", "CONDITIONING")}
     sampler = {"noise": ("No noise", "NOISE"), "guider": ("Guide", "GUIDER"), "latent_image": ("Invert", "inversion")}
     sampler |= {"sampler": ("Sampler", "sampler"), "sigmas": ("Sampler", "sigmas")}
     return [
-        Group("1 Clip and prompts", [model, *source(clip), *prompts], "What the clip shows, and what it shall show."),
+        task.nodes(),
         Group(
             "2 Clip model, invert",
-            [INFLATE, PATCH, invert("Invert", "Patch"), show("Inversion report", "Invert", "report")],
+            [INFLATE, PATCH, invert("Invert", "Patch", "Empty prompt"), show("Inversion report", "Invert", "report")],
             "Without tuning only the attention connects the frames: quick, and less steady.",
         ),
         Group(
@@ -296,20 +323,19 @@ def training_free(model: Node, clip: str, before: str, after: str) -> list[Group
     ]
 
 
-def saved_tune(model: Node, clip: str, before: str, after: str, file: str) -> list[Group]:
+def saved_tune(task: Task, file: str) -> list[Group]:
     """Return an edit with a tune from a file."""
-    prompts = [prompt("Source prompt", before), prompt("Edited prompt", after), prompt("Negative prompt", "")]
     apply = {"model": ("Model", "MODEL"), "tune": ("Load tune", "tune")}
     return [
-        Group("1 Clip and prompts", [model, *source(clip), *prompts], "The clip that the tune was made on."),
+        task.nodes(),
         Group(
             "2 Saved tune",
             [
                 Node("Load tune", OURS + "LoadTune", {}, {"tune_name": file}),
                 Node("Tune", OURS + "ApplyTune", apply),
-                invert("Invert", "Tune"),
+                invert("Invert", "Tune", "Empty prompt"),
             ],
-            "Run the main workflow first: its Save Tune writes the file. attention_strength below 1 loosens the hold "
+            "Run the main workflow first: its Save Tune writes the file. query_strength below 1 loosens the hold "
             "of the source.",
         ),
         Group("3 Sample", [sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)]),
@@ -317,17 +343,21 @@ def saved_tune(model: Node, clip: str, before: str, after: str, file: str) -> li
     ]
 
 
-DEMO_CLIP = ("red_circle.mp4", "a red circle on a white background", "a blue square on a white background")
-REAL_CLIP = ("clip.mp4", "a jeep car is moving on the road", "a jeep car is moving on the road, watercolor painting")
+DEMO_TASK = Task(
+    DEMO, "red_circle.mp4", None, "a red circle on a white background", "a blue square on a white background"
+)
+SD15_TASK = Task(
+    SD15, "clip.mp4", (8, 512), "a jeep car is moving on the road", "a jeep car is moving on the road, watercolor"
+)
 
 
 def workflows() -> dict[str, list[Group]]:
     """Return every workflow by its file name."""
     return {
-        "demo_edit": edit(DEMO, *DEMO_CLIP, {"steps": 200, "learning_rate": 5e-4}),
-        "demo_training_free": training_free(DEMO, *DEMO_CLIP),
-        "demo_saved_tune": saved_tune(DEMO, *DEMO_CLIP, "tune_00001_.safetensors"),
-        "sd15_edit": edit(SD15, *REAL_CLIP, {}),
+        "demo_edit": edit(DEMO_TASK, {"steps": 200, "learning_rate": 1e-4}),
+        "demo_training_free": training_free(DEMO_TASK),
+        "demo_saved_tune": saved_tune(DEMO_TASK, "tune_00001_.safetensors"),
+        "sd15_edit": edit(SD15_TASK, {}),
     }
 
 

@@ -86,11 +86,14 @@ class TemporalModule(nn.Module):
 
     def branch(self, z: Tensor) -> Tensor:
         """Return what the module adds to z, shape (n, f, d) -> (n, f, d), n = positions of all clips."""
+        with torch.autocast(z.device.type, enabled=False):  # tuning finds sigma_max of these here, in float32
+            w_v, w_out = self.to_v.weight, self.to_out.weight
         normed = self.normalise(z)
-        q, k, v = self.to_q(normed), self.to_k(normed), self.to_v(normed)
+        q, k, v = self.to_q(normed), self.to_k(normed), F.linear(normed, w_v)
         rows = max(1, MAX_ROWS // self.heads)
         chunks = zip(q.split(rows), k.split(rows), v.split(rows), strict=True)
-        return self.to_out(torch.cat([scaled_dot_product(*chunk, self.heads) for chunk in chunks]))
+        attended = torch.cat([scaled_dot_product(*chunk, self.heads) for chunk in chunks])
+        return F.linear(attended, w_out, self.to_out.bias)
 
     def forward(self, x: Tensor, num_frames: int, strength: float = 1.0) -> Tensor:
         """Mix frames at each position.

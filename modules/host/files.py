@@ -27,12 +27,13 @@ def write_tune(tune: Tune, prefix: str) -> Path:
     Raises:
         ValueError: the prefix leads outside the folder.
     """
-    root = folder_paths.get_folder_paths(FOLDER)[0]
-    Path(root).mkdir(parents=True, exist_ok=True)
-    try:
-        folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, root)
-    except Exception as error:
-        raise ValueError(f"filename_prefix {prefix!r} leads outside {FOLDER}: {error}") from error
+    root = Path(folder_paths.get_folder_paths(FOLDER)[0])
+    if not (root / prefix).resolve().is_relative_to(root.resolve()):
+        raise ValueError(
+            f"filename_prefix {prefix!r} leads outside models/{FOLDER}. Give a name, with subfolders if any."
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
     path = Path(folder) / f"{name}_{counter:05}_.safetensors"
     save_tune(tune, path)
     return path

@@ -26,7 +26,8 @@ def prediction_of(model: ModelPatcher) -> Prediction:
             return "eps"
     raise ValueError(
         f"model samples by {', '.join(base.__name__ for base in type(sampling).__bases__)}; Consistent Video knows "
-        "eps-prediction and v-prediction on a table of noise levels. Remove the ModelSampling node before it."
+        "eps-prediction and v-prediction on a table of noise levels. Remove the ModelSampling node before it, or load "
+        "a checkpoint of the Stable Diffusion 1.x family."
     )
 
 

@@ -1,5 +1,6 @@
 """Inversion and sampling through the host's own sampler machinery, so that its conditionings and patches all apply."""
 
+import math
 from typing import Any
 
 import comfy.sample
@@ -73,7 +74,16 @@ def invert_clip(
         eps = implied_noise(x, x_0, sigmas[0])
         smoothed = smooth_noise(predicted[0].to(eps), eps, gamma, direction)
         inverted = model.model.process_latent_out(x_0 + sigmas[0] * smoothed).to(inverted.dtype)
-    return {**latent, "samples": inverted, INVERSION: {"sigmas": sigmas, "num_frames": len(samples)}}
+    return {
+        **latent,
+        "samples": inverted,
+        INVERSION: {"sigmas": sigmas, "num_frames": len(samples), "power": power(inverted)},
+    }
+
+
+def power(samples: Tensor) -> float:
+    """Return the mean square of a latent, by which a changed one is recognised."""
+    return samples.float().square().mean().item()
 
 
 def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> Tensor:
@@ -92,6 +102,11 @@ def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> T
         raise ValueError(
             f"inversion was made of {made['num_frames']} frames and now has {len(samples)}. Cut or repeat frames "
             "before the inversion, not after it."
+        )
+    if not math.isclose(power(samples), made["power"], rel_tol=0.01):
+        raise ValueError(
+            f"inversion was changed after it was made: its mean square is {power(samples):.1f}, not "
+            f"{made['power']:.1f}. Connect the inversion output itself, not a latent sampled or edited from it."
         )
     if model is not None:
         clip_latent(model, latent, clip_settings(model).num_frames, "inversion")

@@ -66,6 +66,24 @@ def autocast_for(model: ModelPatcher, device: torch.device):
     return nullcontext()
 
 
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Make the backward passes of attention and convolutions reproducible, where that costs little.
+
+    On a CPU they are. On a GPU attention's are where the host was started with --deterministic, which alone prepares
+    cuBLAS for it; the host then merely warns of kernels that are not, here they are not used.
+    """
+    mode, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        torch.backends.cudnn.deterministic = True
+        torch.use_deterministic_algorithms(mode)
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = cudnn
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+
+
 def query_projections(unet: nn.Module) -> dict[str, nn.Linear]:
     """Replace both attentions' query projections of a copy by float32 ones that can be tuned; return them by key."""
     projections = {}
@@ -140,7 +158,8 @@ def tune_copy(
     modules = [*projections.values(), *(bank.bank if bank is not None else ())]
     parameters = [parameter for module in modules for parameter in module.parameters()]
     on_step = TuningProgress(settings.steps, node_id)
-    losses = tune(denoise, parameters, x_0, table, prediction_of(model), settings, on_step)
+    with reproducible():
+        losses = tune(denoise, parameters, x_0, table, prediction_of(model), settings, on_step)
     tensors = {f"{key}.diff": (linear.weight - before[key]).detach().cpu() for key, linear in projections.items()}
     if bank is not None:
         for module in bank.bank:
@@ -189,14 +208,14 @@ def tune_info(clip: ClipSettings, num_frames: int, prediction: str, settings: Tu
 
 
 def apply_tune(
-    model: ModelPatcher, tune: Tune, attention_strength: float = 1.0, temporal_strength: float = 1.0
+    model: ModelPatcher, tune: Tune, query_strength: float = 1.0, temporal_strength: float = 1.0
 ) -> ModelPatcher:
     """Return a clone with a tune: its attention across frames, query projections and temporal modules.
 
     Args:
         model: image model or inflated model of the structure the tune was made on; an attention patch is replaced.
         tune: what to apply.
-        attention_strength: factor of the tuned change of the query projections, 1 = as tuned.
+        query_strength: factor of the tuned change of the query projections, 1 = as tuned.
         temporal_strength: factor of what the temporal modules add, 0 ... 1.
 
     Raises:
@@ -219,7 +238,7 @@ def apply_tune(
         for key, value in tune.tensors.items()
         if key.endswith(".diff")
     }
-    applied = clone.add_patches(differences, attention_strength)
+    applied = clone.add_patches(differences, query_strength)
     assert len(applied) == len(differences), "keys were checked above"
     return clone
 

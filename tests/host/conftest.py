@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from consistent_video.scripts.environment import ROOT, SetupError, comfyui_tree
 from consistent_video.scripts.host import Host, device_arguments, prepare_base
@@ -22,6 +23,7 @@ def use_host(base: Path) -> None:
         raise pytest.UsageError(f"{error}; run python scripts/test.py, which gets it") from error
     from comfy.cli_args import args
 
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the tests compare in float32
     prepare_base(base)
     args.base_directory = str(base)
     args.cpu = bool(device_arguments())

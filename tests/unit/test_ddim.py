@@ -52,8 +52,9 @@ class FakeUNet:
         self.kernel = 0.4 * draw(3, 3, 3, 3, seed=5)
 
     def __call__(self, x_vp: Tensor, t: int | Tensor) -> Tensor:
-        time = to_column(torch.as_tensor(t).expand(len(x_vp))) / 1000
-        return torch.tanh(torch.conv2d(x_vp, self.kernel, padding=1) * (1.2 - time) + torch.cos(5 * time)) + 0.3 * x_vp
+        time = to_column(torch.as_tensor(t).expand(len(x_vp))).to(x_vp) / 1000
+        mixed = torch.conv2d(x_vp, self.kernel.to(x_vp), padding=1)
+        return torch.tanh(mixed * (1.2 - time) + torch.cos(5 * time)) + 0.3 * x_vp
 
 
 class Denoiser:
@@ -77,28 +78,31 @@ def assert_relatively_close(ours: Tensor, theirs: Tensor, bound: float = 1e-4) -
     assert (ours - theirs).norm() / theirs.norm() < bound
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("num_steps", [7, 20])
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_sampling_is_that_of_diffusers(prediction: Prediction, num_steps: int) -> None:
+def test_sampling_is_that_of_diffusers(prediction: Prediction, num_steps: int, dtype: torch.dtype) -> None:
     unet, scheduler = FakeUNet(), DDIMScheduler(**SETTINGS, prediction_type=TYPES[prediction])
-    start = draw(2, 3, 5, 4)
+    start = draw(2, 3, 5, 4).to(dtype)
     scheduler.set_timesteps(num_steps)
     theirs = start
     for t in scheduler.timesteps:
         theirs = scheduler.step(unet(theirs, t), t, theirs).prev_sample
-    sigmas = ddim_sigmas(TABLE, num_steps)
+    sigmas = ddim_sigmas(TABLE.to(dtype), num_steps)
     ours = sample_ddim(Denoiser(unet, prediction), start * (1 + sigmas[0] ** 2).sqrt(), sigmas)
+    assert ours.dtype == dtype
     assert_relatively_close(ours, theirs)
     assert (theirs - start).norm() > 0.1 * start.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("num_steps", [7, 20])
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_inversion_is_that_of_diffusers(prediction: Prediction, num_steps: int) -> None:
+def test_inversion_is_that_of_diffusers(prediction: Prediction, num_steps: int, dtype: torch.dtype) -> None:
     unet, scheduler = FakeUNet(), DDIMInverseScheduler(**SETTINGS, prediction_type=TYPES[prediction])
-    clean = draw(2, 3, 5, 4, seed=1)
+    clean = draw(2, 3, 5, 4, seed=1).to(dtype)
     scheduler.set_timesteps(num_steps)
-    sigmas = ddim_sigmas(TABLE, num_steps).flip(0)
+    sigmas = ddim_sigmas(TABLE.to(dtype), num_steps).flip(0)
     steps: list[Tensor] = []
     ours = sample_ddim_inversion(
         Denoiser(unet, prediction),
@@ -112,6 +116,7 @@ def test_inversion_is_that_of_diffusers(prediction: Prediction, num_steps: int) 
     for t, own in zip(scheduler.timesteps, steps, strict=True):
         assert_relatively_close(own, theirs)
         theirs = scheduler.step(unet(theirs, t), t, theirs).prev_sample
+    assert ours.dtype == dtype
     assert_relatively_close(to_vp(ours, sigmas[-1]), theirs)
     assert (theirs - clean).norm() > 0.1 * clean.norm()
 

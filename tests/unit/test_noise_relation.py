@@ -114,7 +114,7 @@ def test_a_residual_that_is_equal_in_all_frames_changes_nothing(
 
 
 @given(num_frames=st.integers(2, 6), seed=st.integers(0, 99))
-def test_full_weight_makes_residuals_of_neighbours_swap(num_frames: int, seed: int) -> None:
+def test_full_weight_hands_each_residual_on_to_the_next_frame(num_frames: int, seed: int) -> None:
     eps_inv, eps = draw(num_frames, seed)
     residual = eps - smooth_noise(eps_inv, eps, 1.0, "forward")
     torch.testing.assert_close(residual[1:], (eps - eps_inv)[:-1])

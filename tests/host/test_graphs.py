@@ -1,0 +1,194 @@
+"""Whole graphs in the running ComfyUI: every workflow of the pack, and a real clip through core nodes and ours."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from consistent_video.scripts.clips import fit_square, read_clip, write_clip
+from consistent_video.scripts.environment import ROOT
+from consistent_video.scripts.host import GraphError, Host
+from consistent_video.scripts.judge import get_psnr
+from consistent_video.scripts.workflow import find_node, set_values, to_prompt
+
+from .small import write_sd15_checkpoint
+
+CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
+QUICK = {"Tune": "steps", "Invert": "steps", "Invert to reconstruct": "steps"}
+
+
+def load_workflow(host: Host, name: str, **values) -> dict:
+    """Return a workflow's prompt with few steps and other values by "Title.input"."""
+    workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    prompt = to_prompt(workflow, host.object_info())
+    titles = {node["_meta"]["title"]: node["inputs"] for node in prompt.values()}
+    quick = {(title, key): 3 for title, key in QUICK.items() if key in titles.get(title, {})}
+    return set_values(prompt, {**quick, **{tuple(key.split(".")): value for key, value in values.items()}})
+
+
+def saved_frames(host: Host, prompt: dict, run, title: str):
+    (file,) = host.files(run, find_node(prompt, title))
+    return read_clip(file)[0]
+
+
+@pytest.fixture(scope="module")
+def demo_clip(host: Host) -> Path:
+    return Path(shutil.copy(ROOT / "demo" / "clips" / "red_circle.mp4", host.base / "input"))
+
+
+@pytest.fixture(scope="module")
+def tuned(host: Host, demo_clip: Path):
+    """The main workflow, run; it saves the tune that another workflow loads."""
+    prompt = load_workflow(host, "demo_edit")
+    return prompt, host.run(prompt, patience=300)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(host: Host, test_data: Path) -> str:
+    folder = host.base / "models" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_sd15_checkpoint(folder / CHECKPOINT)
+    return CHECKPOINT
+
+
+@pytest.fixture(scope="module")
+def real_clip(host: Host, test_data: Path):
+    frames, rate = read_clip(test_data / "clips" / "car-turn.mp4", 6)
+    write_clip(host.base / "input" / "clip.mp4", fit_square(frames, 256), rate)
+    return read_clip(host.base / "input" / "clip.mp4")[0]
+
+
+def test_the_main_workflow_runs(host: Host, tuned, demo_clip: Path) -> None:
+    prompt, run = tuned
+    source = read_clip(demo_clip)[0]
+    for title in ("Save edit", "Save reconstruction", "Save autoencoder round trip"):
+        assert saved_frames(host, prompt, run, title).shape == source.shape
+    report = json.loads(run.text(find_node(prompt, "Tune report")))
+    assert len(report["loss"]) == report["steps"] == 3 and report["frames"] == len(source)
+    inversion = json.loads(run.text(find_node(prompt, "Inversion report")))
+    assert inversion["steps"] == 3 and inversion["frames"] == len(source)
+    assert host.files(run, find_node(prompt, "Loss plot"))
+    assert (host.base / "models" / "consistent_video" / "tune_00001_.safetensors").is_file()
+
+
+def test_the_edit_without_tuning_runs(host: Host, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_training_free")
+    run = host.run(prompt, patience=120)
+    assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
+
+
+def test_a_saved_tune_serves_another_run(host: Host, tuned, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_saved_tune")
+    run = host.run(prompt, patience=120)
+    assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
+
+
+def test_a_damaged_tune_is_refused_in_words(host: Host, tuned) -> None:
+    folder = host.base / "models" / "consistent_video"
+    whole = (folder / "tune_00001_.safetensors").read_bytes()
+    (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    prompt = load_workflow(host, "demo_saved_tune", **{"Load tune.tune_name": "cut.safetensors"})
+    with pytest.raises(GraphError, match="cut.safetensors is damaged"):
+        host.run(prompt, patience=60)
+
+
+def test_a_tune_cannot_be_saved_elsewhere(host: Host, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_edit", **{"Tune.steps": 1, "Save tune.filename_prefix": "../../outside"})
+    keep = {find_node(prompt, title) for title in ("Invert", "Edit", "Reconstruction")}
+    with pytest.raises(GraphError, match="leads outside"):
+        host.run({key: node for key, node in prompt.items() if key not in keep and "Save" not in node["_meta"]["title"]
+                  and not any(isinstance(v, list) and v[0] in keep for v in node["inputs"].values())
+                  or node["_meta"]["title"] == "Save tune"}, patience=60)  # fmt: skip
+
+
+def test_an_interrupt_ends_the_tuning_and_the_next_run_is_well(host: Host, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_edit", **{"Tune.steps": 5000, "Tune.seed": 1})
+    node = find_node(prompt, "Tune")
+
+    def interrupt(progress) -> None:
+        if progress.node == node and 3 <= progress.value < progress.total:
+            host.interrupt()
+
+    with pytest.raises(GraphError, match="[Ii]nterrupt"):
+        host.run(prompt, interrupt, patience=120)
+    prompt = load_workflow(host, "demo_edit", **{"Tune.steps": 2, "Tune.seed": 1})
+    assert len(json.loads(host.run(prompt, patience=120).text(find_node(prompt, "Tune report")))["loss"]) == 2
+
+
+def test_the_sd15_workflow_runs(host: Host, checkpoint: str, real_clip) -> None:
+    prompt = load_workflow(host, "sd15_edit", **{"Scale.width": 64, "Scale.height": 64, "First frames.length": 4})
+    model = find_node(prompt, "Model")
+    prompt["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": "taesd"}, "_meta": {"title": "VAE"}}
+    for node in prompt.values():  # the random checkpoint has no autoencoder
+        node["inputs"] = {key: ["vae", 0] if value == [model, 2] else value for key, value in node["inputs"].items()}
+    run = host.run(prompt, patience=300)
+    assert saved_frames(host, prompt, run, "Save edit").shape == (4, 3, 64, 64)
+
+
+def real_graph(checkpoint: str, side: int, frames: int, steps: int) -> dict:
+    """Invert a clip and sample it back by core nodes and ours, in API form."""
+
+    def node(kind: str, **inputs) -> dict:
+        return {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}
+
+    def save(images: list, name: str) -> dict[str, dict]:
+        video = node("CreateVideo", images=images, fps=10.0)
+        h264 = {"codec": "h264", "codec.encoding": "re-encode", "codec.encoding.crf": 1, "format": "mp4"}
+        saved = {**node("SaveVideo", video=[name, 0], filename_prefix=name, **h264), "_meta": {"title": f"Save {name}"}}
+        return {name: video, f"save {name}": saved}
+
+    ours = "ConsistentVideo_"
+    return {
+        "model": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
+        "vae": node("VAELoader", vae_name="taesd"),
+        "clip": node("LoadVideo", file="clip.mp4"),
+        "frames": node("GetVideoComponents", video=["clip", 0]),
+        "first": node("ImageFromBatch", image=["frames", 0], batch_index=0, length=frames),
+        "scale": node("ImageScale", image=["first", 0], upscale_method="area", width=side, height=side, crop="center"),
+        "latent": node("VAEEncode", pixels=["scale", 0], vae=["vae", 0]),
+        "prompt": node("CLIPTextEncode", text="a jeep car is moving on the road", clip=["model", 1]),
+        "inflate": node(ours + "InflateUNet", model=["model", 0], num_frames=frames),
+        "patch": node(
+            ours + "STAMFFAMPatch", model=["inflate", 0], preset="EI²", r=4, downsample="area",
+            attention_strength=1.0, temporal_strength=1.0,
+        ),
+        "invert": node(
+            ours + "INRBidirectionalDDIMInversion", model=["patch", 0], positive=["prompt", 0], latent=["latent", 0],
+            steps=steps, gamma=0.0, direction="none", label="next",
+        ),
+        "sample": node(
+            ours + "SmoothSample", model=["patch", 0], positive=["prompt", 0], negative=["prompt", 0],
+            inversion=["invert", 0], cfg=1.0,
+        ),
+        "back": node("VAEDecode", samples=["sample", 0], vae=["vae", 0]),
+        "round trip": node("VAEDecode", samples=["latent", 0], vae=["vae", 0]),
+        **save(["back", 0], "reconstruction"),
+        **save(["round trip", 0], "autoencoder"),
+        **save(["scale", 0], "source"),
+    }  # fmt: skip
+
+
+def test_a_real_clip_comes_back_through_a_checkpoint_and_taesd(host: Host, checkpoint: str, real_clip) -> None:
+    prompt = real_graph(checkpoint, side=192, frames=5, steps=10)
+    run = host.run(prompt, patience=300)
+    clips = {
+        name: saved_frames(host, prompt, run, f"Save {name}") for name in ("source", "reconstruction", "autoencoder")
+    }
+    assert {frames.shape for frames in clips.values()} == {(5, 3, 192, 192)}
+    assert all(frames.isfinite().all() for frames in clips.values())
+    psnr = {name: get_psnr(clips[name], clips["source"]) for name in ("reconstruction", "autoencoder")}
+    assert psnr["autoencoder"] > 22
+    assert psnr["reconstruction"] > psnr["autoencoder"] - 1
+
+
+@pytest.mark.parametrize(("steps", "words"), [(0, "smaller than min"), (1000, "bigger than max")])
+def test_values_out_of_range_are_refused_before_anything_runs(host: Host, demo_clip: Path, steps, words) -> None:
+    with pytest.raises(GraphError, match=words):
+        host.run(load_workflow(host, "demo_training_free", **{"Invert.steps": steps}), patience=60)
+
+
+def test_a_wrong_frame_count_is_told_with_both_numbers(host: Host, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_training_free", **{"Inflate.num_frames": 3})
+    with pytest.raises(GraphError, match="8 frames.*num_frames = 3"):
+        host.run(prompt, patience=60)
