@@ -33,7 +33,8 @@ def save_tune(tune: Tune, path: Path) -> None:
     metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "info": json.dumps(tune.info)}
     unfinished = path.with_name(path.name + ".part")
     try:
-        save_file({key: value.contiguous().cpu() for key, value in tune.tensors.items()}, unfinished, metadata)
+        tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tune.tensors.items()}
+        save_file(tensors, unfinished, metadata)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -56,9 +57,13 @@ def load_tune(path: Path) -> Tune:
             f"{path.name} is not a tune of Consistent Video (its format is {metadata.get('format')!r}). "
             "Choose a file that Save Tune wrote; LoRA files belong into Load LoRA."
         )
-    if int(metadata["format_version"]) > FORMAT_VERSION:
+    try:
+        version, info = int(metadata["format_version"]), json.loads(metadata["info"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path.name} says nothing readable of how it was made. Save the tune again.") from error
+    if version > FORMAT_VERSION:
         raise ValueError(
-            f"{path.name} has tune format {metadata['format_version']}, this version of Consistent Video reads up to "
-            f"{FORMAT_VERSION}. Update the node pack."
+            f"{path.name} has tune format {version}, this version of Consistent Video reads up to {FORMAT_VERSION}. "
+            "Update the node pack."
         )
-    return Tune(tensors, json.loads(metadata["info"]))
+    return Tune(tensors, info)

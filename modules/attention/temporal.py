@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, skip_init
 from . import scaled_dot_product
 
 Norm = Literal["instance centering", "layer norm"]
+POWER_ITERATIONS = 5  # of the spectral norm at each tuning step
 MAX_ROWS = 2**15  # NVIDIA's SDPA kernels refuse larger batches
 
 
@@ -112,13 +113,14 @@ class TemporalModule(nn.Module):
     def tune_spectral_norm(self, seed: int = 0) -> None:
         """Normalise W_v and the output matrix anew at every forward in training mode, by power iteration.
 
-        The iteration's first vectors come from the seed; torch's global generator is left as it was.
+        The iteration's first vectors come from the seed; torch's global generators are left as they were. Several
+        iterations a step keep up with the optimiser, so that `bake_spectral_norm` changes little.
         """
         if self.config.spectral:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)
                 for linear in (self.to_v, self.to_out):
-                    parametrizations.spectral_norm(linear)
+                    parametrizations.spectral_norm(linear, n_power_iterations=POWER_ITERATIONS)
 
     def bake_spectral_norm(self) -> None:
         """Undo `tune_spectral_norm`, leaving weights whose largest singular value is 1."""

@@ -263,7 +263,6 @@ def test_tuning_spectral_norm_is_deterministic_and_leaves_the_global_generator()
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-@pytest.mark.xfail(strict=True, reason="torch.manual_seed seeds every device, fork_rng(devices=[]) restores the CPU")
 def test_tuning_spectral_norm_leaves_the_generators_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = list[int]()
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)

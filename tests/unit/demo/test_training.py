@@ -1,14 +1,16 @@
 """The courses of training start, stop and go on; what they draw from is what they should."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from consistent_video.demo.captions import PHRASINGS, get_kind, list_captions
-from consistent_video.demo.course import Course, run_course
+from consistent_video.demo.course import DRY_STEPS, Course, run_course
 from consistent_video.demo.model import DemoModel
 from consistent_video.demo.stages import (
     CaptionTable,
@@ -18,7 +20,7 @@ from consistent_video.demo.stages import (
     set_latent_scale,
     spread_loss,
 )
-from consistent_video.demo.world import is_held_out, sample_scene
+from consistent_video.demo.world import draw, is_held_out, sample_scene
 
 
 class SmallCoder(nn.Module):
@@ -70,10 +72,19 @@ def test_a_stopped_course_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not torch.equal(again.network.weight, make_course().network.weight)
 
 
-def test_steps_are_planned_from_minutes(tmp_path: Path) -> None:
-    start = time.monotonic()
-    report = run_course(make_course(), None, 0.01, tmp_path, float("inf"), print)
-    assert report.steps > 10 and time.monotonic() - start < 10
+def test_steps_are_planned_from_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock of its own: the first gradients take 100 s each, all others half a second."""
+    line, calls, now = make_course(), 0, 0.0
+
+    def get_loss() -> torch.Tensor:
+        nonlocal calls, now
+        calls, now = calls + 1, now + (0.5 if calls >= DRY_STEPS // 2 else 100.0)
+        return line.get_loss()
+
+    monkeypatch.setattr("consistent_video.demo.course.time", SimpleNamespace(monotonic=lambda: now))
+    report = run_course(replace(line, get_loss=get_loss), None, 0.1, tmp_path, float("inf"), print)
+    assert report.steps == calls - DRY_STEPS == 11  # 6 s hold 12 steps, less a margin of 8 %
+    assert report.minutes == pytest.approx(5.5 / 60)
 
 
 def test_the_losses_are_zero_where_they_should_be() -> None:
@@ -84,7 +95,8 @@ def test_the_losses_are_zero_where_they_should_be() -> None:
     assert spread_loss(latents) < 1e-3 and spread_loss(2 * latents) == pytest.approx(1, rel=0.05)
 
 
-def test_model_latents_get_deviation_one() -> None:
+def test_model_latents_get_deviation_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consistent_video.demo.stages.CHUNK", 64)
     model = make_model()
     set_latent_scale(model, generate(3), batches=1)
     pool = LatentPool(model, 64, generate(3))
@@ -92,12 +104,16 @@ def test_model_latents_get_deviation_one() -> None:
     assert abs(pool.latents.mean().item()) < 0.2
 
 
-def test_the_pool_renews_its_oldest_part_and_keeps_latents_with_their_kinds() -> None:
-    pool = LatentPool(make_model(), 300, generate(4))
-    before = pool.latents.clone()
-    pool.refresh()
-    changed = (pool.latents != before).flatten(1).any(1)
-    assert 200 < changed.sum() <= 256
+def test_the_pool_renews_its_oldest_part_and_keeps_latents_with_their_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consistent_video.demo.stages.CHUNK", 16)
+    pool, scene = LatentPool(make_model(), 24, generate(4)), sample_scene(16, generate(4))
+    torch.testing.assert_close(pool.latents[:16], make_model().encode(draw(scene)[0]).detach())
+    assert torch.equal(pool.kinds[:16], get_kind(scene))
+    for renewed in (range(16), range(16, 24), range(16)):
+        before = pool.latents.clone()
+        pool.refresh()
+        changed = (pool.latents != before).flatten(1).any(1)
+        assert changed.nonzero().flatten().tolist() == list(renewed)
     latents, kinds = pool.sample(20)
     same = (pool.latents.unsqueeze(0) == latents.unsqueeze(1)).flatten(2).all(-1)
     assert all(kinds[i] in pool.kinds[same[i]] for i in range(20))
