@@ -14,7 +14,8 @@ from pathlib import Path
 
 import environment
 
-WORKFLOW = environment.ROOT / "workflows" / "demo_edit.json"
+WORKFLOWS = environment.ROOT / "workflows"
+CLIP = environment.ROOT / "demo" / "clips" / "red_circle.mp4"
 OUTPUT = environment.ROOT / "output"
 
 
@@ -39,13 +40,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, help="an SD1.x checkpoint to use instead of the demo model")
     parser.add_argument("--frames", type=int, default=8, help="how many frames of your own --clip to take (default 8)")
     parser.add_argument("--size", type=int, help="side in pixels it is cropped to (default 128; 512 with --checkpoint)")
-    parser.add_argument("--workflow", type=Path, default=WORKFLOW, help="the workflow to run")
+    parser.add_argument("--workflow", type=Path, help="what to run (default demo_edit; sd15_edit with --checkpoint)")
     parser.add_argument(
         "--set", type=read_setting, action="append", default=[], dest="settings", metavar="TITLE.INPUT=VALUE",
         help="set an input of a node, e.g. Tune.steps=300; may be repeated",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the results (default output/)")
     parser.add_argument("--cpu", action="store_true", help="do not use the GPU")
+    parser.add_argument("--document", action="store_true", help="write what was measured into README.md and docs/")
     return parser
 
 
@@ -62,6 +64,9 @@ def main() -> int:
     """Read the command line, complete the environment and run the workflow."""
     parser = make_parser()
     options = parser.parse_args()
+    if options.checkpoint and not options.clip:
+        options.clip = CLIP
+    options.workflow = options.workflow or WORKFLOWS / f"{'sd15' if options.checkpoint else 'demo'}_edit.json"
     for path in (options.clip, options.checkpoint, options.workflow):
         if path and not path.is_file():
             parser.error(f"there is no file {path}")

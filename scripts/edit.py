@@ -28,6 +28,7 @@ SIDE, CHECKPOINT_SIDE = 128, 512
 GIVEN = {"clip": ("Source clip", "file"), "prompt": ("Source prompt", "text"), "edit": ("Edited prompt", "text")}
 SAVED = {"edit": "Save edit", "reconstruction": "Save reconstruction", "autoencoder": "Save autoencoder round trip"}
 FOREIGN = "only for a demo clip with the demo model, whose world the readers know"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 Json = dict[str, Any]
 
 
@@ -82,6 +83,8 @@ def edit_clip(options: argparse.Namespace) -> int:
         say(f"\n{error}\nComfyUI's log: {BASE / 'server.log'}")
         return 1
     show_report(report, options.output)
+    if options.document:
+        document(report, options.output / "strip.png")
     return 0
 
 
@@ -101,15 +104,19 @@ def place_inputs(options: argparse.Namespace, workflow: Json) -> None:
     folders = [BASE / "input", BASE / "models" / "checkpoints"]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-    if options.clip and not is_drawn(options.clip):
-        side = options.size or (CHECKPOINT_SIDE if options.checkpoint else SIDE)
+    if options.clip and (options.checkpoint or not is_drawn(options.clip)):
         frames, rate = read_clip(options.clip, options.frames)
-        write_clip(folders[0] / PLACED, fit_square(frames, side), rate)
+        write_clip(folders[0] / PLACED, fit_square(frames, get_side(options)), rate)
     else:
         clip = options.clip or CLIPS / find_source_name(workflow)
         shutil.copyfile(clip, folders[0] / (PLACED if options.clip else clip.name))
     if options.checkpoint:
         lend_file(options.checkpoint.resolve(), folders[1] / options.checkpoint.name)
+
+
+def get_side(options: argparse.Namespace) -> int:
+    """Return the side in pixels that a clip is cropped to."""
+    return options.size or (CHECKPOINT_SIDE if options.checkpoint else SIDE)
 
 
 def lend_file(source: Path, target: Path) -> None:
@@ -133,6 +140,9 @@ def make_prompt(workflow: Json, object_info: Json, options: argparse.Namespace) 
         prompt = replace_node(prompt, "Model", "CheckpointLoaderSimple", {"ckpt_name": options.checkpoint.name})
     given = {"clip": options.clip and PLACED, "prompt": options.prompt, "edit": options.edit}
     changes = {GIVEN[name]: value for name, value in given.items() if value}
+    if any(node["_meta"]["title"] == "Scale" for node in prompt.values()):  # the file is as wanted already
+        changes |= {("Scale", "width"): get_side(options), ("Scale", "height"): get_side(options)}
+        changes |= {("First frames", "length"): options.frames}
     return set_values(prompt, {**changes, **dict(options.settings)})
 
 
@@ -218,20 +228,43 @@ def read_text(text: str) -> Any:
         return text
 
 
-def show_report(report: Json, output: Path) -> None:
-    """Print what matters of a report and where everything lies."""
+def summarise(report: Json) -> dict[str, str]:
+    """Return what matters of a report, in words by name."""
     loss = report["loss"]
-    say(f"Loss            {loss[0]:.4f} -> {loss[-1]:.4f} in {len(loss)} steps")
-    say(f"Reconstruction  {report['reconstruction_psnr']} dB; the autoencoder alone {report['autoencoder_psnr']} dB")
+    rows = {
+        "Loss": f"{loss[0]:.4f} -> {loss[-1]:.4f} in {len(loss)} steps",
+        "Reconstruction": f"{report['reconstruction_psnr']} dB; the autoencoder alone {report['autoencoder_psnr']} dB",
+    }
     for what, name in report.get("edited", {}).get("wanted", {}).items():
         read = report["edited"][what]
-        say(f"{what.capitalize():<15} {name or 'none'} wanted, read in {read.count(name)} of {len(read)} frames")
+        rows[what.capitalize()] = f"{name or 'none'} wanted, read in {read.count(name)} of {len(read)} frames"
     if "motion_error" in report:
-        say(f"Motion error    {report['motion_error']} pixels")
-    for name, reason in report.get("left_out", {}).items():
-        say(f"{name:<15} left out: {reason}")
+        rows["Motion error"] = f"{report['motion_error']} pixels"
+    rows |= {name: f"left out: {reason}" for name, reason in report.get("left_out", {}).items()}
+    return rows
+
+
+def show_report(report: Json, output: Path) -> None:
+    """Print what matters of a report and where everything lies."""
+    for name, words in summarise(report).items():
+        say(f"{name:<15} {words}")
     for remark in report["remarks"]:
         say(f"- {remark}")
     say(f"Seconds         {sum(report['seconds'].values()):.0f}")
     for name in ("edit.mp4", "strip.png", "report.json"):
         say(f"{(output / name).resolve()}")
+
+
+def document(report: Json, strip: Path) -> None:
+    """Write a report into README.md, between its two marks, and the picture strip into docs/."""
+    shutil.copyfile(strip, ROOT / "docs" / "demo_strip.png")
+    rows = "\n".join(f"| {name} | {words} |" for name, words in summarise(report).items())
+    remarks = "\n".join(f"- {remark}" for remark in report["remarks"])
+    table = f'| "{report["prompt"]}" | edited to "{report["edit"]}" |\n|---|---|\n{rows}\n\n{remarks}'
+    readme = ROOT / "README.md"
+    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"README.md has no region between {BEGIN} and {END}")
+    picture = "![Source, reconstruction and edit, frame by frame](docs/demo_strip.png)"
+    readme.write_text(f"{before}{BEGIN}\n{picture}\n\n{table}\n{END}{after}", encoding="utf-8")
