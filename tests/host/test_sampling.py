@@ -1,5 +1,8 @@
 """Inversion and sampling in the host, against diffusers on the same UNet."""
 
+import comfy.cldm.cldm
+import comfy.controlnet
+import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
@@ -16,7 +19,20 @@ from consistent_video.modules.host.sampling import (
 )
 from consistent_video.modules.presets import EI2, method
 
-from .small import EDIT, EMPTY, FRAMES, SOURCE, Small, SmallV, clip_latent, random_model
+from .small import (
+    EDIT,
+    EMPTY,
+    FRAMES,
+    HEIGHT,
+    SOURCE,
+    UNET,
+    WIDTH,
+    Small,
+    SmallV,
+    clip_latent,
+    random_model,
+    random_weights,
+)
 
 STEPS = 20
 
@@ -142,6 +158,8 @@ def test_noise_on_top_of_an_inversion_is_refused(model, latent) -> None:
 
 def test_what_does_not_match_the_inversion_is_refused(model, latent) -> None:
     inversion = plain(model, latent)
+    with pytest.raises(ValueError, match="changed after it was made"):
+        sample_clip(model, EDIT, EMPTY, {**inversion, "samples": 0.5 * inversion["samples"]}, 4.0)
     with pytest.raises(ValueError, match="not inverted"):
         sample_clip(model, EDIT, EMPTY, latent, 4.0)
     with pytest.raises(ValueError, match="made of 5 frames and now has 3"):
@@ -155,3 +173,28 @@ def test_what_does_not_match_the_inversion_is_refused(model, latent) -> None:
         plain(random_model(), latent)
     with pytest.raises(ValueError, match="image latents"):
         plain(model, {"samples": torch.zeros(1, 4, 3, 8, 8)})
+
+
+def control_net() -> comfy.controlnet.ControlNet:
+    """Return a ControlNet of the small model's structure with random weights, its zero convolutions too."""
+    net = comfy.cldm.cldm.ControlNet(hint_channels=3, num_heads=8, **UNET)
+    net.load_state_dict(random_weights({key: value.shape for key, value in net.state_dict().items()}, 0.1, net.dtype))
+    device = comfy.model_management.get_torch_device()
+    return comfy.controlnet.ControlNet(net, load_device=device)
+
+
+def test_controlnet_steers_the_edit_frame_by_frame(model, latent) -> None:
+    inversion = plain(model, latent)
+    hints = torch.rand(FRAMES, 3, 8 * HEIGHT, 8 * WIDTH, generator=torch.Generator().manual_seed(12))
+
+    def edit(strength: float, hints: torch.Tensor) -> torch.Tensor:
+        control = control_net().set_cond_hint(hints, strength, (0.0, 1.0))
+        positive = [[EDIT[0][0], {"control": control, "control_apply_to_uncond": True}]]
+        return sample_clip(model, positive, EMPTY, inversion, 4.0)["samples"]
+
+    steered = edit(1.0, hints)
+    assert steered.isfinite().all() and len(steered) == FRAMES
+    without = sample_clip(model, EDIT, EMPTY, inversion, 4.0)["samples"]
+    assert torch.equal(edit(0.0, hints), without)
+    assert not torch.allclose(steered, without, rtol=1e-2)
+    assert not torch.allclose(edit(1.0, hints.flip(0)), steered, rtol=1e-2)
