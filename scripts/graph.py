@@ -1,0 +1,155 @@
+"""Build workflows in the editor's form: nodes in titled columns, from what each needs and what feeds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from .workflow import CONTROLS, Json, default_value, is_widget
+
+WIDTH, GAP, TOP = 340, 60, 140
+COLOUR = "#3f789e"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a workflow.
+
+    Args:
+        title: unique in its workflow.
+        kind: node type.
+        links: by input, (title of the node that feeds it, name of its output).
+        values: by input, widget values that differ from the default.
+    """
+
+    title: str
+    kind: str
+    links: dict[str, tuple[str, str]] = field(default_factory=dict)
+    values: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A titled column of nodes, with an optional note above them."""
+
+    title: str
+    nodes: list[Node]
+    note: str = ""
+
+
+def inputs_of(info: Json) -> Iterator[tuple[str, str | list, Json]]:
+    """Yield (name, type, options) of a node type's inputs in the editor's order."""
+    for section in ("required", "optional"):
+        for name, (kind, *rest) in info["input"].get(section, {}).items():
+            yield name, kind, rest[0] if rest else {}
+
+
+def widgets(info: Json, values: Json) -> Iterator[tuple[str, str, list[Any]]]:
+    """Yield (name, socket type, widget values) of a node type's inputs that have a widget."""
+    for name, kind, options in inputs_of(info):
+        if is_widget(kind, options):
+            value = values.get(name, default_value(kind, options))
+            control = [CONTROLS[0]] if options.get("control_after_generate") else []
+            yield name, "COMBO" if isinstance(kind, list) else kind, [value, *control]
+
+
+def sockets(info: Json) -> Iterator[tuple[str, str]]:
+    """Yield (name, type) of a node type's inputs that are mere sockets."""
+    for name, kind, options in inputs_of(info):
+        if not is_widget(kind, options):
+            yield name, str(kind)
+
+
+def height(info: Json) -> int:
+    """Return a node's height in the editor, generously."""
+    lines = max(len(list(sockets(info))), len(info["output"])) + sum(len(w[2]) for w in widgets(info, {}))
+    prompt = any(options.get("multiline") for _, _, options in inputs_of(info))
+    shows = info["name"] in ("SaveVideo", "LoadVideo", "PreviewImage", "PreviewAny")
+    return 50 + 26 * lines + 70 * prompt + 220 * shows
+
+
+def build(groups: list[Group], object_info: Json) -> Json:
+    """Return a workflow in the editor's form.
+
+    Raises:
+        KeyError: a description names a node, input or output that does not exist.
+    """
+    ids = {node.title: i for i, node in enumerate((n for g in groups for n in g.nodes), start=1)}
+    kinds = {node.title: node.kind for group in groups for node in group.nodes}
+    nodes: list[Json] = []
+    links: list[list[Any]] = []
+    frames: list[Json] = []
+    for column, group in enumerate(groups):
+        x, y = column * (WIDTH + 2 * GAP), TOP
+        if group.note:
+            nodes.append(note(len(ids) + column + 1, group.note, x))
+        for node in group.nodes:
+            info = object_info[node.kind]
+            inputs: list[Json] = []
+            for name, kind in sockets(info):
+                link = None
+                if name in node.links:
+                    link = len(links) + 1
+                    source, output = node.links[name]
+                    slot = object_info[kinds[source]]["output_name"].index(output)
+                    links.append([link, ids[source], slot, ids[node.title], len(inputs), kind])
+                inputs.append({"name": name, "type": kind, "link": link})
+            named = list(widgets(info, node.values))
+            unknown = {*node.links, *node.values} - {n for n, _ in sockets(info)} - {n for n, *_ in named}
+            if unknown:
+                raise KeyError(f"{node.kind} has no input {', '.join(sorted(unknown))}")
+            inputs += [{"name": n, "type": kind, "widget": {"name": n}, "link": None} for n, kind, _ in named]
+            size = height(info)
+            nodes.append(
+                {
+                    "id": ids[node.title],
+                    "type": node.kind,
+                    "title": node.title,
+                    "pos": [x, y],
+                    "size": [WIDTH, size],
+                    "flags": {},
+                    "order": ids[node.title] - 1,
+                    "mode": 0,
+                    "inputs": inputs,
+                    "outputs": [
+                        {"name": name, "type": kind, "links": [], "slot_index": i}
+                        for i, (name, kind) in enumerate(zip(info["output_name"], info["output"], strict=True))
+                    ],
+                    "properties": {"Node name for S&R": node.kind},
+                    "widgets_values": [value for *_, values in named for value in values],
+                }
+            )
+            y += size + GAP
+        frames.append({"title": group.title, "bounding": [x - 20, TOP - 70, WIDTH + 40, y - TOP + 70], "color": COLOUR})
+    outputs = {node["id"]: node.get("outputs", []) for node in nodes}
+    for link, source, slot, *_ in links:
+        outputs[source][slot]["links"].append(link)
+    return {
+        "last_node_id": max(node["id"] for node in nodes),
+        "last_link_id": len(links),
+        "nodes": nodes,
+        "links": links,
+        "groups": frames,
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+
+
+def note(number: int, text: str, x: int) -> Json:
+    """Return a note that stands above a column."""
+    size = 60 + 22 * (len(text) // 38 + text.count("\n") + 1)
+    return {
+        "id": number,
+        "type": "MarkdownNote",
+        "pos": [x, TOP - 100 - size],
+        "size": [WIDTH, size],
+        "flags": {},
+        "order": number - 1,
+        "mode": 0,
+        "inputs": [],
+        "outputs": [],
+        "properties": {},
+        "widgets_values": [text],
+    }
