@@ -25,8 +25,8 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                 io.Model.Input("model", tooltip="Clip model: from One-Shot Tune, Apply Tune, or a patch alone."),
                 io.Conditioning.Input(
                     "positive",
-                    tooltip="Prompt to invert with, at CFG 1. An empty one, as in Tune-A-Video, leaves more of the clip's "
-                    "motion to the edit; the source prompt reconstructs.",
+                    tooltip="Prompt to invert with, at CFG 1. An empty one, as in Tune-A-Video, leaves more of the "
+                    "clip's motion to the edit; the source prompt reconstructs.",
                 ),
                 io.Latent.Input("latent", tooltip="The clip: all frames in one batch, from VAE Encode."),
                 io.Int.Input(

@@ -41,7 +41,6 @@ def private_copy(model: ModelPatcher) -> Iterator[ModelPatcher]:
             "model comes from a loader that cannot load it a second time, which tuning needs. "
             "Load it with Load Checkpoint, Load Diffusion Model or Load Demo Model."
         )
-    comfy.model_management.unload_all_models()
     copy = model.clone(disable_dynamic=True, force_deepcopy=True)
     try:
         comfy.model_management.load_models_gpu([copy], force_full_load=True)
@@ -187,6 +186,7 @@ def tune_model(
     clip = clip_settings(model)
     samples = clip_latent(model, latent, clip.num_frames)
     info = tune_info(clip, len(samples), prediction_of(model), settings)
+    comfy.model_management.unload_all_models()  # while their inference tensors may still be moved
     with torch.inference_mode(False), torch.enable_grad(), private_copy(model) as copy:
         tensors, losses = tune_copy(copy, model, positive, samples, settings, node_id)
     return Tune(tensors, {**info, "loss": losses})
