@@ -63,6 +63,7 @@ def main() -> None:
     provenance = json.loads((given.out / "provenance.json").read_text())
     origin = "trained from nothing by demo/train.py and demo/polish.py on pictures drawn by demo/world.py"
     save_weights(model.vae, given.out / "vae.safetensors", {"origin": origin, "steps": str(report.steps)})
+    provenance["script"] = "demo/train.py, then demo/polish.py"
     provenance["courses"]["decoder"] = asdict(report) | {"batch": given.batch, "seed": given.seed}
     provenance["measured"] = evaluate(given.out, given.out / "samples.png", device, given.samples, 50, 7.5, 1)
     (given.out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")

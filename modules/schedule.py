@@ -11,26 +11,16 @@ from torch import Tensor
 def ddim_timesteps(num_steps: int, num_train_timesteps: int = 1000) -> Tensor:
     """Return the timesteps of a DDIM walk in ascending order, shape (num_steps,), integers.
 
-    Those of diffusers' DDIMScheduler with Stable Diffusion's settings: leading spacing, offset 1, so that 50 steps
-    visit 1, 21, ..., 981.
+    They are floor(i T / n) + 1 for i = 0 ... n - 1, so that 50 steps visit 1, 21, ..., 981. Where n divides T these are
+    the timesteps of diffusers' DDIMScheduler with Stable Diffusion's settings (leading spacing, offset 1). Elsewhere
+    diffusers takes the ratio's integer part first, and the walk ends far from noise: at 502 of 1000 for 501 steps.
 
     Raises:
         ValueError: num_steps is not in 1 ... num_train_timesteps - 1.
-        ImportError: diffusers is not installed.
     """
     if not 1 <= num_steps < num_train_timesteps:
         raise ValueError(f"steps must be between 1 and {num_train_timesteps - 1}, got {num_steps}.")
-    try:
-        from diffusers import DDIMScheduler
-    except ImportError as error:
-        raise ImportError(
-            "Consistent Video needs the package diffusers: run `pip install diffusers` in ComfyUI's environment."
-        ) from error
-    scheduler = DDIMScheduler(
-        num_train_timesteps=num_train_timesteps, timestep_spacing="leading", steps_offset=1, clip_sample=False
-    )
-    scheduler.set_timesteps(num_steps)
-    return scheduler.timesteps.flip(0)
+    return torch.arange(num_steps) * num_train_timesteps // num_steps + 1
 
 
 def ddim_sigmas(sigma_table: Tensor, num_steps: int) -> Tensor:

@@ -1,6 +1,6 @@
 from comfy_api.latest import io
 
-from ..modules.host.sampling import InvertedClipSampler, inversion_of, sample_clip
+from ..modules.host.sampling import InvertedClipSampler, sample_clip
 from .types import MENU, PREFIX
 
 CATEGORY = MENU + "sample"
@@ -63,5 +63,5 @@ class SmoothSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, inversion) -> io.NodeOutput:
-        sigmas = inversion_of(inversion)
-        return io.NodeOutput(InvertedClipSampler(sigmas), sigmas)
+        sampler = InvertedClipSampler(inversion)
+        return io.NodeOutput(sampler, sampler.sigmas)

@@ -3,7 +3,7 @@ import time
 
 from comfy_api.latest import io
 
-from ..modules.host.files import read_tune, tune_files, write_tune
+from ..modules.host.files import read_tune, tune_files, tune_stamp, write_tune
 from ..modules.host.training import apply_tune, tune_model
 from ..modules.plot import plot_loss
 from ..modules.tuning import TuneSettings
@@ -44,14 +44,14 @@ class OneShotTune(io.ComfyNode):
                     max=1e-2,
                     step=1e-7,
                     round=False,
-                    tooltip="Of AdamW. 3e-5 suits Stable Diffusion; the demo model is small and wants 5e-4.",
+                    tooltip="Of AdamW. 3e-5 suits Stable Diffusion; the demo model is small and wants 1e-4.",
                 ),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=2**63 - 1,
-                    control_after_generate=True,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Of the noise and noise levels trained on. Same seed, same result on the same machine; on "
                     "a GPU to the last bit only if ComfyUI was started with --deterministic.",
                 ),
@@ -123,6 +123,10 @@ class LoadTune(io.ComfyNode):
             inputs=[io.Combo.Input("tune_name", options=tune_files(), tooltip="File below models/consistent_video.")],
             outputs=[Tune.Output("tune", tooltip="For Apply Tune.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, tune_name):
+        return tune_stamp(tune_name)
 
     @classmethod
     def execute(cls, tune_name) -> io.NodeOutput:

@@ -70,6 +70,8 @@ def main() -> int:
     for path in (options.clip, options.checkpoint, options.workflow):
         if path and not path.is_file():
             parser.error(f"there is no file {path}")
+    if options.size is not None and (options.size < 64 or options.size % 8):
+        parser.error(f"--size must be a multiple of 8 from 64 on, got {options.size}")
     fill_in_prompts(options)
     if options.clip and not (options.prompt and options.edit):
         parser.error("--clip needs --prompt (what the clip shows) and --edit (what it is to show)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .graph import Group, Node
@@ -106,7 +107,14 @@ def edit(task: Task, tuning: dict[str, Any]) -> list[Group]:
             "2 Clip model",
             [INFLATE, PATCH, tune(**tuning), show("Tune report", "Tune", "report")]
             + [Node("Loss plot", "PreviewImage", {"images": ("Tune", "loss_plot")})]
-            + [Node("Save tune", OURS + "SaveTune", {"tune": ("Tune", "tune")})],
+            + [
+                Node(
+                    "Save tune",
+                    OURS + "SaveTune",
+                    {"tune": ("Tune", "tune")},
+                    {"filename_prefix": Path(task.file).stem},
+                )
+            ],
             "Tuning teaches the model this clip. Too many steps and the edit no longer shows; too few and the motion "
             "is lost.",
         ),
@@ -194,6 +202,6 @@ def workflows() -> dict[str, list[Group]]:
     return {
         "demo_edit": edit(DEMO_TASK, {"steps": 200, "learning_rate": 1e-4}),
         "demo_training_free": training_free(DEMO_TASK),
-        "demo_saved_tune": saved_tune(DEMO_TASK, "tune_00001_.safetensors"),
+        "demo_saved_tune": saved_tune(DEMO_TASK, "red_circle_00001_.safetensors"),
         "sd15_edit": edit(SD15_TASK, {}),
     }

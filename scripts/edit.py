@@ -15,7 +15,7 @@ import torch
 
 from ..demo.reader import ShapeReader
 from .clips import fit_square, read_clip, save_strip, write_clip
-from .environment import ROOT, comfyui_tree, say
+from .environment import ROOT, SetupError, comfyui_tree, say
 from .host import GraphError, Host, HostError, Progress, Run, device_arguments
 from .judge import get_mean, get_motion_errors, get_psnr, list_remarks, read_edit
 from .workflow import WorkflowError, find_node, replace_node, set_values, to_prompt
@@ -76,10 +76,12 @@ def edit_clip(options: argparse.Namespace) -> int:
     try:
         with Host(comfyui_tree(), BASE, arguments) as host:
             prompt = make_prompt(workflow, host.object_info(), options)
+            for title in (*SAVED.values(), "Tune report", "Inversion report"):
+                find_node(prompt, title)
             run = host.run(prompt, Display(prompt))
             say("\nMeasuring")
             report = make_report(host, prompt, run, options)
-    except (GraphError, HostError, WorkflowError) as error:
+    except (GraphError, HostError, SetupError, WorkflowError) as error:
         say(f"\n{error}\nComfyUI's log: {BASE / 'server.log'}")
         return 1
     show_report(report, options.output)
@@ -104,7 +106,7 @@ def place_inputs(options: argparse.Namespace, workflow: Json) -> None:
     folders = [BASE / "input", BASE / "models" / "checkpoints"]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-    if options.clip and (options.checkpoint or not is_drawn(options.clip)):
+    if options.clip and (options.checkpoint or options.size or not is_drawn(options.clip)):
         frames, rate = read_clip(options.clip, options.frames)
         write_clip(folders[0] / PLACED, fit_square(frames, get_side(options)), rate)
     else:

@@ -235,7 +235,9 @@ def link(name: Path, target: Path) -> None:
         return
     if name.is_symlink():
         name.unlink()
-    if name.exists():
+    elif is_junction(name):
+        name.rmdir()  # takes the junction, not what it leads to
+    if os.path.lexists(name):
         raise SetupError(f"{name} is in the way of a link to {target}")
     if sys.platform == "win32":
         import _winapi
@@ -243,6 +245,14 @@ def link(name: Path, target: Path) -> None:
         _winapi.CreateJunction(str(target), str(name))
     else:
         name.symlink_to(target, target_is_directory=True)
+
+
+def is_junction(path: Path) -> bool:
+    """Whether a path is a Windows junction, wherever it leads."""
+    try:
+        return sys.platform == "win32" and bool(os.readlink(path))
+    except OSError:
+        return False
 
 
 def hand_over(command: list[str]) -> None:

@@ -285,11 +285,12 @@ def end_group(process: subprocess.Popen, patience: float = 10) -> None:
         subprocess.run(["taskkill", "/PID", str(process.pid), "/T", "/F"], capture_output=True)
         process.wait()
         return
-    with contextlib.suppress(ProcessLookupError):
+    gone = (ProcessLookupError, PermissionError)  # macOS refuses the group of a process that has ended
+    with contextlib.suppress(*gone):
         os.killpg(process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(patience)
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(*gone):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

@@ -59,25 +59,30 @@ class TemporalModule(nn.Module):
         dim: channels.
         heads: number of heads.
         config: what it is made of.
-        generator: draws the initial weights, as nn.Linear draws them.
+        generator: draws the initial weights, as nn.Linear draws them; None leaves them to be loaded.
     """
 
-    def __init__(self, dim: int, heads: int, config: TemporalConfig, generator: torch.Generator):
+    def __init__(self, dim: int, heads: int, config: TemporalConfig, generator: torch.Generator | None):
         super().__init__()
         self.heads, self.config = heads, config
         self.to_q, self.to_k, self.to_v = (skip_init(nn.Linear, dim, dim, bias=False) for _ in range(3))
         self.to_out = skip_init(nn.Linear, dim, dim)
-        bound = dim**-0.5
-        with torch.no_grad():
-            for parameter in self.parameters():
-                parameter.uniform_(-bound, bound, generator=generator)
-            if config.zero_init:
-                self.to_out.weight.zero_()
-            else:
-                self.to_out.bias.zero_()
-            if config.spectral:
-                for linear in (self.to_v, self.to_out):
-                    linear.weight.copy_(spectral_normalised(linear.weight))
+        if generator is not None:
+            self.draw_weights(generator)
+
+    @torch.no_grad()
+    def draw_weights(self, generator: torch.Generator) -> None:
+        """Set the weights as they are before tuning."""
+        bound = self.to_q.in_features**-0.5
+        for parameter in self.parameters():
+            parameter.uniform_(-bound, bound, generator=generator)
+        if self.config.zero_init:
+            self.to_out.weight.zero_()
+        else:
+            self.to_out.bias.zero_()
+        if self.config.spectral:
+            for linear in (self.to_v, self.to_out):
+                linear.weight.copy_(spectral_normalised(linear.weight))
 
     def normalise(self, z: Tensor) -> Tensor:
         """Apply the configured norm in float32; z has shape (..., f, d)."""

@@ -39,6 +39,12 @@ def write_tune(tune: Tune, prefix: str) -> Path:
     return path
 
 
+def tune_stamp(name: str) -> tuple[int, int]:
+    """Return what changes when a saved file is written anew: its time and size."""
+    stat = Path(folder_paths.get_full_path_or_raise(FOLDER, name)).stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
 def read_tune(name: str) -> Tune:
     """Load a saved tune by its name in the folder."""
     return load_tune(Path(folder_paths.get_full_path_or_raise(FOLDER, name)))

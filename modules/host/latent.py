@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from comfy.model_management import get_torch_device
 from comfy.model_patcher import ModelPatcher
-from comfy.model_sampling import EDM, EPS, V_PREDICTION, X0
+from comfy.model_sampling import EPS, V_PREDICTION
 from comfy.sample import fix_empty_latent_channels
 from torch import Tensor
 
@@ -19,11 +19,11 @@ def prediction_of(model: ModelPatcher) -> Prediction:
         ValueError: it predicts neither eps nor v, or has no table of noise levels.
     """
     sampling = model.get_model_object("model_sampling")
-    if getattr(sampling, "sigmas", None) is not None and not isinstance(sampling, (X0, EDM)):
-        if isinstance(sampling, V_PREDICTION):
-            return "v"
-        if isinstance(sampling, EPS):
-            return "eps"
+    if getattr(sampling, "sigmas", None) is not None:
+        known: dict[Any, Prediction] = {EPS.calculate_denoised: "eps", V_PREDICTION.calculate_denoised: "v"}
+        prediction = known.get(type(sampling).calculate_denoised)
+        if prediction is not None:
+            return prediction
     raise ValueError(
         f"model samples by {', '.join(base.__name__ for base in type(sampling).__bases__)}; Consistent Video knows "
         "eps-prediction and v-prediction on a table of noise levels. Remove the ModelSampling node before it, or load "
@@ -53,7 +53,14 @@ def clip_latent(model: ModelPatcher, latent: dict[str, Any], num_frames: int, na
             f"{name} has {len(samples)} frames and Inflate UNet says num_frames = {num_frames}. Make them equal, or "
             "set num_frames to 0."
         )
-    return fix_empty_latent_channels(model, samples)
+    samples = fix_empty_latent_channels(model, samples)
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != channels:
+        raise ValueError(
+            f"{name} has {samples.shape[1]} channels and the model's latents have {channels}. Encode the frames with "
+            "the VAE that belongs to the model."
+        )
+    return samples
 
 
 def to_model_latent(model: ModelPatcher, samples: Tensor) -> Tensor:

@@ -54,16 +54,19 @@ class TemporalBank(nn.Module):
     Args:
         blocks: of the UNet.
         config: of every module.
-        seed: of the initial weights.
+        tensors: their weights, named as `tensors` returns them; None = as they are before tuning, always the same.
     """
 
-    def __init__(self, blocks: list[Block], config: TemporalConfig, seed: int = 0):
+    def __init__(self, blocks: list[Block], config: TemporalConfig, tensors: Mapping[str, Tensor] | None = None):
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0) if tensors is None else None
         self.config = config
         self.paths = [block.path for block in blocks]
         self.places = {(block.place, block.index): i for i, block in enumerate(blocks)}
         self.bank = nn.ModuleList(TemporalModule(b.dim, b.heads, config, generator) for b in blocks)
+        if tensors is not None:
+            for key, value in self.tensors().items():
+                value.copy_(tensors[key])
 
     def at(self, place: tuple[str, int], index: int) -> TemporalModule:
         """Return the module that follows a block."""
@@ -76,11 +79,6 @@ class TemporalBank(nn.Module):
             for path, module in zip(self.paths, self.bank, strict=True)
             for name, value in module.state_dict().items()
         }
-
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy weights named as in `tensors`."""
-        for key, value in self.tensors().items():
-            value.copy_(tensors[key])
 
 
 @dataclass(frozen=True)
@@ -126,6 +124,11 @@ def check_supported(model: ModelPatcher) -> None:
             f"model is {type(model.model).__name__} ({type(unet).__name__}), which Consistent Video cannot inflate. "
             "Supported are image UNets with SpatialTransformer blocks: the Stable Diffusion 1.x family (SD2.x and SDXL "
             "share the structure). Load such a checkpoint."
+        )
+    if model.model.concat_keys or unet.in_channels != model.model.latent_format.latent_channels:
+        raise ValueError(
+            f"model takes {unet.in_channels} input channels, more than the latent has: a checkpoint for inpainting or "
+            "of another special kind, which Consistent Video does not know. Load the ordinary checkpoint."
         )
 
 
@@ -176,7 +179,8 @@ def run_transformer(layer: SpatialTransformer, x: Tensor, emb, context, transfor
     place, frames = transformer_options["block"], count_frames(transformer_options, len(x))
 
     def follow(index: int, _block: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        return bank.at(place, index)(output, frames, strength)
+        module = bank.at(place, index).to(output.device)  # the host leaves it behind where not all weights fit
+        return module(output, frames, strength)
 
     handles = [
         block.register_forward_hook(partial(follow, index)) for index, block in enumerate(layer.transformer_blocks)
@@ -241,9 +245,7 @@ def attach(
             clone.set_model_attn1_replace(attend_block, *place)
     bank = None
     if temporal is not None and temporal_strength > 0:
-        bank = TemporalBank(blocks, temporal)
-        if tensors is not None:
-            bank.load_tensors(tensors)
+        bank = TemporalBank(blocks, temporal, tensors)
         bank.to(clone.model.get_dtype_inference()).eval().requires_grad_(False)
         patcher = comfy.model_patcher.CoreModelPatcher(bank, clone.load_device, clone.offload_device)
         clone.set_additional_models(KEY, [patcher])

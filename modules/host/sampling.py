@@ -74,16 +74,26 @@ def invert_clip(
         eps = implied_noise(x, x_0, sigmas[0])
         smoothed = smooth_noise(predicted[0].to(eps), eps, gamma, direction)
         inverted = model.model.process_latent_out(x_0 + sigmas[0] * smoothed).to(inverted.dtype)
-    return {
-        **latent,
-        "samples": inverted,
-        INVERSION: {"sigmas": sigmas, "num_frames": len(samples), "power": power(inverted)},
-    }
+    made = {"sigmas": sigmas, "num_frames": len(samples), "power": power(inverted)}
+    kept = {key: value for key, value in latent.items() if key != "noise_mask"}  # means nothing for an inversion
+    return {**kept, "samples": inverted, INVERSION: made}
 
 
 def power(samples: Tensor) -> float:
     """Return the mean square of a latent, by which a changed one is recognised."""
     return samples.float().square().mean().item()
+
+
+def check_power(samples: Tensor, expected: float) -> None:
+    """Raise ValueError where a latent is not the inverted one any more."""
+    found = power(samples)
+    if not math.isfinite(found):
+        raise ValueError("inversion holds values that are not finite. Invert again; if it recurs, use a float32 model.")
+    if not math.isclose(found, expected, rel_tol=0.01):
+        raise ValueError(
+            f"inversion was changed after it was made: its mean square is {found:.1f}, not {expected:.1f}. Connect the "
+            "inversion output itself, not the clip and not a latent that was sampled or edited from it."
+        )
 
 
 def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> Tensor:
@@ -103,11 +113,7 @@ def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> T
             f"inversion was made of {made['num_frames']} frames and now has {len(samples)}. Cut or repeat frames "
             "before the inversion, not after it."
         )
-    if not math.isclose(power(samples), made["power"], rel_tol=0.01):
-        raise ValueError(
-            f"inversion was changed after it was made: its mean square is {power(samples):.1f}, not "
-            f"{made['power']:.1f}. Connect the inversion output itself, not a latent sampled or edited from it."
-        )
+    check_power(samples, made["power"])
     if model is not None:
         clip_latent(model, latent, clip_settings(model).num_frames, "inversion")
         table = sigma_table(model)
@@ -133,24 +139,29 @@ def sample_clip(
 
 
 class InvertedClipSampler(KSAMPLER):
-    """DDIM for SamplerCustomAdvanced, from an inverted latent: refuses noise and other noise levels.
+    """DDIM for SamplerCustomAdvanced, from an inverted latent: refuses another latent, noise and other noise levels.
 
     Args:
-        sigmas: those of the inversion.
+        inversion: LATENT to start from.
     """
 
-    def __init__(self, sigmas: Tensor):
+    def __init__(self, inversion: dict[str, Any]):
         super().__init__(sample_ddim)
-        self.inversion_sigmas = sigmas
+        self.sigmas, self.power = inversion_of(inversion), inversion[INVERSION]["power"]
 
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, *args: Any, **kwargs: Any) -> Tensor:
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ) -> Tensor:
         """Sample, see KSAMPLER."""
         if noise.count_nonzero():
             raise ValueError("An inverted clip is its own noise: connect DisableNoise to the noise input.")
-        if len(sigmas) != len(self.inversion_sigmas) or not torch.allclose(sigmas.cpu(), self.inversion_sigmas):
+        if denoise_mask is not None:
+            raise ValueError("latent_image has a noise mask, which cannot be used with an inverted clip. Remove it.")
+        if len(sigmas) != len(self.sigmas) or not torch.allclose(sigmas.cpu(), self.sigmas):
             raise ValueError(
                 f"sigmas ({len(sigmas) - 1} steps from {float(sigmas[0]):.4f}) are not those of the inversion "
-                f"({len(self.inversion_sigmas) - 1} steps from {float(self.inversion_sigmas[0]):.4f}). "
-                "Connect the sigmas output of the same node."
+                f"({len(self.sigmas) - 1} steps from {float(self.sigmas[0]):.4f}). Connect the sigmas output of the "
+                "same node."
             )
-        return super().sample(model_wrap, sigmas, extra_args, callback, noise, *args, **kwargs)
+        check_power(model_wrap.inner_model.process_latent_out(latent_image), self.power)
+        return super().sample(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)

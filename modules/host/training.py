@@ -1,6 +1,5 @@
 """One-shot tuning in the host: on a private copy of the model, which is gone afterwards."""
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -25,6 +24,7 @@ from .patch import KEY, ClipSettings, TemporalBank, attach, clip_settings, infla
 from .progress import TuningProgress
 
 HALVES = (torch.float16, torch.bfloat16)
+NOT_TUNED_WITH = ("control", "mask", "area", "gligen", "hooks", "timestep_start", "start_percent", "end_percent")
 
 
 @contextmanager
@@ -44,11 +44,11 @@ def private_copy(model: ModelPatcher) -> Iterator[ModelPatcher]:
     copy = model.clone(disable_dynamic=True, force_deepcopy=True)
     try:
         comfy.model_management.load_models_gpu([copy], force_full_load=True)
+        if copy.model.model_lowvram:
+            raise ValueError("model cannot be tuned while ComfyUI runs with --novram. Start ComfyUI without it.")
         yield copy
     finally:
         comfy.model_management.unload_model_and_clones(copy)
-        del copy
-        gc.collect()
         comfy.model_management.soft_empty_cache()
 
 
@@ -102,8 +102,7 @@ def temporal_copy(unet: nn.Module, model: ModelPatcher, device: torch.device) ->
     attached = clip_settings(model).temporal
     if attached is None:
         return None
-    bank = TemporalBank(transformer_blocks(unet), attached.config)
-    bank.load_tensors(attached.tensors())
+    bank = TemporalBank(transformer_blocks(unet), attached.config, attached.tensors())
     for module in bank.bank:
         module.tune_spectral_norm()
     return bank.to(device).train()
@@ -128,6 +127,12 @@ def condition(model: ModelPatcher, positive: list, x_0: Tensor) -> dict[str, Any
     conds = encode_model_conds(model.model.extra_conds, convert_cond(positive), x_0, x_0.device, "positive")
     if len(conds) != 1:
         raise ValueError(f"positive has {len(conds)} conditionings; tuning takes one prompt for the whole clip.")
+    ignored = [key for key in NOT_TUNED_WITH if key in conds[0]]
+    if ignored:
+        raise ValueError(
+            f"positive carries {', '.join(ignored)}, which tuning does not use. Connect the plain prompt here, and "
+            "apply the rest to the edited prompt."
+        )
     given = {key: cond.process_cond(batch_size=len(x_0)).cond for key, cond in conds[0]["model_conds"].items()}
     return {key: own_copy(value, x_0.device) for key, value in given.items()}
 
@@ -161,9 +166,9 @@ def tune_copy(
         losses = tune(denoise, parameters, x_0, table, prediction_of(model), settings, on_step)
     tensors = {f"{key}.diff": (linear.weight - before[key]).detach().cpu() for key, linear in projections.items()}
     if bank is not None:
-        for module in bank.bank:
+        for module in bank.cpu().bank:  # where the singular values are exact on every machine
             module.bake_spectral_norm()
-        tensors |= {key: value.detach().cpu().clone() for key, value in bank.tensors().items()}
+        tensors |= {key: value.detach().clone() for key, value in bank.tensors().items()}
     return tensors, losses
 
 

@@ -37,9 +37,9 @@ def patched(model, name: str, **strengths: float):
     return attach(inflate(model), *method(name, 2, "area"), **strengths)
 
 
-def change_last_frame(latent: dict) -> dict:
+def change_first_frame(latent: dict) -> dict:
     samples = latent["samples"].clone()
-    samples[-1] += 5
+    samples[0] += 5
     return {"samples": samples}
 
 
@@ -61,17 +61,17 @@ def test_strength_zero_changes_nothing(model, latent, base, name) -> None:
 @pytest.mark.parametrize("off", ["spatial_strength", "temporal_strength"])
 def test_each_part_connects_the_frames(model, latent, name, off) -> None:
     connected = patched(model, name, **{off: 0.0})
-    apart = (sample(connected, change_last_frame(latent)) - sample(connected, latent)).abs().amax(dim=(1, 2, 3))
-    if name == TUNE_A_VIDEO_PRESET:  # an untrained zero-initialised branch; its attention looks back only
-        assert apart[0] == 0
+    apart = (sample(connected, change_first_frame(latent)) - sample(connected, latent)).abs().amax(dim=(1, 2, 3))
+    if name == TUNE_A_VIDEO_PRESET and off == "spatial_strength":
+        assert (apart[1:] == 0).all()  # an untrained zero-initialised branch adds its bias alone
     else:
-        assert apart[0] > 0
+        assert (apart[1:] > 0).all()
 
 
 def test_without_connection_frames_are_apart(model, latent) -> None:
     alone = inflate(model)
-    changed = sample(alone, change_last_frame(latent))
-    torch.testing.assert_close(changed[:-1], sample(alone, latent)[:-1], rtol=1e-4, atol=1e-4)
+    changed = sample(alone, change_first_frame(latent))
+    torch.testing.assert_close(changed[1:], sample(alone, latent)[1:], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", CROSS_FRAME)
@@ -92,6 +92,44 @@ def test_half_strength_lies_between(model, latent, base) -> None:
     whole = sample(patched(model, TUNE_A_VIDEO_PRESET, temporal_strength=0.0), latent)
     half = sample(patched(model, TUNE_A_VIDEO_PRESET, temporal_strength=0.0, spatial_strength=0.5), latent)
     assert 0 < (half - base).norm() < (whole - base).norm()
+
+
+def test_half_temporal_strength_lies_between(model, latent, base) -> None:
+    whole = sample(patched(model, TUNE_A_VIDEO_PRESET, spatial_strength=0.0), latent)
+    half = sample(patched(model, TUNE_A_VIDEO_PRESET, spatial_strength=0.0, temporal_strength=0.5), latent)
+    assert 0 < (half - base).norm() < (whole - base).norm()
+
+
+def test_the_temporal_module_follows_the_feed_forward(model, latent, monkeypatch) -> None:
+    clip_model = patched(model, EI2)
+    bank = clip_settings(clip_model).temporal
+    order = []
+    for block in transformer_blocks(model.model.diffusion_model):
+        layer = model.model.diffusion_model.get_submodule(block.path)
+        forward = layer.ff.forward
+
+        def ff(x, path=block.path, forward=forward):
+            order.append(("ff", path))
+            return forward(x)
+
+        def temporal(x, *args, path=block.path, **kwargs):
+            order.append(("temporal", path))
+            return x
+
+        monkeypatch.setattr(layer.ff, "forward", ff)
+        monkeypatch.setattr(bank.at(block.place, block.index), "forward", temporal)
+    sample(clip_model, latent)
+    assert order and all(a == ("ff", b[1]) and b[0] == "temporal" for a, b in zip(order[::2], order[1::2], strict=True))
+
+
+def test_a_module_left_on_another_device_is_brought_along(model, latent) -> None:
+    clip_model = patched(model, EI2)
+    moved = []
+    for module in clip_settings(clip_model).temporal.bank:
+        to = module.to
+        module.to = lambda device, to=to: (moved.append(device), to(device))[1]
+    sample(clip_model, latent)
+    assert {str(device).split(":")[0] for device in moved} == {comfy.model_management.get_torch_device().type}
 
 
 def test_clips_in_one_batch_do_not_see_each_other(model) -> None:
@@ -146,6 +184,10 @@ def test_models_of_other_kinds_are_refused_by_name() -> None:
     unet = SimpleNamespace(model=plain.get_model({}, ""))
     with pytest.raises(ValueError, match="UNetModel.*SpatialTransformer"):
         inflate(unet)
+    inpainting = comfy.supported_models.SD15({**UNET, "in_channels": 9})
+    inpainting.set_inference_dtype(torch.float32, None)
+    with pytest.raises(ValueError, match="9 input channels"):
+        inflate(SimpleNamespace(model=inpainting.get_model({}, "")))
 
 
 def test_tokens_rearranged_by_another_patch_are_refused(model, latent) -> None:

@@ -3,10 +3,12 @@
 import comfy.cldm.cldm
 import comfy.controlnet
 import comfy.model_management
+import comfy.model_sampling
 import comfy.samplers
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import DisableNoise, Guider_Basic, RandomNoise, SamplerCustomAdvanced
+from comfy_extras.nodes_model_advanced import LCM
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from consistent_video.modules.host.patch import attach, inflate
@@ -15,6 +17,7 @@ from consistent_video.modules.host.sampling import (
     InvertedClipSampler,
     inversion_of,
     invert_clip,
+    run_sampler,
     sample_clip,
 )
 from consistent_video.modules.presets import EI2, method
@@ -107,15 +110,49 @@ def test_without_relation_it_is_plain_inversion_bit_for_bit(model, latent, gamma
     assert torch.equal(inversion["samples"], plain(model, latent)["samples"])
 
 
-def test_the_relation_makes_residuals_of_neighbours_alike(model, latent) -> None:
-    def spread(direction: str, gamma: float) -> float:
-        inversion = invert_clip(model, SOURCE, latent, STEPS, gamma, direction, "next")
-        noise = inversion["samples"].cpu() - latent["samples"]
-        return (noise[1:] - noise[:-1]).norm().item()
+def last_prediction(model, latent) -> torch.Tensor:
+    """Return the noise that the UNet predicts at the last inversion step, found from one step more on the same walk."""
+    sigmas = plain(model, latent)[INVERSION]["sigmas"]
+    walk = [x_0_model(latent)]
+    sampler = comfy.samplers.KSAMPLER(lambda m, x, s, extra_args=None, **_: walk_inversion(m, x, s, extra_args, walk))
+    run_sampler(model, latent["samples"], sampler, sigmas.flip(0), 1.0, SOURCE, SOURCE)
+    return (walk[-1] - walk[-2]) / (sigmas[0] - sigmas[1])
 
-    values = {(d, g): spread(d, g) for d in ("both", "forward", "backward") for g in (0.5, 1.0)}
-    assert len(set(values.values())) == len(values)
-    assert all(torch.isfinite(torch.tensor(list(values.values()))))
+
+def x_0_model(latent) -> torch.Tensor:
+    return 0.18215 * latent["samples"]
+
+
+def walk_inversion(denoise, x, sigmas, extra_args, walk: list) -> torch.Tensor:
+    """Invert step by step in the papers' variance-preserving latents, keeping every state in k-diffusion's form."""
+    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        x_vp = x / (1 + sigma**2).sqrt()
+        seen = x_vp * (1 + after**2).sqrt()
+        eps = (seen - denoise(seen, after.expand(len(x)), **extra_args)) / after
+        alpha, alpha_after = 1 / (1 + sigma**2), 1 / (1 + after**2)
+        x_0 = (x_vp - (1 - alpha).sqrt() * eps) / alpha.sqrt()
+        x_vp = alpha_after.sqrt() * x_0 + (1 - alpha_after).sqrt() * eps
+        x = x_vp * (1 + after**2).sqrt()
+        walk.append(x.cpu())
+    return x
+
+
+@pytest.mark.parametrize("direction", ["both", "forward", "backward"])
+@pytest.mark.parametrize("gamma", [0.3, 1.0])
+def test_the_start_is_that_of_equations_24_to_26(model, latent, direction, gamma) -> None:
+    inverted = plain(model, latent)
+    sigma = inverted[INVERSION]["sigmas"][0]
+    x_0, eps_inv = x_0_model(latent), last_prediction(model, latent)
+    eps = (0.18215 * inverted["samples"].cpu() - x_0) / sigma
+    expected = []
+    for n in range(FRAMES):
+        neighbours = [n + 1] if direction in ("both", "backward") and n + 1 < FRAMES else []
+        neighbours += [n - 1] if direction in ("both", "forward") and n > 0 else []
+        predicted = [eps_inv[m] + eps[n] - eps[m] for m in neighbours] or [eps_inv[n]]
+        expected.append((1 - gamma) * eps_inv[n] + gamma * sum(predicted) / len(predicted))
+    start = x_0 + sigma * torch.stack(expected)
+    found = invert_clip(model, SOURCE, latent, STEPS, gamma, direction, "next")["samples"].cpu()
+    assert (0.18215 * found - start).norm() / start.norm() < 1e-4
 
 
 def test_the_other_label_is_another_inversion(model, latent) -> None:
@@ -124,11 +161,11 @@ def test_the_other_label_is_another_inversion(model, latent) -> None:
 
 
 def test_the_input_latent_stays_and_its_other_keys_survive(model) -> None:
-    latent = {**clip_latent(), "batch_index": list(range(FRAMES))}
+    latent = {**clip_latent(), "batch_index": list(range(FRAMES)), "noise_mask": torch.ones(1, 4, 4)}
     before = latent["samples"].clone()
     inversion = plain(model, latent)
     assert torch.equal(latent["samples"], before) and INVERSION not in latent
-    assert inversion["batch_index"] == latent["batch_index"]
+    assert inversion["batch_index"] == latent["batch_index"] and "noise_mask" not in inversion
     assert INVERSION not in sample_clip(model, SOURCE, EMPTY, inversion, 1.0)
 
 
@@ -139,7 +176,7 @@ def test_the_hosts_sampler_node_gives_the_same_clip(model, latent) -> None:
     guider.set_cfg(4.0)
     sigmas = inversion_of(inversion)
     (noise,) = DisableNoise.execute().args
-    out = SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(sigmas), sigmas, inversion)
+    out = SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(inversion), sigmas, inversion)
     assert torch.equal(out.args[0]["samples"], sample_clip(model, EDIT, EMPTY, inversion, 4.0)["samples"])
 
 
@@ -150,10 +187,15 @@ def test_noise_on_top_of_an_inversion_is_refused(model, latent) -> None:
     guider.set_conds(EDIT)
     (noise,) = RandomNoise.execute(1).args
     with pytest.raises(ValueError, match="DisableNoise"):
-        SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(sigmas), sigmas, inversion)
+        SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(inversion), sigmas, inversion)
     (noise,) = DisableNoise.execute().args
     with pytest.raises(ValueError, match="19 steps"):
-        SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(sigmas), sigmas[1:], inversion)
+        SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(inversion), sigmas[1:], inversion)
+    with pytest.raises(ValueError, match="changed after it was made"):
+        SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(inversion), sigmas, latent)
+    masked = {**inversion, "noise_mask": torch.ones(1, 8 * HEIGHT, 8 * WIDTH)}
+    with pytest.raises(ValueError, match="noise mask"):
+        SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(inversion), sigmas, masked)
 
 
 def test_what_does_not_match_the_inversion_is_refused(model, latent) -> None:
@@ -173,6 +215,15 @@ def test_what_does_not_match_the_inversion_is_refused(model, latent) -> None:
         plain(random_model(), latent)
     with pytest.raises(ValueError, match="image latents"):
         plain(model, {"samples": torch.zeros(1, 4, 3, 8, 8)})
+    with pytest.raises(ValueError, match="16 channels and the model's latents have 4"):
+        plain(model, {"samples": torch.ones(3, 16, 8, 8)})
+    with pytest.raises(ValueError, match="not finite"):
+        sample_clip(model, EDIT, EMPTY, {**inversion, "samples": inversion["samples"] * float("nan")}, 4.0)
+    distilled = model.clone()
+    sampling = type("ModelSampling", (comfy.model_sampling.ModelSamplingDiscrete, LCM), {})
+    distilled.add_object_patch("model_sampling", sampling(model.model.model_config))
+    with pytest.raises(ValueError, match="LCM"):
+        plain(distilled, latent)
 
 
 def control_net() -> comfy.controlnet.ControlNet:

@@ -1,5 +1,9 @@
 """One-shot tuning in the host: what it learns, what it leaves, what it refuses."""
 
+import gc
+import re
+import weakref
+
 import comfy.model_management
 import comfy.sd
 import comfy.utils
@@ -7,8 +11,8 @@ import pytest
 import torch
 
 from consistent_video.modules.attention.temporal import spectral_normalised
-from consistent_video.modules.host import progress
-from consistent_video.modules.host.patch import attach, inflate, transformer_blocks
+from consistent_video.modules.host import progress, training
+from consistent_video.modules.host.patch import attach, clip_settings, inflate, transformer_blocks
 from consistent_video.modules.host.training import apply_tune, tune_model
 from consistent_video.modules.presets import EI2, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
 from consistent_video.modules.tuning import TuneSettings
@@ -85,6 +89,42 @@ def test_the_model_stays_and_the_tuned_one_differs(latent, name) -> None:
     assert torch.equal(sample(clip_model, latent), patched_before)
 
 
+def test_the_tuned_model_has_what_was_learned(latent, tune) -> None:
+    tuned = apply_tune(random_model(), tune)
+    learned = clip_settings(tuned).temporal.tensors()
+    assert learned and all(torch.equal(value.cpu(), tune.tensors[key]) for key, value in learned.items())
+    weights = {key: value for key, (value, *_) in tuned.get_key_patches("diffusion_model").items()}
+    for key in (key for key in tune.tensors if key.endswith(".diff")):
+        ((_, (_, (added,)), *_),) = tuned.patches[f"{key.removesuffix('.diff')}.weight"]
+        assert torch.equal(added, tune.tensors[key])
+    assert weights
+    untrained = Tune({**tune.tensors, **patched(EI2).get_additional_models()[0].model.tensors()}, tune.info)
+    assert not torch.equal(sample(tuned, latent), sample(apply_tune(random_model(), untrained), latent))
+
+
+def test_a_tune_keeps_the_strengths_it_was_made_with() -> None:
+    weak = attach(inflate(random_model()), *method(EI2, 2, "area"), spatial_strength=0.5, temporal_strength=0.25)
+    tuned = clip_settings(apply_tune(random_model(), run(weak), temporal_strength=0.5))
+    assert (tuned.spatial_strength, tuned.temporal_strength) == (0.5, 0.125)
+
+
+def test_tuning_goes_on_from_a_tuned_model(tune) -> None:
+    base = random_model()
+    again = run(apply_tune(base, tune))
+    assert again.info["loss"][0] != tune.info["loss"][0]
+    key = next(key for key in tune.tensors if key.endswith("to_q.weight"))
+    near = (again.tensors[key] - tune.tensors[key]).norm()
+    assert near < (again.tensors[key] - patched(EI2).get_additional_models()[0].model.tensors()[key]).norm()
+
+
+def test_progress_shows_loss_and_time_left(monkeypatch) -> None:
+    shown = []
+    monkeypatch.setattr(progress, "show_text", lambda text, node_id: shown.append((text, node_id)))
+    loss = run(patched(EI2)).info["loss"]
+    assert [node_id for _, node_id in shown] == ["1"] * 4
+    assert re.fullmatch(rf"step 2 of 4, loss {loss[1]:.4f}, \d+ s left", shown[1][0])
+
+
 def test_strengths_of_a_tune(latent, tune) -> None:
     base = random_model()
     whole, none = apply_tune(base, tune), apply_tune(base, tune, 0.0, 0.0)
@@ -98,8 +138,9 @@ def test_strengths_of_a_tune(latent, tune) -> None:
 def test_an_interrupt_leaves_the_host_as_it_was(latent, monkeypatch) -> None:
     base = random_model()
     clip_model = patched(EI2, base)
-    before, loaded = sample(base, latent), len(comfy.model_management.current_loaded_models)
+    before = sample(base, latent)
     steps = []
+    copies = watch_copies(monkeypatch)
 
     def interrupt() -> None:
         steps.append(None)
@@ -110,11 +151,60 @@ def test_an_interrupt_leaves_the_host_as_it_was(latent, monkeypatch) -> None:
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         run(clip_model)
     assert len(steps) == 2
-    assert len(comfy.model_management.current_loaded_models) <= loaded
+    assert_gone(copies)
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
     assert torch.equal(sample(base, latent), before)
     monkeypatch.undo()
     assert len(run(clip_model).tensors) > 0
+
+
+def watch_copies(monkeypatch) -> list:
+    """Note every private copy's model, weakly."""
+    copies, query_projections = [], training.query_projections
+
+    def noted(unet):
+        copies.append(weakref.ref(unet))
+        return query_projections(unet)
+
+    monkeypatch.setattr(training, "query_projections", noted)
+    return copies
+
+
+def assert_gone(copies: list) -> None:
+    """Check that the private copies are unloaded and freed."""
+    gc.collect()
+    assert copies and not any(copy() for copy in copies)
+    assert not comfy.model_management.current_loaded_models
+
+
+def test_the_private_copy_is_unloaded_and_freed(monkeypatch) -> None:
+    copies = watch_copies(monkeypatch)
+    run(patched(EI2))
+    assert_gone(copies)
+
+
+@pytest.mark.parametrize("warn_only", [False, True])
+def test_torchs_switches_are_put_back(monkeypatch, warn_only) -> None:
+    monkeypatch.setattr(progress, "throw_exception_if_processing_interrupted", lambda: 1 / 0)
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            run(patched(EI2))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == warn_only
+        assert not torch.backends.cudnn.deterministic
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_training_does_not_use_the_hosts_attention_kernel(monkeypatch) -> None:
+    def refuse(*args, **kwargs):
+        raise AssertionError("the host's kernel need not have a backward")
+
+    clip_model = patched(EI2)
+    options = clip_model.model_options["transformer_options"]
+    options["optimized_attention_override"] = refuse
+    assert run(clip_model).info["loss"]
 
 
 def lora_of(base) -> dict[str, torch.Tensor]:
@@ -176,6 +266,8 @@ def test_what_cannot_be_tuned_is_refused() -> None:
         run(patched(EI2, lonely))
     with pytest.raises(ValueError, match="2 conditionings"):
         run(patched(EI2), positive=SOURCE + EMPTY)
+    with pytest.raises(ValueError, match="positive carries control, start_percent"):
+        run(patched(EI2), positive=[[SOURCE[0][0], {"control": None, "start_percent": 0.2}]])
     with pytest.raises(FloatingPointError, match="learning_rate = 1e-03|learning_rate = 0.001"):
         run(patched(EI2), latent={"samples": clip_latent()["samples"] * float("inf")})
 
