@@ -3,8 +3,9 @@ import time
 
 from comfy_api.latest import io
 
+from ..modules.host.apply import apply_tune
 from ..modules.host.files import read_tune, tune_files, tune_stamp, write_tune
-from ..modules.host.training import apply_tune, tune_model
+from ..modules.host.training import tune_model
 from ..modules.plot import plot_loss
 from ..modules.tuning import TuneSettings
 from .types import MENU, PREFIX, Tune

@@ -10,6 +10,7 @@ from .workflow import CONTROLS, Json, default_value, is_widget
 
 WIDTH, GAP, TOP = 340, 60, 140
 COLOUR = "#3f789e"
+SHOWN = {"LoadVideo": WIDTH, "SaveVideo": WIDTH, "PreviewImage": 240, "PreviewAny": 200}  # pixels of what it shows
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ def height(info: Json) -> int:
     """Return a node's height in the editor, generously."""
     lines = max(len(list(sockets(info))), len(info["output"])) + sum(len(w[2]) for w in widgets(info, {}))
     prompt = any(options.get("multiline") for _, _, options in inputs_of(info))
-    shows = info["name"] in ("SaveVideo", "LoadVideo", "PreviewImage", "PreviewAny")
-    return 50 + 26 * lines + 70 * prompt + 220 * shows
+    return 50 + 26 * lines + 70 * prompt + SHOWN.get(info["name"], 0)
 
 
 def build(groups: list[Group], object_info: Json) -> Json:

@@ -15,12 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from ..attention import scaled_dot_product
-from ..attention.spatial import SpatialConfig
-from ..attention.temporal import TemporalConfig
 from ..tuning import TuneSettings, tune
 from ..weights import Tune
 from .latent import clip_latent, prediction_of, sigma_table, to_model_latent
-from .patch import KEY, ClipSettings, TemporalBank, attach, clip_settings, inflate, transformer_blocks
+from .patch import KEY, ClipSettings, TemporalBank, clip_settings, transformer_blocks
 from .progress import TuningProgress
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -210,62 +208,3 @@ def tune_info(clip: ClipSettings, num_frames: int, prediction: str, settings: Tu
         "learning_rate": settings.learning_rate,
         "seed": settings.seed,
     }
-
-
-def apply_tune(
-    model: ModelPatcher, tune: Tune, query_strength: float = 1.0, temporal_strength: float = 1.0
-) -> ModelPatcher:
-    """Return a clone with a tune: its attention across frames, query projections and temporal modules.
-
-    Args:
-        model: image model or inflated model of the structure the tune was made on; an attention patch is replaced.
-        tune: what to apply.
-        query_strength: factor of the tuned change of the query projections, 1 = as tuned.
-        temporal_strength: factor of what the temporal modules add, 0 ... 1.
-
-    Raises:
-        ValueError: the model has another structure; names the first key that differs and both shapes.
-    """
-    if KEY not in model.model_options["transformer_options"]:
-        model = inflate(model)
-    check_structure(model, tune)
-    info = tune.info
-    clone = attach(
-        model,
-        SpatialConfig(**info["spatial"]) if info["spatial"] else None,
-        TemporalConfig(**info["temporal"]) if info["temporal"] else None,
-        info["spatial_strength"],
-        info["temporal_strength"] * temporal_strength,
-        tune.tensors,
-    )
-    differences = {
-        f"{key.removesuffix('.diff')}.weight": ("diff", (value,))
-        for key, value in tune.tensors.items()
-        if key.endswith(".diff")
-    }
-    applied = clone.add_patches(differences, query_strength)
-    assert len(applied) == len(differences), "keys were checked above"
-    return clone
-
-
-def check_structure(model: ModelPatcher, tune: Tune) -> None:
-    """Raise ValueError where a tune does not fit a model's structure."""
-    unet = model.model.diffusion_model
-    expected: dict[str, tuple[int, ...]] = {}
-    weights = model.model.state_dict()
-    for block in transformer_blocks(unet):
-        for name in ("attn1", "attn2"):
-            key = f"diffusion_model.{block.path}.{name}.to_q"
-            expected[f"{key}.diff"] = tuple(weights[f"{key}.weight"].shape)
-        if tune.info["temporal"]:
-            for name in ("to_q", "to_k", "to_v", "to_out"):
-                expected[f"diffusion_model.{block.path}.attn_temp.{name}.weight"] = (block.dim, block.dim)
-            expected[f"diffusion_model.{block.path}.attn_temp.to_out.bias"] = (block.dim,)
-    for key in [*expected, *tune.tensors]:
-        mine, its = expected.get(key), tune.tensors.get(key)
-        shape = None if its is None else tuple(its.shape)
-        if mine != shape:
-            raise ValueError(
-                f"The tune does not fit this model: {key} is {shape or 'absent'} in the tune and {mine or 'absent'} in "
-                "the model. Load a checkpoint of the structure it was tuned on."
-            )

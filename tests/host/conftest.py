@@ -24,6 +24,7 @@ def use_host(base: Path) -> None:
     from comfy.cli_args import args
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the tests compare in float32
+    torch.set_num_threads(1)  # the models are tiny: threads would wait for each other
     prepare_base(base)
     args.base_directory = str(base)
     args.cpu = bool(device_arguments())

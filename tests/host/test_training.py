@@ -12,8 +12,9 @@ import torch
 
 from consistent_video.modules.attention.temporal import spectral_normalised
 from consistent_video.modules.host import progress, training
+from consistent_video.modules.host.apply import apply_tune
 from consistent_video.modules.host.patch import attach, clip_settings, inflate, transformer_blocks
-from consistent_video.modules.host.training import apply_tune, tune_model
+from consistent_video.modules.host.training import tune_model
 from consistent_video.modules.presets import EI2, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
 from consistent_video.modules.tuning import TuneSettings
 from consistent_video.modules.weights import Tune, load_tune, save_tune
