@@ -110,9 +110,15 @@ def test_without_relation_it_is_plain_inversion_bit_for_bit(model, latent, gamma
     assert torch.equal(inversion["samples"], plain(model, latent)["samples"])
 
 
-def last_prediction(model, latent) -> torch.Tensor:
-    """Return the noise that the UNet predicts at the last inversion step, found from one step more on the same walk."""
-    sigmas = plain(model, latent)[INVERSION]["sigmas"]
+@pytest.fixture(scope="module")
+def inverted(model, latent):
+    return plain(model, latent)
+
+
+@pytest.fixture(scope="module")
+def last_prediction(model, latent, inverted) -> torch.Tensor:
+    """The noise that the UNet predicts at the last inversion step, found from a walk of the papers' form."""
+    sigmas = inverted[INVERSION]["sigmas"]
     walk = [x_0_model(latent)]
     sampler = comfy.samplers.KSAMPLER(lambda m, x, s, extra_args=None, **_: walk_inversion(m, x, s, extra_args, walk))
     run_sampler(model, latent["samples"], sampler, sigmas.flip(0), 1.0, SOURCE, SOURCE)
@@ -139,10 +145,9 @@ def walk_inversion(denoise, x, sigmas, extra_args, walk: list) -> torch.Tensor:
 
 @pytest.mark.parametrize("direction", ["both", "forward", "backward"])
 @pytest.mark.parametrize("gamma", [0.3, 1.0])
-def test_the_start_is_that_of_equations_24_to_26(model, latent, direction, gamma) -> None:
-    inverted = plain(model, latent)
+def test_the_start_is_that_of_equations_24_to_26(model, latent, inverted, last_prediction, direction, gamma) -> None:
     sigma = inverted[INVERSION]["sigmas"][0]
-    x_0, eps_inv = x_0_model(latent), last_prediction(model, latent)
+    x_0, eps_inv = x_0_model(latent), last_prediction
     eps = (0.18215 * inverted["samples"].cpu() - x_0) / sigma
     expected = []
     for n in range(FRAMES):
