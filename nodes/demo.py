@@ -1,3 +1,5 @@
+"""Load Demo Model."""
+
 from comfy_api.latest import io
 
 from ..modules.host.demo import load_demo_model

@@ -1,3 +1,5 @@
+"""Inflate UNet."""
+
 from comfy_api.latest import io
 
 from ..modules.host.patch import inflate

@@ -1,3 +1,5 @@
+"""INR Bidirectional DDIM Inversion."""
+
 import json
 import time
 

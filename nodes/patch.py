@@ -1,3 +1,5 @@
+"""STAM/FFAM Patch."""
+
 from comfy_api.latest import io
 
 from ..modules.host.patch import attach

@@ -1,3 +1,5 @@
+"""Smooth Sample and Smooth Sampler."""
+
 from comfy_api.latest import io
 
 from ..modules.host.sampling import InvertedClipSampler, sample_clip

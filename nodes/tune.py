@@ -1,3 +1,5 @@
+"""One-Shot Tune, and Save, Load and Apply Tune."""
+
 import json
 import time
 

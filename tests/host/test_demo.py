@@ -1,0 +1,75 @@
+"""The demo model in the host: it obeys its prompts, can be tuned, and stays as it is."""
+
+import comfy.sample
+import comfy.samplers
+import pytest
+import torch
+
+from consistent_video.demo.clips import CLIPS
+from consistent_video.demo.reader import ShapeReader, read_colour
+from consistent_video.modules.host.apply import apply_tune
+from consistent_video.modules.host.demo import WEIGHTS, load_demo_model
+from consistent_video.modules.host.patch import attach, inflate
+from consistent_video.modules.host.sampling import invert_clip, sample_clip
+from consistent_video.modules.host.training import tune_model
+from consistent_video.modules.presets import EI2, method
+from consistent_video.modules.tuning import TuneSettings
+from consistent_video.scripts.clips import read_clip
+from consistent_video.scripts.judge import get_psnr
+
+WANTED = [("blue", "square"), ("red", "circle"), ("green", "star"), ("yellow", "triangle")]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_demo_model()
+
+
+def encode(clip, text: str) -> list:
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def draw(model, clip, text: str, seed: int) -> torch.Tensor:
+    """Sample one picture by the host's own DDIM; returns its latent."""
+    empty = torch.zeros(1, 4, 16, 16)
+    noise = comfy.sample.prepare_noise(empty, seed)
+    return comfy.sample.sample(
+        model,
+        noise,
+        20,
+        7.5,
+        "ddim",
+        "ddim_uniform",
+        encode(clip, text),
+        encode(clip, ""),
+        empty,
+        disable_pbar=True,
+        seed=seed,
+    )
+
+
+@torch.inference_mode()
+def test_it_draws_what_the_prompt_says(demo) -> None:
+    model, clip, vae = demo
+    prompts = [f"a {colour} {shape} on a white background" for colour, shape in WANTED]
+    pictures = torch.cat([vae.decode(draw(model, clip, text, 3)) for text in prompts]).movedim(-1, 1)
+    assert read_colour(pictures) == [colour for colour, _ in WANTED]
+    assert ShapeReader.load(WEIGHTS / "reader.safetensors").read(pictures) == [shape for _, shape in WANTED]
+
+
+@torch.inference_mode()
+def test_the_whole_edit_leaves_the_model_bit_for_bit(demo) -> None:
+    model, clip, vae = demo
+    before = draw(model, clip, "a pink heart on sand", 4)
+    frames = read_clip(CLIPS / "red_circle.mp4", 4)[0]
+    latent = {"samples": vae.encode(frames.movedim(1, -1))}
+    source, empty = encode(clip, "a red circle on a white background"), encode(clip, "")
+    clip_model = attach(inflate(model), *method(EI2, 4, "area"))
+    tuned = apply_tune(clip_model, tune_model(clip_model, source, latent, TuneSettings(10, 1e-4), "1"))
+    smoothed = invert_clip(tuned, empty, latent, 10, 0.5, "both", "next")
+    sample_clip(tuned, encode(clip, "a blue square on a white background"), empty, smoothed, 7.5)
+    inversion = invert_clip(tuned, source, latent, 20, 0.0, "none", "next")
+    back = vae.decode(sample_clip(tuned, source, empty, inversion, 1.0)["samples"]).movedim(-1, 1)
+    round_trip = vae.decode(latent["samples"]).movedim(-1, 1)
+    assert get_psnr(back.clamp(0, 1), frames) > get_psnr(round_trip.clamp(0, 1), frames) - 6
+    assert torch.equal(draw(model, clip, "a pink heart on sand", 4), before)
