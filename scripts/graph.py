@@ -73,60 +73,29 @@ def build(groups: list[Group], object_info: Json) -> Json:
     """Return a workflow in the editor's form.
 
     Raises:
-        KeyError: a description names a node, input or output that does not exist.
+        KeyError: a description names a node or input that does not exist.
+        ValueError: it names an output that does not exist.
     """
-    ids = {node.title: i for i, node in enumerate((n for g in groups for n in g.nodes), start=1)}
-    kinds = {node.title: node.kind for group in groups for node in group.nodes}
-    nodes: list[Json] = []
-    links: list[list[Any]] = []
-    frames: list[Json] = []
+    described = [node for group in groups for node in group.nodes]
+    ids = {node.title: number for number, node in enumerate(described, start=1)}
+    kinds = {node.title: node.kind for node in described}
+    nodes, frames = [], []
     for column, group in enumerate(groups):
         x, y = column * (WIDTH + 2 * GAP), TOP
         if group.note:
             nodes.append(note(len(ids) + column + 1, group.note, x))
         for node in group.nodes:
-            info = object_info[node.kind]
-            inputs: list[Json] = []
-            for name, kind in sockets(info):
-                link = None
-                if name in node.links:
-                    link = len(links) + 1
-                    source, output = node.links[name]
-                    slot = object_info[kinds[source]]["output_name"].index(output)
-                    links.append([link, ids[source], slot, ids[node.title], len(inputs), kind])
-                inputs.append({"name": name, "type": kind, "link": link})
-            named = list(widgets(info, node.values))
-            unknown = {*node.links, *node.values} - {n for n, _ in sockets(info)} - {n for n, *_ in named}
-            if unknown:
-                raise KeyError(f"{node.kind} has no input {', '.join(sorted(unknown))}")
-            inputs += [{"name": n, "type": kind, "widget": {"name": n}, "link": None} for n, kind, _ in named]
-            size = height(info)
-            nodes.append(
-                {
-                    "id": ids[node.title],
-                    "type": node.kind,
-                    "title": node.title,
-                    "pos": [x, y],
-                    "size": [WIDTH, size],
-                    "flags": {},
-                    "order": ids[node.title] - 1,
-                    "mode": 0,
-                    "inputs": inputs,
-                    "outputs": [
-                        {"name": name, "type": kind, "links": [], "slot_index": i}
-                        for i, (name, kind) in enumerate(zip(info["output_name"], info["output"], strict=True))
-                    ],
-                    "properties": {"Node name for S&R": node.kind},
-                    "widgets_values": [value for *_, values in named for value in values],
-                }
-            )
-            y += size + GAP
+            nodes.append(place(node, ids[node.title], object_info[node.kind], x, y))
+            y += nodes[-1]["size"][1] + GAP
         frames.append({"title": group.title, "bounding": [x - 20, TOP - 70, WIDTH + 40, y - TOP + 70], "color": COLOUR})
-    outputs = {node["id"]: node.get("outputs", []) for node in nodes}
-    for link, source, slot, *_ in links:
-        outputs[source][slot]["links"].append(link)
+    forms = {form["id"]: form for form in nodes}
+    links: list[list[Any]] = []
+    for node in described:
+        for name, (source, output) in node.links.items():
+            slot = object_info[kinds[source]]["output_name"].index(output)
+            links.append(connect(len(links) + 1, forms[ids[source]], slot, forms[ids[node.title]], name))
     return {
-        "last_node_id": max(node["id"] for node in nodes),
+        "last_node_id": max(forms),
         "last_link_id": len(links),
         "nodes": nodes,
         "links": links,
@@ -135,6 +104,42 @@ def build(groups: list[Group], object_info: Json) -> Json:
         "extra": {},
         "version": 0.4,
     }
+
+
+def place(node: Node, number: int, info: Json, x: int, y: int) -> Json:
+    """Return a node in the editor's form, its inputs not yet linked."""
+    named = list(widgets(info, node.values))
+    inputs: list[Json] = [{"name": name, "type": kind, "link": None} for name, kind in sockets(info)]
+    inputs += [{"name": name, "type": kind, "widget": {"name": name}, "link": None} for name, kind, _ in named]
+    unknown = {*node.links, *node.values} - {entry["name"] for entry in inputs}
+    if unknown:
+        raise KeyError(f"{node.kind} has no input {', '.join(sorted(unknown))}")
+    outputs = [
+        {"name": name, "type": kind, "links": [], "slot_index": slot}
+        for slot, (name, kind) in enumerate(zip(info["output_name"], info["output"], strict=True))
+    ]
+    return {
+        "id": number,
+        "type": node.kind,
+        "title": node.title,
+        "pos": [x, y],
+        "size": [WIDTH, height(info)],
+        "flags": {},
+        "order": number - 1,
+        "mode": 0,
+        "inputs": inputs,
+        "outputs": outputs,
+        "properties": {"Node name for S&R": node.kind},
+        "widgets_values": [value for *_, values in named for value in values],
+    }
+
+
+def connect(number: int, source: Json, slot: int, target: Json, name: str) -> list[Any]:
+    """Link an output to an input, which may be a widget's, in both nodes; return the link."""
+    position, entry = next((i, entry) for i, entry in enumerate(target["inputs"]) if entry["name"] == name)
+    entry["link"] = number
+    source["outputs"][slot]["links"].append(number)
+    return [number, source["id"], slot, target["id"], position, entry["type"]]
 
 
 def note(number: int, text: str, x: int) -> Json:

@@ -62,9 +62,11 @@ def real_clip(host: Host, test_data: Path):
 
 def test_the_main_workflow_runs(host: Host, tuned, demo_clip: Path) -> None:
     prompt, run = tuned
-    source = read_clip(demo_clip)[0]
+    source, rate = read_clip(demo_clip)
     for title in ("Save edit", "Save reconstruction", "Save autoencoder round trip"):
-        assert saved_frames(host, prompt, run, title).shape == source.shape
+        (file,) = host.files(run, find_node(prompt, title))
+        frames, saved_rate = read_clip(file)
+        assert frames.shape == source.shape and saved_rate == rate
     report = json.loads(run.text(find_node(prompt, "Tune report")))
     assert len(report["loss"]) == report["steps"] == 3 and report["frames"] == len(source)
     inversion = json.loads(run.text(find_node(prompt, "Inversion report")))

@@ -1,0 +1,68 @@
+"""Workflows built from descriptions are those that the converter reads back."""
+
+import pytest
+
+from consistent_video.scripts.graph import Group, Node, build
+from consistent_video.scripts.workflow import to_prompt
+
+INFO = {
+    "Load": {
+        "name": "Load",
+        "input": {"required": {"file": [["a.mp4", "b.mp4"]], "seed": ["INT", {"control_after_generate": True}]}},
+        "output": ["IMAGE", "FLOAT"],
+        "output_name": ["images", "fps"],
+    },
+    "Save": {
+        "name": "Save",
+        "input": {
+            "required": {"images": ["IMAGE"], "fps": ["FLOAT", {"default": 30.0}]},
+            "optional": {"text": ["STRING", {"default": "x", "multiline": True}]},
+        },
+        "output": [],
+        "output_name": [],
+    },
+}
+LOAD = Node("clip", "Load", {}, {"file": "b.mp4"})
+
+
+def make(**changes) -> dict:
+    links = {"images": ("clip", "images"), "fps": ("clip", "fps")}
+    save = Node("out", "Save", **{"links": links, "values": {"text": "y"}, **changes})
+    return build([Group("1", [LOAD], "what it is"), Group("2", [save])], INFO)
+
+
+def test_values_and_links_come_back_also_into_widgets() -> None:
+    prompt = to_prompt(make(), INFO)
+    assert {node["_meta"]["title"]: node["inputs"] for node in prompt.values()} == {
+        "clip": {"file": "b.mp4", "seed": ""},
+        "out": {"images": ["1", 0], "fps": ["1", 1], "text": "y"},
+    }
+
+
+def test_both_ends_of_a_link_know_it() -> None:
+    workflow = make()
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    assert len(workflow["links"]) == 2
+    for number, source, slot, target, place, kind in workflow["links"]:
+        assert number in nodes[source]["outputs"][slot]["links"] and nodes[source]["outputs"][slot]["type"] == kind
+        assert nodes[target]["inputs"][place]["link"] == number and nodes[target]["inputs"][place]["type"] == kind
+
+
+def test_nodes_lie_apart_inside_their_groups() -> None:
+    workflow = make()
+    for group, title in zip(workflow["groups"], ("clip", "out"), strict=True):
+        (node,) = (node for node in workflow["nodes"] if node.get("title") == title)
+        x, y, width, height = group["bounding"]
+        assert x < node["pos"][0] and node["pos"][0] + node["size"][0] < x + width
+        assert y < node["pos"][1] and node["pos"][1] + node["size"][1] < y + height
+
+
+@pytest.mark.parametrize("changes", [{"links": {"image": ("clip", "images")}}, {"values": {"txt": "y"}}])
+def test_unknown_inputs_are_refused(changes: dict) -> None:
+    with pytest.raises(KeyError, match="Save has no input (image|txt)"):
+        make(**changes)
+
+
+def test_unknown_outputs_are_refused() -> None:
+    with pytest.raises(ValueError):
+        make(links={"images": ("clip", "pictures")})
