@@ -241,7 +241,7 @@ def summarise(report: Json) -> dict[str, str]:
         read = report["edited"][what]
         rows[what.capitalize()] = f"{name or 'none'} wanted, read in {read.count(name)} of {len(read)} frames"
     if "motion_error" in report:
-        rows["Motion error"] = f"{report['motion_error']} pixels"
+        rows["Motion error"] = f"{report['motion_error']} pixels off the source's path, mean over frames"
     rows |= {name: f"left out: {reason}" for name, reason in report.get("left_out", {}).items()}
     return rows
 
