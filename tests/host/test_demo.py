@@ -71,5 +71,5 @@ def test_the_whole_edit_leaves_the_model_bit_for_bit(demo) -> None:
     inversion = invert_clip(tuned, source, latent, 20, 0.0, "none", "next")
     back = vae.decode(sample_clip(tuned, source, empty, inversion, 1.0)["samples"]).movedim(-1, 1)
     round_trip = vae.decode(latent["samples"]).movedim(-1, 1)
-    assert get_psnr(back.clamp(0, 1), frames) > get_psnr(round_trip.clamp(0, 1), frames) - 6
+    assert get_psnr(back.clamp(0, 1), frames) > get_psnr(round_trip.clamp(0, 1), frames) - 2
     assert torch.equal(draw(model, clip, "a pink heart on sand", 4), before)
