@@ -12,6 +12,7 @@ from torch import Tensor
 
 FORMAT = "consistent_video_tune"
 FORMAT_VERSION = 1
+NEEDED = ("spatial", "spatial_strength", "temporal", "temporal_strength")
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,12 @@ def load_tune(path: Path) -> Tune:
     try:
         version, info = int(metadata["format_version"]), json.loads(metadata["info"])
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{path.name} says nothing readable of how it was made. Save the tune again.") from error
+        raise ValueError(f"{path.name} does not say how it was made. Save the tune again.") from error
     if version > FORMAT_VERSION:
         raise ValueError(
             f"{path.name} has tune format {version}, this version of Consistent Video reads up to {FORMAT_VERSION}. "
             "Update the node pack."
         )
+    if not isinstance(info, dict) or not info.keys() >= set(NEEDED):
+        raise ValueError(f"{path.name} does not say how it was made. Save the tune again.")
     return Tune(tensors, info)

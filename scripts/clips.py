@@ -27,13 +27,16 @@ def read_clip(path: Path, num_frames: int | None = None) -> tuple[torch.Tensor, 
         ValueError: there is no frame in it.
     """
     frames = []
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        rate = stream.average_rate or Fraction(8)
-        for frame in container.decode(stream):
-            frames.append(torch.from_numpy(frame.to_ndarray(format="rgb24")))
-            if len(frames) == num_frames:
-                break
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            rate = stream.average_rate or Fraction(8)
+            for frame in container.decode(stream):
+                frames.append(torch.from_numpy(frame.to_ndarray(format="rgb24")))
+                if len(frames) == num_frames:
+                    break
+    except (av.error.FFmpegError, IndexError) as error:
+        raise ValueError(f"{path} is no video that can be read ({error})") from error
     if not frames:
         raise ValueError(f"{path} holds no frame")
     return rearrange(torch.stack(frames), "f h w c -> f c h w").float() / 255, rate

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from pathlib import Path
 
@@ -38,9 +37,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", help="what the clip shows")
     parser.add_argument("--edit", help="what the edited clip is to show")
     parser.add_argument("--checkpoint", type=Path, help="an SD1.x checkpoint to use instead of the demo model")
-    parser.add_argument("--frames", type=int, default=8, help="how many frames of your own --clip to take (default 8)")
+    parser.add_argument("--frames", type=int, help="how many frames to take (default 8, of a demo clip all)")
     parser.add_argument("--size", type=int, help="side in pixels it is cropped to (default 128; 512 with --checkpoint)")
-    parser.add_argument("--workflow", type=Path, help="what to run (default demo_edit; sd15_edit with --checkpoint)")
+    parser.add_argument("--workflow", type=Path, help="an edited copy of demo_edit or sd15_edit (keep the titles)")
     parser.add_argument(
         "--set", type=read_setting, action="append", default=[], dest="settings", metavar="TITLE.INPUT=VALUE",
         help="set an input of a node, e.g. Tune.steps=300; may be repeated",
@@ -64,7 +63,7 @@ def main() -> int:
     """Read the command line, complete the environment and run the workflow."""
     parser = make_parser()
     options = parser.parse_args()
-    if options.checkpoint and not options.clip:
+    if (options.checkpoint or options.size or options.frames) and not options.clip:
         options.clip = CLIP
     options.workflow = options.workflow or WORKFLOWS / f"{'sd15' if options.checkpoint else 'demo'}_edit.json"
     for path in (options.clip, options.checkpoint, options.workflow):
@@ -72,10 +71,18 @@ def main() -> int:
             parser.error(f"there is no file {path}")
     if options.size is not None and (options.size < 64 or options.size % 8):
         parser.error(f"--size must be a multiple of 8 from 64 on, got {options.size}")
+    if options.frames is not None and options.frames < 1:
+        parser.error(f"--frames must be at least 1, got {options.frames}")
+    if options.checkpoint and options.checkpoint.suffix not in (".safetensors", ".ckpt"):
+        parser.error(f"--checkpoint must be a .safetensors or .ckpt file, got {options.checkpoint.name}")
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output cannot be made: {error}")
     fill_in_prompts(options)
     if options.clip and not (options.prompt and options.edit):
         parser.error("--clip needs --prompt (what the clip shows) and --edit (what it is to show)")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    environment.stop_on_signals()
     environment.enter(__file__, sys.argv[1:])
     environment.register_pack()
     from consistent_video.scripts.edit import edit_clip

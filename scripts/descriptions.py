@@ -87,14 +87,14 @@ class Task:
     before: str
     after: str
 
-    def nodes(self) -> Group:
-        """Return the first column of every workflow."""
-        prompts = [prompt("Source prompt", self.before), prompt("Edited prompt", self.after)]
-        prompts += [prompt("Negative prompt", ""), prompt("Empty prompt", "")]
+    def nodes(self, names_source: bool = False) -> Group:
+        """Return the first column of a workflow; the source prompt is for those that tune or reconstruct."""
+        prompts = [prompt("Source prompt", self.before)] if names_source else []
+        prompts += [prompt("Edited prompt", self.after), prompt("Negative prompt", ""), prompt("Empty prompt", "")]
         return Group(
             "1 Clip and prompts",
             [self.model, *source(self.file, self.crop), *prompts],
-            "What the clip shows, and what it shall show. The empty prompt is what the clip is inverted with, as "
+            "What the clip is to show. The empty prompt is what the clip is inverted with, as "
             "Tune-A-Video does: the noise then keeps more of the clip for the edit.",
         )
 
@@ -102,7 +102,7 @@ class Task:
 def edit(task: Task, tuning: dict[str, Any]) -> list[Group]:
     """Return the main graph: tune on the clip, invert it, sample with the edited prompt."""
     return [
-        task.nodes(),
+        task.nodes(names_source=True),
         Group(
             "2 Clip model",
             [INFLATE, PATCH, tune(**tuning), show("Tune report", "Tune", "report")]
@@ -181,8 +181,8 @@ def saved_tune(task: Task, file: str) -> list[Group]:
                 Node("Tune", OURS + "ApplyTune", apply),
                 invert("Invert", "Tune", "Empty prompt"),
             ],
-            "Run the main workflow first: its Save Tune writes the file. query_strength below 1 loosens the hold "
-            "of the source.",
+            "Run the main workflow first: its Save Tune writes the file; choose the newest number. query_strength "
+            "below 1 loosens the hold of the source.",
         ),
         Group("3 Sample", [sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)]),
         Group("4 Edited clip", save("edit", ("Edit", "latent"))),
@@ -204,4 +204,5 @@ def workflows() -> dict[str, list[Group]]:
         "demo_training_free": training_free(DEMO_TASK),
         "demo_saved_tune": saved_tune(DEMO_TASK, "red_circle_00001_.safetensors"),
         "sd15_edit": edit(SD15_TASK, {}),
+        "sd15_saved_tune": saved_tune(SD15_TASK, "clip_00001_.safetensors"),
     }

@@ -24,7 +24,7 @@ BASE = ROOT / ".comfyui-data"
 CLIPS = ROOT / "demo" / "clips"
 READER = ROOT / "demo" / "weights" / "reader.safetensors"
 PLACED = "clip.mp4"
-SIDE, CHECKPOINT_SIDE = 128, 512
+SIDE, CHECKPOINT_SIDE, FRAMES = 128, 512, 8
 GIVEN = {"clip": ("Source clip", "file"), "prompt": ("Source prompt", "text"), "edit": ("Edited prompt", "text")}
 SAVED = {"edit": "Save edit", "reconstruction": "Save reconstruction", "autoencoder": "Save autoencoder round trip"}
 FOREIGN = "only for a demo clip with the demo model, whose world the readers know"
@@ -69,9 +69,13 @@ def edit_clip(options: argparse.Namespace) -> int:
     Returns:
         The exit status: 0, or 1 where ComfyUI failed.
     """
-    workflow = json.loads(options.workflow.read_text(encoding="utf-8"))
     arguments = ("--cpu",) if options.cpu else device_arguments()
-    place_inputs(options, workflow)
+    try:
+        workflow = json.loads(options.workflow.read_text(encoding="utf-8"))
+        place_inputs(options, workflow)
+    except ValueError as error:
+        say(f"{error}")
+        return 1
     say(f"Starting ComfyUI {'on the CPU' if arguments else 'on the accelerator'}")
     try:
         with Host(comfyui_tree(), BASE, arguments) as host:
@@ -106,8 +110,8 @@ def place_inputs(options: argparse.Namespace, workflow: Json) -> None:
     folders = [BASE / "input", BASE / "models" / "checkpoints"]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-    if options.clip and (options.checkpoint or options.size or not is_drawn(options.clip)):
-        frames, rate = read_clip(options.clip, options.frames)
+    if options.clip and (options.checkpoint or options.size or options.frames or not is_drawn(options.clip)):
+        frames, rate = read_clip(options.clip, options.frames or FRAMES)
         write_clip(folders[0] / PLACED, fit_square(frames, get_side(options)), rate)
     else:
         clip = options.clip or CLIPS / find_source_name(workflow)
@@ -144,7 +148,7 @@ def make_prompt(workflow: Json, object_info: Json, options: argparse.Namespace) 
     changes = {GIVEN[name]: value for name, value in given.items() if value}
     if any(node["_meta"]["title"] == "Scale" for node in prompt.values()):  # the file is as wanted already
         changes |= {("Scale", "width"): get_side(options), ("Scale", "height"): get_side(options)}
-        changes |= {("First frames", "length"): options.frames}
+        changes |= {("First frames", "length"): options.frames or FRAMES}
     return set_values(prompt, {**changes, **dict(options.settings)})
 
 
@@ -159,7 +163,7 @@ def make_report(host: Host, prompt: Json, run: Run, options: argparse.Namespace)
     num_frames = {name: len(frames) for name, frames in clips.items()}
     clips = {name: frames[: min(num_frames.values())] for name, frames in clips.items()}
     stats = host.get("system_stats")
-    is_foreign = bool(options.checkpoint) or not is_drawn(options.clip)
+    is_foreign = bool(options.checkpoint) or not is_drawn(options.clip) or get_side(options) != SIDE
     tuning = json.loads(run.text(find_node(prompt, "Tune report")))
     report: Json = {
         **given,

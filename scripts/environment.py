@@ -12,6 +12,7 @@ import importlib.util
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -283,6 +284,14 @@ def attend(process: subprocess.Popen, patience: float = 60) -> Iterator[subproce
         finally:
             process.kill()
         raise
+
+
+def stop_on_signals() -> None:
+    """Exit, and so stop what was started, when asked to end or when the terminal closes."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None:
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
 
 
 def run_quietly(command: list[str]) -> subprocess.CompletedProcess[str]:

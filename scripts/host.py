@@ -228,9 +228,13 @@ class Host:
             GraphError: the server refuses it; the message lists what is wrong with which node.
         """
         try:
-            self.post("prompt", {"prompt": prompt, "prompt_id": prompt_id, "client_id": self.client})
+            answer = self.post("prompt", {"prompt": prompt, "prompt_id": prompt_id, "client_id": self.client})
         except HostError as error:
             raise GraphError(read_refusal(str(error), prompt)) from error
+        if json.loads(answer).get("node_errors"):  # it would run without the outputs that these nodes feed
+            self.post("queue", {"clear": True})
+            self.interrupt()
+            raise GraphError(read_refusal(answer, prompt))
 
     def files(self, run: Run, node: str) -> list[Path]:
         """Return the files that an output node of a run wrote."""
@@ -301,7 +305,7 @@ def read_refusal(answer: str, prompt: Json) -> str:
         content = json.loads(answer)
     except ValueError:
         return answer
-    lines = [content["error"]["message"]]
+    lines = [content.get("error", {}).get("message", "Some nodes cannot run")]
     for key, node in dict(content["node_errors"]).items():
         for error in node["errors"]:
             lines.append(f"{describe(prompt, key)}: {error['message']}: {error['details']}")

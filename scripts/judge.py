@@ -69,7 +69,7 @@ def list_remarks(report: dict[str, Any]) -> list[str]:
         remarks.append(f"The clips differ in length and are compared from their start: {report['frames']}.")
     loss = report["loss"]
     tenth = max(1, len(loss) // 10)
-    if loss and sum(loss[-tenth:]) >= sum(loss[:tenth]):
+    if len(loss) > 1 and sum(loss[-tenth:]) >= sum(loss[:tenth]):
         remarks.append("The tuning loss did not fall.")
     lost = report["autoencoder_psnr"] - report["reconstruction_psnr"]
     if lost > LOST_DB:

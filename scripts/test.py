@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -109,7 +108,7 @@ def main() -> int:
     choice.add_argument("--unit", action="store_const", const="unit", dest="only", help="only tests/unit")
     choice.add_argument("--host", action="store_const", const="host", dest="only", help="only tests/host")
     options, arguments = parser.parse_known_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    environment.stop_on_signals()
     environment.enter(__file__, sys.argv[1:])
     outcomes = run_all(options.only, arguments)
     environment.say("\n" + "\n".join(map(str, outcomes)))

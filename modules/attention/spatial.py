@@ -1,7 +1,7 @@
 """Which frames the self-attention of a block sees."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -25,6 +25,10 @@ class SpatialConfig:
     kind: Kind = "fine-coarse"
     r: int = 4
     downsample: Downsample = "area"
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind) or self.downsample not in get_args(Downsample) or self.r < 1:
+            raise ValueError(f"unknown attention: {self}")
 
 
 def attend_across_frames(

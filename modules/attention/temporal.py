@@ -1,7 +1,7 @@
 """The temporal modules: STAM of EI² (arXiv 2305.17431) and its ancestor of Tune-A-Video (arXiv 2212.11565)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from einops import rearrange
@@ -42,6 +42,10 @@ class TemporalConfig:
     norm: Norm = "instance centering"
     spectral: bool = True
     zero_init: bool = False
+
+    def __post_init__(self) -> None:
+        if self.norm not in get_args(Norm):
+            raise ValueError(f"unknown temporal module: {self}")
 
 
 STAM = TemporalConfig()

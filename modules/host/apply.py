@@ -26,10 +26,15 @@ def apply_tune(
         model = inflate(model)
     check_structure(model, tune)
     info = tune.info
+    try:
+        spatial = SpatialConfig(**info["spatial"]) if info["spatial"] else None
+        temporal = TemporalConfig(**info["temporal"]) if info["temporal"] else None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The tune was made by a newer version of Consistent Video ({error}). Update it.") from error
     clone = attach(
         model,
-        SpatialConfig(**info["spatial"]) if info["spatial"] else None,
-        TemporalConfig(**info["temporal"]) if info["temporal"] else None,
+        spatial,
+        temporal,
         info["spatial_strength"],
         info["temporal_strength"] * temporal_strength,
         tune.tensors,

@@ -1,5 +1,6 @@
 """Where tunes lie: the models folder `consistent_video`, beside the host's own."""
 
+import itertools
 from pathlib import Path
 
 import folder_paths
@@ -25,16 +26,19 @@ def write_tune(tune: Tune, prefix: str) -> Path:
     """Save a tune under the next free number of a prefix, which may name subfolders; returns the file.
 
     Raises:
-        ValueError: the prefix leads outside the folder.
+        ValueError: the prefix names no file or leads outside the folder.
     """
     root = Path(folder_paths.get_folder_paths(FOLDER)[0])
+    if prefix.endswith(("/", "\\")) or not Path(prefix.strip()).name:
+        raise ValueError(f"filename_prefix {prefix!r} names no file. Add a name: clips/swan.")
     if not (root / prefix).resolve().is_relative_to(root.resolve()):
         raise ValueError(
             f"filename_prefix {prefix!r} leads outside models/{FOLDER}. Give a name, with subfolders if any."
         )
     root.mkdir(parents=True, exist_ok=True)
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
-    path = Path(folder) / f"{name}_{counter:05}_.safetensors"
+    free = (Path(folder) / f"{name}_{number:05}_.safetensors" for number in itertools.count(counter))
+    path = next(path for path in free if not path.exists())
     save_tune(tune, path)
     return path
 

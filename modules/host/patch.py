@@ -60,7 +60,7 @@ class TemporalBank(nn.Module):
     def __init__(self, blocks: list[Block], config: TemporalConfig, tensors: Mapping[str, Tensor] | None = None):
         super().__init__()
         generator = torch.Generator().manual_seed(0) if tensors is None else None
-        self.config = config
+        self.config, self.is_tuned = config, tensors is not None
         self.paths = [block.path for block in blocks]
         self.places = {(block.place, block.index): i for i, block in enumerate(blocks)}
         self.bank = nn.ModuleList(TemporalModule(b.dim, b.heads, config, generator) for b in blocks)
@@ -237,7 +237,13 @@ def attach(
     Raises:
         ValueError: the model is not inflated.
     """
-    num_frames, clone = clip_settings(model).num_frames, detach(model)
+    attached = clip_settings(model)
+    if tensors is None and attached.temporal is not None and attached.temporal.is_tuned:
+        raise ValueError(
+            "model carries a tune, whose temporal modules this patch would throw away. Connect STAM/FFAM Patch before "
+            "One-Shot Tune, and nothing of it after Apply Tune."
+        )
+    num_frames, clone = attached.num_frames, detach(model)
     blocks = transformer_blocks(clone.model.diffusion_model)
     spatial = spatial if spatial_strength > 0 else None
     if spatial is not None:

@@ -107,6 +107,8 @@ def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> T
             "inversion is a latent that was not inverted. Connect the inversion output of INR Bidirectional DDIM "
             "Inversion."
         )
+    if "noise_mask" in latent:
+        raise ValueError("inversion has a noise mask, which cannot be used with an inverted clip. Remove it.")
     made, samples = latent[INVERSION], latent["samples"]
     if len(samples) != made["num_frames"]:
         raise ValueError(
@@ -115,6 +117,7 @@ def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> T
         )
     check_power(samples, made["power"])
     if model is not None:
+        prediction_of(model)
         clip_latent(model, latent, clip_settings(model).num_frames, "inversion")
         table = sigma_table(model)
         if (table[:, None] - made["sigmas"][None, :-1]).abs().amin(dim=0).max() > 1e-4:

@@ -119,8 +119,9 @@ def test_an_interrupt_ends_the_tuning_and_the_next_run_is_well(host: Host, demo_
     assert len(json.loads(host.run(prompt, patience=PATIENCE).text(find_node(prompt, "Tune report")))["loss"]) == 2
 
 
-def test_the_sd15_workflow_runs(host: Host, checkpoint: str, real_clip) -> None:
-    prompt = load_workflow(host, "sd15_edit", **{"Scale.width": 64, "Scale.height": 64, "First frames.length": 4})
+@pytest.mark.parametrize("name", ["sd15_edit", "sd15_saved_tune"])  # the first saves what the second loads
+def test_the_sd15_workflows_run(host: Host, checkpoint: str, real_clip, name: str) -> None:
+    prompt = load_workflow(host, name, **{"Scale.width": 64, "Scale.height": 64, "First frames.length": 4})
     model = find_node(prompt, "Model")
     prompt["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": "taesd"}, "_meta": {"title": "VAE"}}
     for node in prompt.values():  # the random checkpoint has no autoencoder
@@ -188,7 +189,7 @@ def test_a_real_clip_comes_back_through_a_checkpoint_and_taesd(host: Host, check
 @pytest.mark.parametrize(("steps", "words"), [(0, "smaller than min"), (1000, "bigger than max")])
 def test_values_out_of_range_are_refused_before_anything_runs(host: Host, demo_clip: Path, steps, words) -> None:
     with pytest.raises(GraphError, match=words):
-        host.run(load_workflow(host, "demo_training_free", **{"Invert.steps": steps}), patience=PATIENCE)
+        host.run(load_workflow(host, "demo_edit", **{"Invert.steps": steps}), patience=PATIENCE)
 
 
 def test_a_wrong_frame_count_is_told_with_both_numbers(host: Host, demo_clip: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from consistent_video.modules.attention.temporal import spectral_normalised
-from consistent_video.modules.host import progress, training
+from consistent_video.modules.host import files, progress, training
 from consistent_video.modules.host.apply import apply_tune
 from consistent_video.modules.host.patch import attach, clip_settings, inflate, transformer_blocks
 from consistent_video.modules.host.training import tune_model
@@ -288,3 +288,25 @@ def test_half_precision_models_are_tuned_in_float32(latent) -> None:
     assert all(value.dtype == torch.float32 for value in tune.tensors.values())
     assert all(torch.isfinite(torch.tensor(tune.info["loss"])))
     assert sample(apply_tune(base, tune), latent).isfinite().all()
+
+
+def test_a_patch_does_not_throw_a_tune_away(tune) -> None:
+    with pytest.raises(ValueError, match="before One-Shot Tune"):
+        attach(apply_tune(random_model(), tune), *method(EI2, 2, "area"))
+
+
+@pytest.mark.parametrize("part", [{"kind": "later"}, {"kind": "fine-coarse", "later": 1}])
+def test_a_tune_of_a_newer_version_is_refused(tune, part) -> None:
+    with pytest.raises(ValueError, match="newer version of Consistent Video"):
+        apply_tune(random_model(), Tune(tune.tensors, {**tune.info, "spatial": part}))
+
+
+def test_no_tune_is_overwritten(tune, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(files.folder_paths, "get_folder_paths", lambda _: [str(tmp_path)])
+    paths = [files.write_tune(tune, prefix) for prefix in ("swan", "swan", "clips/swan", "clips/swan", "a b")]
+    assert len(set(paths)) == 5 and all(path.is_file() for path in paths)
+    for prefix in ("", " ", "clips/", "clips\\", "./", "."):
+        with pytest.raises(ValueError, match="names no file"):
+            files.write_tune(tune, prefix)
+    with pytest.raises(ValueError, match="leads outside"):
+        files.write_tune(tune, "../swan")

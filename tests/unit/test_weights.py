@@ -21,6 +21,9 @@ values = st.recursive(
 )
 
 
+MADE = {"spatial": None, "spatial_strength": 1.0, "temporal": None, "temporal_strength": 0.5}
+
+
 def make_tune() -> Tune:
     """Tensors of several types, one of them not contiguous, and an info with all kinds of JSON."""
     generator = torch.Generator().manual_seed(0)
@@ -31,8 +34,8 @@ def make_tune() -> Tune:
         f"{block}.attn_temp.to_out.bias": torch.randn(7, generator=generator).bfloat16(),
         f"{block}.attn_temp.to_v.weight": torch.tensor([-0.0, 1e-40, float("inf"), 3.1]),
     }
-    info = {"frames": 8, "spatial": None, "temporal": {"norm": "EI² layer"}, "loss": [0.1, 1 / 3, 2e-17], "seed": 2**53}
-    return Tune(tensors, info)
+    info = {"frames": 8, "temporal": {"norm": "EI² layer"}, "loss": [0.1, 1 / 3, 2e-17], "seed": 2**53}
+    return Tune(tensors, MADE | info)
 
 
 def test_a_tune_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -50,8 +53,16 @@ def test_a_tune_is_read_as_it_was_written(tmp_path: Path) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(info=st.dictionaries(st.text(max_size=6), values, max_size=4))
 def test_any_info_is_read_as_it_was_written(info: dict, tmp_path: Path) -> None:
+    save_tune(Tune({"a": torch.zeros(1)}, MADE | info), tmp_path / "clip.safetensors")
+    assert load_tune(tmp_path / "clip.safetensors").info == MADE | info
+
+
+@pytest.mark.parametrize("missing", list(MADE))
+def test_a_file_that_does_not_say_how_it_was_made_is_refused(missing: str, tmp_path: Path) -> None:
+    info = {key: value for key, value in MADE.items() if key != missing}
     save_tune(Tune({"a": torch.zeros(1)}, info), tmp_path / "clip.safetensors")
-    assert load_tune(tmp_path / "clip.safetensors").info == info
+    with pytest.raises(ValueError, match="clip.safetensors does not say how it was made"):
+        load_tune(tmp_path / "clip.safetensors")
 
 
 def test_the_file_says_what_it_is(tmp_path: Path) -> None:
@@ -65,8 +76,8 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
 def test_an_older_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "clip.safetensors"
     save_tune(make_tune(), path)
-    save_tune(Tune({"other": torch.ones(2)}, {"frames": 3}), path)
-    assert list(load_tune(path).tensors) == ["other"] and load_tune(path).info == {"frames": 3}
+    save_tune(Tune({"other": torch.ones(2)}, MADE | {"frames": 3}), path)
+    assert list(load_tune(path).tensors) == ["other"] and load_tune(path).info == MADE | {"frames": 3}
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.99])
