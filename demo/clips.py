@@ -18,7 +18,7 @@ from .palette import BACKGROUNDS, COLOURS, SHAPES, STYLES, TEXTURES
 from .world import SIDE, Clip, Scene, draw_clip
 
 CLIPS = Path(__file__).parent / "clips"
-RATE = 8  # frames per second
+RATE = Fraction(8)  # frames per second
 CRF = 10  # libx264's quality; 0 is lossless
 
 
@@ -145,13 +145,13 @@ def draw_recipe(recipe: Recipe) -> Clip:
     )
 
 
-def save_video(path: Path, frames: torch.Tensor) -> None:
-    """Write frames (f, 3, h, w) in [0, 1] as H.264, nearly lossless."""
+def save_video(path: Path, frames: torch.Tensor, rate: Fraction = RATE) -> None:
+    """Write frames (f, 3, h, w) in [0, 1], h and w even, as H.264, nearly lossless; the rate is in 1/s."""
     import av
 
-    pixels = rearrange((frames.clamp(0, 1) * 255).round().byte(), "f c h w -> f h w c").numpy()
+    pixels = rearrange((frames.clamp(0, 1) * 255).round().byte(), "f c h w -> f h w c").contiguous().numpy()
     with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=Fraction(RATE), options={"crf": str(CRF), "preset": "veryslow"})
+        stream = file.add_stream("libx264", rate=rate, options={"crf": str(CRF), "preset": "veryslow"})
         stream.height, stream.width = pixels.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1
@@ -166,7 +166,7 @@ def describe(recipe: Recipe, clip: Clip) -> dict:
         "prompt": caption(build_scene(recipe))[0],
         "edit": recipe.edit,
         "frames": recipe.frames,
-        "frames_per_second": RATE,
+        "frames_per_second": int(RATE),
         "path": [[round(value, 3) for value in point] for point in clip.path.tolist()],
         "scene": asdict(recipe),
     }

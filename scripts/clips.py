@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image, ImageDraw
 
-CRF = "6"  # nearly lossless
 LABEL, FRAME = 96, 2  # pixels
 
 
@@ -40,17 +39,6 @@ def read_clip(path: Path, num_frames: int | None = None) -> tuple[torch.Tensor, 
     if not frames:
         raise ValueError(f"{path} holds no frame")
     return rearrange(torch.stack(frames), "f h w c -> f c h w").float() / 255, rate
-
-
-def write_clip(path: Path, frames: torch.Tensor, rate: Fraction) -> None:
-    """Encode frames (f, 3, h, w) in [0, 1], h and w even, as H.264."""
-    pixels = rearrange((frames.clamp(0, 1) * 255).round().byte(), "f c h w -> f h w c").contiguous().numpy()
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": CRF})
-        stream.height, stream.width, stream.pix_fmt = pixels.shape[1], pixels.shape[2], "yuv420p"
-        for frame in pixels:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
 
 
 def fit_square(frames: torch.Tensor, side: int) -> torch.Tensor:

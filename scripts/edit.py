@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from ..demo.clips import save_video
 from ..demo.reader import ShapeReader
-from .clips import fit_square, read_clip, save_strip, write_clip
+from .clips import fit_square, read_clip, save_strip
 from .environment import ROOT, SetupError, comfyui_tree, say
 from .host import GraphError, Host, HostError, Progress, Run, device_arguments
 from .judge import get_mean, get_motion_errors, get_psnr, list_remarks, read_edit
@@ -112,7 +113,7 @@ def place_inputs(options: argparse.Namespace, workflow: Json) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     if options.clip and (options.checkpoint or options.size or options.frames or not is_drawn(options.clip)):
         frames, rate = read_clip(options.clip, options.frames or FRAMES)
-        write_clip(folders[0] / PLACED, fit_square(frames, get_side(options)), rate)
+        save_video(folders[0] / PLACED, fit_square(frames, get_side(options)), rate)
     else:
         clip = options.clip or CLIPS / find_source_name(workflow)
         shutil.copyfile(clip, folders[0] / (PLACED if options.clip else clip.name))

@@ -18,6 +18,7 @@ from .latent import clip_latent, prediction_of, sigma_table
 from .patch import clip_settings
 
 INVERSION = "consistent_video_inversion"
+MASKED = "The inversion has a noise mask, which cannot be used with an inverted clip. Remove the node that sets it."
 
 
 def run_sampler(
@@ -108,7 +109,7 @@ def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> T
             "Inversion."
         )
     if "noise_mask" in latent:
-        raise ValueError("inversion has a noise mask, which cannot be used with an inverted clip. Remove it.")
+        raise ValueError(MASKED)
     made, samples = latent[INVERSION], latent["samples"]
     if len(samples) != made["num_frames"]:
         raise ValueError(
@@ -117,7 +118,7 @@ def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> T
         )
     check_power(samples, made["power"])
     if model is not None:
-        prediction_of(model)
+        prediction_of(model)  # raises for a model that samples in another way
         clip_latent(model, latent, clip_settings(model).num_frames, "inversion")
         table = sigma_table(model)
         if (table[:, None] - made["sigmas"][None, :-1]).abs().amin(dim=0).max() > 1e-4:
@@ -159,7 +160,7 @@ class InvertedClipSampler(KSAMPLER):
         if noise.count_nonzero():
             raise ValueError("An inverted clip is its own noise: connect DisableNoise to the noise input.")
         if denoise_mask is not None:
-            raise ValueError("latent_image has a noise mask, which cannot be used with an inverted clip. Remove it.")
+            raise ValueError(MASKED)
         if len(sigmas) != len(self.sigmas) or not torch.allclose(sigmas.cpu(), self.sigmas):
             raise ValueError(
                 f"sigmas ({len(sigmas) - 1} steps from {float(sigmas[0]):.4f}) are not those of the inversion "

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from consistent_video.scripts.clips import fit_square, read_clip, write_clip
+from consistent_video.demo.clips import save_video
+from consistent_video.scripts.clips import fit_square, read_clip
 from consistent_video.scripts.environment import ROOT
 from consistent_video.scripts.host import GraphError, Host
 from consistent_video.scripts.judge import get_psnr
@@ -56,7 +57,7 @@ def checkpoint(host: Host, test_data: Path) -> str:
 @pytest.fixture(scope="module")
 def real_clip(host: Host, test_data: Path):
     frames, rate = read_clip(test_data / "clips" / "car-turn.mp4", 6)
-    write_clip(host.base / "input" / "clip.mp4", fit_square(frames, 256), rate)
+    save_video(host.base / "input" / "clip.mp4", fit_square(frames, 256), rate)
     return read_clip(host.base / "input" / "clip.mp4")[0]
 
 

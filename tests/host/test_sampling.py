@@ -209,6 +209,8 @@ def test_what_does_not_match_the_inversion_is_refused(model, latent) -> None:
         sample_clip(model, EDIT, EMPTY, {**inversion, "samples": 0.5 * inversion["samples"]}, 4.0)
     with pytest.raises(ValueError, match="not inverted"):
         sample_clip(model, EDIT, EMPTY, latent, 4.0)
+    with pytest.raises(ValueError, match="noise mask"):
+        sample_clip(model, EDIT, EMPTY, {**inversion, "noise_mask": torch.ones(1, 8, 8)}, 4.0)
     with pytest.raises(ValueError, match="made of 5 frames and now has 3"):
         sample_clip(model, EDIT, EMPTY, {**inversion, "samples": inversion["samples"][:3]}, 4.0)
     with pytest.raises(ValueError, match="num_frames = 2"):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from consistent_video.scripts.clips import FRAME, LABEL, fit_square, read_clip, save_strip, write_clip
+from consistent_video.demo.clips import save_video
+from consistent_video.scripts.clips import FRAME, LABEL, fit_square, read_clip, save_strip
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def frames() -> torch.Tensor:
 
 
 def test_a_written_clip_reads_back(frames: torch.Tensor, tmp_path: Path) -> None:
-    write_clip(tmp_path / "clip.mp4", frames, Fraction(10))
+    save_video(tmp_path / "clip.mp4", frames, Fraction(10))
     found, rate = read_clip(tmp_path / "clip.mp4")
     assert rate == 10
     torch.testing.assert_close(found, frames, atol=0.02, rtol=0)
