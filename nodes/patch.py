@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..modules.host.patch import attach
-from ..modules.presets import EI2, PRESETS, method
+from ..modules.presets import AS_PRESET, EI2, NORMS, PRESETS, SPATIAL_KINDS, TEMPORAL_KINDS, method
 from .types import MENU, PREFIX
 
 
@@ -28,22 +28,23 @@ class STAMFFAMPatch(io.ComfyNode):
                     options=list(PRESETS),
                     default=EI2,
                     tooltip="EI²: fine-coarse frame attention and shift-restricted temporal attention. Tune-A-Video: "
-                    "attention to the first and the previous frame, plain temporal attention. Per frame: nothing is "
-                    "attached.",
+                    "attention to the first and the previous frame, plain temporal attention. Full attention: EI² with "
+                    "every token of every frame, slow and large. Per frame: nothing is attached.",
                 ),
                 io.Int.Input(
                     "r",
                     default=4,
                     min=1,
                     max=8,
-                    tooltip="EI² only: each frame sees all its own tokens and those of the others at 1/r of width and "
-                    "height. 1 = all of them (full attention: slow, much memory), 2 finer, 4 faster.",
+                    tooltip="FFAM only: each frame sees all its own tokens and those of the others at 1/r of width and "
+                    "height. 1 = all of them (full attention: slow, much memory), 2 finer, 4 faster. Where a feature "
+                    "map is smaller than r, its size is taken.",
                 ),
                 io.Combo.Input(
                     "downsample",
                     options=["area", "strided", "bilinear"],
                     default="area",
-                    tooltip="EI² only: how the other frames' tokens are shrunk. Area averages r x r tokens.",
+                    tooltip="FFAM only: how the other frames' tokens are shrunk. Area averages r x r tokens.",
                     advanced=True,
                 ),
                 io.Float.Input(
@@ -62,11 +63,82 @@ class STAMFFAMPatch(io.ComfyNode):
                     step=0.01,
                     tooltip="Factor of what the temporal module adds. 0 = no temporal module.",
                 ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Where in sampling both begin to act, 0 = pure noise. Inversion follows the same noise "
+                    "levels; tuning is not limited by it.",
+                    optional=True,
+                    advanced=True,
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Where in sampling both cease to act, 1 = the clean clip.",
+                    optional=True,
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "spatial",
+                    options=[AS_PRESET, *SPATIAL_KINDS],
+                    default=AS_PRESET,
+                    tooltip="Self-attention in the place of the preset's: FFAM (EI²), sparse-causal (Tune-A-Video), "
+                    "full, or per frame.",
+                    optional=True,
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "temporal",
+                    options=[AS_PRESET, *TEMPORAL_KINDS],
+                    default=AS_PRESET,
+                    tooltip="Temporal module in the place of the preset's.",
+                    optional=True,
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "norm",
+                    options=[AS_PRESET, *NORMS],
+                    default=AS_PRESET,
+                    tooltip="Norm of the temporal module, for EI²'s ablation: instance centering is STAM's, layer norm "
+                    "without affine Tune-A-Video's; the affine of layer norm is learned.",
+                    optional=True,
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "spectral_norm",
+                    options=[AS_PRESET, "on", "off"],
+                    default=AS_PRESET,
+                    tooltip="Whether the temporal module's value and output matrices are divided by their largest "
+                    "singular value, for EI²'s ablation: on in STAM, off in Tune-A-Video.",
+                    optional=True,
+                    advanced=True,
+                ),
             ],
             outputs=[io.Model.Output("clip_model", tooltip="The clip model with connected frames.")],
         )
 
     @classmethod
-    def execute(cls, model, preset, r, downsample, attention_strength, temporal_strength) -> io.NodeOutput:
-        spatial, temporal = method(preset, r, downsample)
-        return io.NodeOutput(attach(model, spatial, temporal, attention_strength, temporal_strength))
+    def execute(
+        cls,
+        model,
+        preset,
+        r,
+        downsample,
+        attention_strength,
+        temporal_strength,
+        start_percent=0.0,
+        end_percent=1.0,
+        spatial=AS_PRESET,
+        temporal=AS_PRESET,
+        norm=AS_PRESET,
+        spectral_norm=AS_PRESET,
+    ) -> io.NodeOutput:
+        chosen = method(preset, r, downsample, spatial, temporal, norm, spectral_norm)
+        strengths = (attention_strength, temporal_strength)
+        return io.NodeOutput(attach(model, *chosen, *strengths, percents=(start_percent, end_percent)))

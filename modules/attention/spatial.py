@@ -7,9 +7,10 @@ from torch import Tensor
 
 from . import Attend
 from .fine_coarse import Downsample, fine_coarse_attention
+from .full import full_attention
 from .sparse_causal import sparse_causal_attention
 
-Kind = Literal["fine-coarse", "sparse-causal"]
+Kind = Literal["fine-coarse", "sparse-causal", "full"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class SpatialConfig:
     """Self-attention across frames.
 
     Attributes:
-        kind: fine-coarse frame attention (EI²) or sparse-causal attention (Tune-A-Video).
+        kind: fine-coarse frame attention (EI²), sparse-causal attention (Tune-A-Video) or full space-time attention.
         r: downsampling factor of the other frames, fine-coarse only; on a smaller feature map, the map's shorter side.
         downsample: how the other frames are downsampled, fine-coarse only.
     """
@@ -46,4 +47,6 @@ def attend_across_frames(
     if config.kind == "sparse-causal":
         return sparse_causal_attention(q, k, v, heads, num_frames, attend)
     r = min(config.r, height, width)
+    if config.kind == "full" or r == 1:
+        return full_attention(q, k, v, heads, num_frames, attend)
     return fine_coarse_attention(q, k, v, heads, num_frames, height, width, r, config.downsample, attend)

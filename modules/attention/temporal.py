@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, parametrize, skip_init
 
 from . import scaled_dot_product
 
-Norm = Literal["instance centering", "layer norm"]
+Norm = Literal["instance centering", "instance norm", "layer norm", "layer norm without affine", "none"]
 POWER_ITERATIONS = 5  # of the spectral norm at each tuning step
 MAX_ROWS = 2**15  # NVIDIA's SDPA kernels refuse larger batches
 
@@ -19,6 +19,12 @@ MAX_ROWS = 2**15  # NVIDIA's SDPA kernels refuse larger batches
 def instance_centering(z: Tensor) -> Tensor:
     """Subtract the mean over frames, per position and channel: EI² (6). z has shape (..., f, d)."""
     return z - z.mean(dim=-2, keepdim=True)
+
+
+def instance_norm(z: Tensor, eps: float = 1e-5) -> Tensor:
+    """Centre as `instance_centering` and divide by the standard deviation over frames, per position and channel."""
+    centred = instance_centering(z)
+    return centred * (centred.square().mean(dim=-2, keepdim=True) + eps).rsqrt()
 
 
 def spectral_normalised(weight: Tensor) -> Tensor:
@@ -32,11 +38,14 @@ class TemporalConfig:
     """What the temporal module is made of.
 
     Attributes:
-        norm: what precedes attention: instance centering (EI²) or layer norm without learned affine (Tune-A-Video,
-            whose affine stays frozen at the identity).
+        norm: what precedes attention: instance centering (EI²), layer norm without affine (Tune-A-Video, whose affine
+            stays frozen at the identity), or for EI²'s ablation instance norm, layer norm with a learned affine, none.
         spectral: divide W_v and the output matrix by their largest singular value.
         zero_init: start the output matrix at zero, with nn.Linear's random bias (Tune-A-Video); otherwise the matrix
             starts random and the bias at zero (EI²).
+
+    Raises:
+        ValueError: unknown norm, or a zero output matrix that is to be divided by its norm.
     """
 
     norm: Norm = "instance centering"
@@ -46,10 +55,12 @@ class TemporalConfig:
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise ValueError(f"unknown temporal module: {self}")
+        if self.spectral and self.zero_init:
+            raise ValueError(f"a zero output matrix has no spectral norm to divide by: {self}")
 
 
 STAM = TemporalConfig()
-TUNE_A_VIDEO = TemporalConfig(norm="layer norm", spectral=False, zero_init=True)
+TUNE_A_VIDEO = TemporalConfig(norm="layer norm without affine", spectral=False, zero_init=True)
 
 
 class TemporalModule(nn.Module):
@@ -71,6 +82,7 @@ class TemporalModule(nn.Module):
         self.heads, self.config = heads, config
         self.to_q, self.to_k, self.to_v = (skip_init(nn.Linear, dim, dim, bias=False) for _ in range(3))
         self.to_out = skip_init(nn.Linear, dim, dim)
+        self.norm = nn.LayerNorm(dim) if config.norm == "layer norm" else None
         if generator is not None:
             self.draw_weights(generator)
 
@@ -78,8 +90,9 @@ class TemporalModule(nn.Module):
     def draw_weights(self, generator: torch.Generator) -> None:
         """Set the weights as they are before tuning."""
         bound = self.to_q.in_features**-0.5
-        for parameter in self.parameters():
-            parameter.uniform_(-bound, bound, generator=generator)
+        for linear in (self.to_q, self.to_k, self.to_v, self.to_out):
+            for parameter in linear.parameters():
+                parameter.uniform_(-bound, bound, generator=generator)
         if self.config.zero_init:
             self.to_out.weight.zero_()
         else:
@@ -90,9 +103,15 @@ class TemporalModule(nn.Module):
 
     def normalise(self, z: Tensor) -> Tensor:
         """Apply the configured norm in float32; z has shape (..., f, d)."""
+        if self.config.norm == "none":
+            return z
+        exact = z.float()
         if self.config.norm == "instance centering":
-            return instance_centering(z.float()).to(z.dtype)
-        return F.layer_norm(z.float(), z.shape[-1:]).to(z.dtype)
+            return instance_centering(exact).to(z.dtype)
+        if self.config.norm == "instance norm":
+            return instance_norm(exact).to(z.dtype)
+        affine = (self.norm.weight.float(), self.norm.bias.float()) if self.norm is not None else (None, None)
+        return F.layer_norm(exact, z.shape[-1:], *affine).to(z.dtype)
 
     def branch(self, z: Tensor) -> Tensor:
         """Return what the module adds to z, shape (n, f, d) -> (n, f, d), n = positions of all clips."""

@@ -37,7 +37,7 @@ def apply_tune(
         temporal,
         info["spatial_strength"],
         info["temporal_strength"] * temporal_strength,
-        tune.tensors,
+        tensors=tune.tensors,
     )
     differences = {
         f"{key.removesuffix('.diff')}.weight": ("diff", (value,))

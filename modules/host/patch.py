@@ -1,5 +1,6 @@
 """Clip UNets: what is attached to a host MODEL so that its batch is a clip."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +24,7 @@ from ..attention.temporal import TemporalConfig, TemporalModule
 from ..frames import frames_per_clip
 
 KEY = "consistent_video"
+ALWAYS = (math.inf, 0.0)
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,10 @@ class ClipSettings:
         spatial, spatial_strength: self-attention across frames and its weight against the base model's; None = the
             base model's.
         temporal, temporal_strength: temporal modules and the factor of what they add; None = none.
+        percents: start and end of sampling, 0 ... 1, between which both act; outside, the base model is alone.
+        sigmas: the noise levels of these, highest first.
+        tunes: what tunes are applied, by their digests.
+        tuned_frames: frames of the clip that the last of them was made on, 0 = none.
     """
 
     num_frames: int = 0
@@ -97,6 +103,10 @@ class ClipSettings:
     spatial_strength: float = 1.0
     temporal: TemporalBank | None = None
     temporal_strength: float = 1.0
+    percents: tuple[float, float] = (0.0, 1.0)
+    sigmas: tuple[float, float] = ALWAYS
+    tunes: tuple[str, ...] = ()
+    tuned_frames: int = 0
 
 
 def clip_settings(model: ModelPatcher) -> ClipSettings:
@@ -138,9 +148,21 @@ def count_frames(transformer_options: Mapping[str, Any], rows: int) -> int:
     return frames_per_clip(rows, chunks, transformer_options[KEY].num_frames)
 
 
-def check_batch(executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, **kwargs):
-    """Wrap the UNet: refuse a batch that is no whole number of clips before anything runs."""
+def is_active(settings: ClipSettings, transformer_options: Mapping[str, Any]) -> bool:
+    """Whether a UNet call lies where the settings act; one outside of sampling does."""
+    sigmas = transformer_options.get("sigmas")
+    if settings.sigmas == ALWAYS or sigmas is None:
+        return True
+    first, last = settings.sigmas
+    return last <= float(sigmas[0]) <= first
+
+
+def begin_call(executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, **kwargs):
+    """Wrap the UNet: refuse a batch that is no whole number of clips, and take the parts out where they do not act."""
     count_frames(transformer_options, len(x))
+    settings: ClipSettings = transformer_options[KEY]
+    if not is_active(settings, transformer_options):
+        transformer_options = {**transformer_options, KEY: replace(settings, spatial=None, temporal=None)}
     return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
 
@@ -148,7 +170,6 @@ def check_batch(executor, x, timesteps=None, context=None, y=None, control=None,
 def attend_block(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
     """Replace a block's self-attention: projected q, k, v of shape ((chunks b f), l, heads d) -> what to_out takes."""
     settings: ClipSettings = extra_options[KEY]
-    assert settings.spatial is not None, "attached with the patch"
     height, width = extra_options["activations_shape"][-2:]
     if q.shape[1] != height * width or q.shape[0] != extra_options["activations_shape"][0]:
         raise ValueError(
@@ -160,6 +181,8 @@ def attend_block(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any])
         optimized_attention, attn_precision=extra_options["attn_precision"], transformer_options=extra_options
     )
     heads, frames = extra_options["n_heads"], count_frames(extra_options, len(q))
+    if settings.spatial is None:
+        return attend(q, k, v, heads)
     attended = attend_across_frames(settings.spatial, q, k, v, heads, frames, height, width, attend)
     if settings.spatial_strength == 1:
         return attended
@@ -175,16 +198,15 @@ def run_transformer(layer: SpatialTransformer, x: Tensor, emb, context, transfor
     """
     settings: ClipSettings = transformer_options[KEY]
     bank, strength = settings.temporal, settings.temporal_strength
-    assert bank is not None, "attached with the patch"
     place, frames = transformer_options["block"], count_frames(transformer_options, len(x))
 
     def follow(index: int, _block: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        assert bank is not None, "hooked where there is one"
         module = bank.at(place, index).to(output.device)  # the host leaves it behind where not all weights fit
         return module(output, frames, strength)
 
-    handles = [
-        block.register_forward_hook(partial(follow, index)) for index, block in enumerate(layer.transformer_blocks)
-    ]
+    followed = layer.transformer_blocks if bank is not None else ()
+    handles = [block.register_forward_hook(partial(follow, index)) for index, block in enumerate(followed)]
     try:
         x = layer(x, context, transformer_options)
     finally:
@@ -208,7 +230,7 @@ def inflate(model: ModelPatcher, num_frames: int = 0) -> ModelPatcher:
     check_supported(model)
     clone = model.clone()
     clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
-    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, check_batch)
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, begin_call)
     options = clone.model_options["transformer_options"]
     options[KEY] = replace(options.get(KEY, ClipSettings()), num_frames=num_frames)
     return clone
@@ -220,6 +242,7 @@ def attach(
     temporal: TemporalConfig | None,
     spatial_strength: float = 1.0,
     temporal_strength: float = 1.0,
+    percents: tuple[float, float] = (0.0, 1.0),
     tensors: Mapping[str, Tensor] | None = None,
 ) -> ModelPatcher:
     """Return a clone of an inflated model with attention across frames, in the place of any attached before.
@@ -232,18 +255,24 @@ def attach(
         temporal: temporal module after each block's feed-forward, None = none.
         spatial_strength: 0 ... 1, weight against the base model's self-attention.
         temporal_strength: 0 ... 1, factor of what the temporal modules add.
+        percents: start and end of sampling between which both act, 0 ... 1.
         tensors: weights of the temporal modules, by the host's block paths; None = as they start.
 
     Raises:
-        ValueError: the model is not inflated.
+        ValueError: the model is not inflated, carries a tune, or the part of sampling is empty.
     """
     attached = clip_settings(model)
+    if not 0 <= percents[0] < percents[1] <= 1:
+        raise ValueError(
+            f"start_percent {percents[0]:g} is not below end_percent {percents[1]:g}, so that nothing would act. Set "
+            "them to 0 and 1 for all of sampling."
+        )
     if tensors is None and attached.temporal is not None and attached.temporal.is_tuned:
         raise ValueError(
             "model carries a tune, whose temporal modules this patch would throw away. Connect STAM/FFAM Patch before "
             "One-Shot Tune, and nothing of it after Apply Tune."
         )
-    num_frames, clone = attached.num_frames, detach(model)
+    clone = detach(model)
     blocks = transformer_blocks(clone.model.diffusion_model)
     spatial = spatial if spatial_strength > 0 else None
     if spatial is not None:
@@ -256,9 +285,23 @@ def attach(
         patcher = comfy.model_patcher.CoreModelPatcher(bank, clone.load_device, clone.offload_device)
         clone.set_additional_models(KEY, [patcher])
         clone.set_model_forward_timestep_embed_patch((SpatialTransformer, run_transformer))
-    settings = ClipSettings(num_frames, spatial, spatial_strength, bank, temporal_strength)
-    clone.model_options["transformer_options"][KEY] = settings
+    clone.model_options["transformer_options"][KEY] = replace(
+        clip_settings(clone),
+        spatial=spatial,
+        spatial_strength=spatial_strength,
+        temporal=bank,
+        temporal_strength=temporal_strength,
+        percents=percents,
+        sigmas=sigmas_of(clone, percents),
+    )
     return clone
+
+
+def sigmas_of(model: ModelPatcher, percents: tuple[float, float]) -> tuple[float, float]:
+    """Return the noise levels of a start and an end in sampling, highest first."""
+    start, end = percents
+    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
+    return (math.inf if start == 0 else float(to_sigma(start)), 0.0 if end == 1 else float(to_sigma(end)))
 
 
 def detach(model: ModelPatcher) -> ModelPatcher:
@@ -271,5 +314,6 @@ def detach(model: ModelPatcher) -> ModelPatcher:
         del replaced[place]
     patches = options.get("patches", {}).get("forward_timestep_embed_patch", [])
     patches[:] = [patch for patch in patches if patch[1] is not run_transformer]
-    options[KEY] = ClipSettings(clip_settings(model).num_frames)
+    attached = clip_settings(model)  # a tune's query projections stay
+    options[KEY] = ClipSettings(attached.num_frames, tunes=attached.tunes, tuned_frames=attached.tuned_frames)
     return clone

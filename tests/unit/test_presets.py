@@ -8,7 +8,7 @@ from consistent_video.modules.presets import PRESETS, method
 
 
 def test_the_names_are_these() -> None:
-    assert PRESETS == ("EI²", "Tune-A-Video", "per frame")
+    assert PRESETS == ("EI²", "Tune-A-Video", "full attention", "per frame")
 
 
 def test_ei2_is_fine_coarse_attention_and_a_shift_restricted_module() -> None:
@@ -20,7 +20,7 @@ def test_ei2_is_fine_coarse_attention_and_a_shift_restricted_module() -> None:
 def test_tune_a_video_is_sparse_causal_attention_and_a_zero_initialised_module() -> None:
     spatial, temporal = method("Tune-A-Video", 2, "strided")
     assert spatial is not None and spatial.kind == "sparse-causal"
-    assert temporal == TemporalConfig(norm="layer norm", spectral=False, zero_init=True)
+    assert temporal == TemporalConfig(norm="layer norm without affine", spectral=False, zero_init=True)
 
 
 def test_per_frame_keeps_the_base_model() -> None:
