@@ -1,13 +1,22 @@
 """One-shot tuning: a few weights of a clip UNet learned on one clip."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, parametrize
 
 from .ddim import Prediction, unet_output
-from .losses import diffusion_loss
+from .learning_rate import Schedule, learning_rate_factor
+from .losses import diffusion_loss, min_snr_weights
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Optimizer = Literal["AdamW", "AdamW 8-bit"]
+Denoise = Callable[[Tensor, Tensor, slice], Tensor]
+KEPT = 20  # how often in a tuning the last good weights are noted
 
 
 @dataclass(frozen=True)
@@ -18,11 +27,18 @@ class TuneSettings:
     Tune-A-Video's code.
 
     Attributes:
-        steps: optimiser steps, one noise level and one noise each, for the whole clip.
-        learning_rate: of AdamW, constant.
+        steps: optimiser steps in all, one noise level and one noise for each frame in each.
+        learning_rate: of AdamW.
         seed: of the noise and the noise levels.
         betas, weight_decay: of AdamW.
-        max_grad_norm: gradients are scaled down to this norm.
+        max_grad_norm: gradients are scaled down to this norm; 0 = never.
+        schedule, warmup_steps: of the learning rate.
+        min_snr_gamma: of the loss weights, see `min_snr_weights`; 0 = all noise levels alike.
+        optimizer: AdamW, or with states of 8 bits by bitsandbytes.
+        frames_per_step: consecutive frames of a longer clip taken in each step, at random; 0 = all.
+        snapshots: numbers of steps after which the state is kept.
+        precision: of the UNet's computations; what is learned is float32 always.
+        gradient_checkpointing: compute the UNet's inner values again for the backward instead of holding them.
     """
 
     steps: int = 500
@@ -31,54 +47,209 @@ class TuneSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    min_snr_gamma: float = 0.0
+    optimizer: Optimizer = "AdamW"
+    frames_per_step: int = 0
+    snapshots: tuple[int, ...] = ()
+    precision: Precision = "auto"
+    gradient_checkpointing: bool = False
 
 
-def tune(
-    denoise: Callable[[Tensor, Tensor], Tensor],
-    parameters: Sequence[nn.Parameter],
-    x_0: Tensor,
-    sigma_table: Tensor,
-    prediction: Prediction,
-    settings: TuneSettings,
-    on_step: Callable[[int, float], None],
-) -> list[float]:
-    """Tune parameters on one clip.
+def read_steps(text: str, steps: int) -> tuple[int, ...]:
+    """Read a list of steps as a user writes it: "100, 200" or "25%, 50%", ascending and below `steps`.
+
+    Raises:
+        ValueError: an entry is neither a number nor a percentage, or lies outside.
+    """
+    found = set()
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            number = float(entry.removesuffix("%"))
+        except ValueError as error:
+            raise ValueError(
+                f"snapshots has {entry!r}. Write steps or percentages with commas: 100, 200 or 25%, 50%."
+            ) from error
+        step = number * steps / 100 if entry.endswith("%") else number
+        if not 0 < step < steps:
+            raise ValueError(f"snapshots has {entry!r}, which is not inside the tuning of {steps} steps. Remove it.")
+        found.add(max(1, round(step)))
+    return tuple(sorted(found - {steps}))
+
+
+def make_optimizer(parameters: list[nn.Parameter], settings: TuneSettings) -> torch.optim.Optimizer:
+    """Return the optimiser of the settings.
+
+    Raises:
+        ImportError: bitsandbytes is needed and absent.
+    """
+    given = {"lr": settings.learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "AdamW":
+        return torch.optim.AdamW(parameters, **given)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ImportError(
+            "optimizer AdamW 8-bit needs the package bitsandbytes, which is not installed. Install it into ComfyUI's "
+            "Python (pip install bitsandbytes) or choose AdamW."
+        ) from error
+    return AdamW8bit(parameters, **given)
+
+
+class Tuner:
+    """A one-shot tuning, step by step, that can be saved and continued to the bit.
 
     Args:
-        denoise: (state x_0 + sigma * eps of all frames, sigma as a scalar tensor) -> prediction of x_0.
-        parameters: what is learned, float32.
+        denoise: (state x_0 + sigma * eps of some frames, sigma as a scalar tensor, which frames) -> prediction of x_0.
+        learned: holds the parameters that are learned, float32, and nothing else that changes.
         x_0: clean model latent of the clip, shape (f, c, h, w).
         sigma_table: sigma of each training timestep, ascending.
         prediction: what the UNet predicts.
         settings: see TuneSettings.
-        on_step: called after each step with its index and loss; what it raises ends the tuning.
+        mask: weight of each position in the loss, shape (f, 1, h, w); None = all alike.
+        scale_gradients: scale the loss so that float16 gradients neither vanish nor overflow.
 
-    Returns:
-        Loss of each step: mean squared error of the UNet output.
+    Attributes:
+        losses: of each step done: mean squared error of the UNet output, without min-SNR's weight.
+        last_good: number of steps and state of `learned`, on the CPU, for which the loss was finite.
 
     Raises:
-        FloatingPointError: the loss is no longer finite.
+        ValueError: settings that do not fit each other.
+        ImportError: a package that the settings need is absent.
     """
-    generator = torch.Generator().manual_seed(settings.seed)
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
-    )
-    losses: list[float] = []
-    for step in range(settings.steps):
-        t = torch.randint(len(sigma_table), (), generator=generator)
-        eps = torch.randn(x_0.shape, generator=generator).to(x_0)
-        sigma = sigma_table[t].to(x_0)
+
+    def __init__(
+        self,
+        denoise: Denoise,
+        learned: nn.Module,
+        x_0: Tensor,
+        sigma_table: Tensor,
+        prediction: Prediction,
+        settings: TuneSettings,
+        mask: Tensor | None = None,
+        scale_gradients: bool = False,
+    ):
+        self.denoise, self.learned, self.x_0, self.mask = denoise, learned, x_0, mask
+        self.sigma_table, self.prediction, self.settings = sigma_table, prediction, settings
+        self.parameters = list(learned.parameters())
+        self.optimizer = make_optimizer(self.parameters, settings)
+        self.scaler = torch.amp.GradScaler(x_0.device.type, enabled=scale_gradients)
+        self.factor = learning_rate_factor(settings.schedule, settings.warmup_steps, settings.steps)
+        gamma = settings.min_snr_gamma
+        self.weights = min_snr_weights(sigma_table, gamma, prediction) if gamma else torch.ones(len(sigma_table))
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.losses: list[float] = []
+        self.last_good: tuple[int, dict[str, Tensor]] = (0, {})
+
+    def steps(self) -> Iterator[int]:
+        """Do the steps that are left; yields the number of those done after each."""
+        while len(self.losses) < self.settings.steps:
+            self.advance()
+            yield len(self.losses)
+
+    def advance(self) -> None:
+        """Do one step.
+
+        Raises:
+            FloatingPointError: the loss or its gradient is not finite; the weights stay as they were.
+        """
+        done, settings = len(self.losses), self.settings
+        t = torch.randint(len(self.sigma_table), (), generator=self.generator)
+        frames = self.draw_frames()
+        x_0, mask = self.x_0[frames], None if self.mask is None else self.mask[frames]
+        eps = torch.randn(x_0.shape, generator=self.generator).to(x_0)
+        sigma = self.sigma_table[t].to(x_0)
         x = x_0 + sigma * eps
-        output = unet_output(x, denoise(x, sigma), sigma, prediction)
-        loss = diffusion_loss(output, unet_output(x, x_0, sigma, prediction))
-        losses.append(loss.item())
-        if not loss.isfinite():
-            raise FloatingPointError(
-                f"The loss became {losses[-1]} at step {step + 1}; lower learning_rate = {settings.learning_rate:g}."
+        with parametrize.cached():  # one spectral norm a step, also where the forward is computed twice
+            output = unet_output(x, self.denoise(x, sigma, frames), sigma, self.prediction)
+            loss = diffusion_loss(output, unet_output(x, x_0, sigma, self.prediction), mask)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise self.failure(f"loss became {value}")
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss * self.weights[t].to(loss)).backward()
+        if done % max(1, settings.steps // KEPT) == 0:
+            self.last_good = (
+                done,
+                {key: value.detach().cpu().clone() for key, value in self.learned.state_dict().items()},
             )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-        optimizer.step()
-        on_step(step, losses[-1])
-    return losses
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_grad_norm_(self.parameters, settings.max_grad_norm or math.inf)
+        if not self.scaler.is_enabled() and not norm.isfinite():
+            raise self.failure(f"gradient's norm became {norm.item()}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * self.factor(done)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.losses.append(value)
+
+    def draw_frames(self) -> slice:
+        """Return the frames of a step: all, or consecutive ones at random."""
+        frames, window = len(self.x_0), self.settings.frames_per_step
+        if not 0 < window < frames:
+            return slice(0, frames)
+        first = int(torch.randint(frames - window + 1, (), generator=self.generator))
+        return slice(first, first + window)
+
+    def failure(self, what: str) -> FloatingPointError:
+        """Return the error that ends a tuning which has left the numbers."""
+        return FloatingPointError(
+            f"The {what} at step {len(self.losses) + 1}; lower learning_rate = {self.settings.learning_rate:g}."
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all that continuing to the bit needs, copied to the CPU; tensors by flat names, as files hold them."""
+        state = {f"learned.{key}": value for key, value in self.learned.state_dict().items()}
+        for i, values in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{i}.{flat_name(name, value)}": value for name, value in values.items()}
+        state |= {f"scaler.{flat_name(name, value)}": value for name, value in self.scaler.state_dict().items()}
+        state["generator"] = self.generator.get_state()
+        state["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        return {key: torch.as_tensor(value).detach().cpu().clone() for key, value in state.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: that was another tuning: other weights, or no steps are left.
+        """
+        learned = unflatten(state, "learned.")
+        expected = self.learned.state_dict()
+        for key in [*expected, *learned]:
+            shapes = [tuple(held[key].shape) if key in held else "absent" for held in (learned, expected)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"resume does not fit this model: {key} is {shapes[0]} in the tune and {shapes[1]} here. Connect "
+                    "the model and patch that the tune was made with."
+                )
+        losses = state["losses"].tolist()
+        if len(losses) >= self.settings.steps:
+            raise ValueError(
+                f"resume has {len(losses)} steps done and steps is {self.settings.steps}, counted from the beginning. "
+                "Set steps higher to continue."
+            )
+        self.learned.load_state_dict(learned)
+        states: dict[int, dict] = {}
+        for key, value in unflatten(state, "optimizer.").items():
+            i, name = key.split(".", 1)
+            states.setdefault(int(i), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **unflatten(state, "scaler.")})
+        self.generator.set_state(state["generator"])
+        self.losses = losses
+
+
+NUMBER = ":number"  # ends the flat name of a value that is no tensor
+
+
+def flat_name(name: str, value: object) -> str:
+    """Return the name that a value is saved under."""
+    return name if isinstance(value, Tensor) else name + NUMBER
+
+
+def unflatten(state: dict[str, Tensor], prefix: str) -> dict:
+    """Return the values under a prefix, numbers as numbers."""
+    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return {key.removesuffix(NUMBER): value.item() if key.endswith(NUMBER) else value for key, value in found.items()}

@@ -1,18 +1,55 @@
-"""One-Shot Tune, and Save, Load and Apply Tune."""
+"""One-Shot Tune with its options and preview, Tune Dial, and Save, Load and Apply Tune."""
 
 import json
 import time
+from dataclasses import replace
+from typing import get_args
 
+import torch
 from comfy_api.latest import io
 
 from ..modules.host.apply import apply_tune
 from ..modules.host.files import read_tune, tune_files, tune_stamp, write_tune
-from ..modules.host.training import tune_model
+from ..modules.host.preview import PreviewSettings
+from ..modules.host.progress import PeakMemory
+from ..modules.host.training import TuneInputs, tune_model
+from ..modules.learning_rate import Schedule
 from ..modules.plot import plot_loss
-from ..modules.tuning import TuneSettings
-from .types import MENU, PREFIX, Tune
+from ..modules.tuning import Optimizer, Precision, TuneSettings, read_steps
+from ..modules.weights import Tune as TuneData
+from .types import MENU, PREFIX, Tune, TuningOptions, TuningPreview
 
 CATEGORY = MENU + "tune"
+
+
+def tune_inputs() -> list[io.Input]:
+    """Return the inputs of the nodes that apply a tune."""
+    return [
+        io.Model.Input("model", tooltip="Model of the structure the tune was made on, without that tune."),
+        Tune.Input("tune", tooltip="From One-Shot Tune or Load Tune."),
+        io.Float.Input(
+            "query_strength",
+            default=1.0,
+            min=0.0,
+            max=2.0,
+            step=0.01,
+            tooltip="Factor of the tuned change of the query projections. Below 1 when the edit looks too much "
+            "like the source.",
+        ),
+        io.Float.Input(
+            "temporal_strength",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip="Factor of what the temporal modules add. 0 leaves them out.",
+        ),
+    ]
+
+
+def keep_unfinished(tune: TuneData) -> str:
+    """Save a tuning that did not come to its end; returns where."""
+    return write_tune(tune, "unfinished", with_state=True).name
 
 
 class OneShotTune(io.ComfyNode):
@@ -58,6 +95,44 @@ class OneShotTune(io.ComfyNode):
                     tooltip="Of the noise and noise levels trained on. Same seed, same result on the same machine; on "
                     "a GPU to the last bit only if ComfyUI was started with --deterministic.",
                 ),
+                io.String.Input(
+                    "snapshots",
+                    default="25%, 50%, 75%",
+                    optional=True,
+                    advanced=True,
+                    tooltip="When the state is kept for Tune Dial: steps or percentages with commas. Each makes the "
+                    "file half as long again. Empty = the end alone.",
+                ),
+                io.Combo.Input(
+                    "on_interrupt",
+                    options=["keep", "discard"],
+                    default="keep",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Keep: what was learned before you cancel, or before the loss leaves the numbers, is saved "
+                    "as unfinished_00001_ in models/consistent_video, for Load Tune or to resume.",
+                ),
+                io.String.Input(
+                    "prompt_to_note",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Text noted in the tune file as its source prompt. Empty = none: a file you share then "
+                    "says nothing of your prompt.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the loss counts: white is learned, black ignored. One for all frames or one each.",
+                ),
+                Tune.Input(
+                    "resume",
+                    optional=True,
+                    tooltip="Tune to continue, from Load Tune: saved with with_state, or unfinished. steps counts from "
+                    "its beginning. With the same settings the result is that of one long run.",
+                ),
+                TuningOptions.Input("options", optional=True, tooltip="Precision, memory, optimiser: Tuning Options."),
+                TuningPreview.Input("preview", optional=True, tooltip="Edit to show meanwhile: Tuning Preview."),
             ],
             outputs=[
                 io.Model.Output("clip_model", tooltip="The input model with the tune applied."),
@@ -66,20 +141,175 @@ class OneShotTune(io.ComfyNode):
                     tooltip="What was learned, for Save Tune or Apply Tune: the change to the model given here.",
                 ),
                 io.Image.Output("loss_plot", tooltip="Loss of each step and its running mean."),
-                io.String.Output("report", tooltip="Settings, losses and seconds as JSON."),
+                io.String.Output("report", tooltip="Settings, losses, seconds and peak memory as JSON."),
+                io.LossMap.Output("loss_map", tooltip="Loss of each step, for the host's loss nodes."),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model, positive, latent, steps, learning_rate, seed) -> io.NodeOutput:
-        start = time.monotonic()
-        settings = TuneSettings(steps, learning_rate, seed)
-        tune = tune_model(model, positive, latent, settings, cls.hidden.unique_id)
-        report = {**tune.info, "seconds": round(time.monotonic() - start, 2)}
-        return io.NodeOutput(
-            apply_tune(model, tune), tune, plot_loss(tune.info["loss"]), json.dumps(report, ensure_ascii=False)
+    def execute(
+        cls,
+        model,
+        positive,
+        latent,
+        steps,
+        learning_rate,
+        seed,
+        snapshots="",
+        on_interrupt="keep",
+        prompt_to_note="",
+        mask=None,
+        resume=None,
+        options=None,
+        preview=None,
+    ) -> io.NodeOutput:
+        start, memory = time.monotonic(), PeakMemory()
+        chosen = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
+        settings = replace(options or TuneSettings(), **chosen, snapshots=read_steps(snapshots, steps))
+        inputs = TuneInputs(positive, latent, mask, resume, preview, prompt_to_note)
+        tune = tune_model(
+            model, inputs, settings, cls.hidden.unique_id, keep_unfinished if on_interrupt == "keep" else None
         )
+        spent = {"seconds": round(time.monotonic() - start, 2), "peak_gib": round(memory.look(), 2)}
+        losses = tune.info["loss"]
+        return io.NodeOutput(
+            apply_tune(model, tune),
+            tune,
+            plot_loss(losses),
+            json.dumps({**tune.info, **spent}, ensure_ascii=False),
+            {"loss": torch.tensor(losses)},
+        )
+
+
+class TuningOptionsNode(io.ComfyNode):
+    """Settings of One-Shot Tune beyond steps and learning rate."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "TuningOptions",
+            display_name="Tuning Options",
+            category=CATEGORY,
+            description="Precision, memory and optimiser of One-Shot Tune. Without it the defaults shown here hold, "
+            "which are the papers' where they name them.",
+            search_aliases=["optimizer", "gradient checkpointing", "learning rate schedule", "min-SNR", "low VRAM"],
+            inputs=[
+                io.Combo.Input(
+                    "precision",
+                    options=list(get_args(Precision)),
+                    default="auto",
+                    tooltip="Of the UNet's computations: auto takes bf16 for half-precision models where the GPU has "
+                    "it, else fp16 with scaled gradients; fp32 on a CPU. What is learned is fp32 always.",
+                ),
+                io.Boolean.Input(
+                    "gradient_checkpointing",
+                    default=False,
+                    tooltip="Compute inner values twice in the place of holding them: far less memory, about a third "
+                    "slower, the same result.",
+                ),
+                io.Int.Input(
+                    "frames_per_step",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    tooltip="Consecutive frames, at random, that each step sees of a longer clip. 0 = all. Fewer need "
+                    "less memory and more steps.",
+                ),
+                io.Float.Input(
+                    "max_grad_norm",
+                    default=1.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.01,
+                    tooltip="Gradients are scaled down to this norm. 0 = never.",
+                ),
+                io.Float.Input(
+                    "weight_decay", default=0.01, min=0.0, max=1.0, step=1e-4, round=False, tooltip="Of AdamW."
+                ),
+                io.Combo.Input(
+                    "schedule",
+                    options=list(get_args(Schedule)),
+                    default="constant",
+                    tooltip="How the learning rate falls over the steps.",
+                ),
+                io.Int.Input(
+                    "warmup_steps",
+                    default=0,
+                    min=0,
+                    max=100000,
+                    tooltip="Steps in which the learning rate rises from 0.",
+                ),
+                io.Float.Input(
+                    "min_snr_gamma",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Min-SNR weighting: low noise levels count less. 5 is usual; 0 = all alike, as in the "
+                    "papers.",
+                ),
+                io.Combo.Input(
+                    "optimizer",
+                    options=list(get_args(Optimizer)),
+                    default="AdamW",
+                    tooltip="AdamW 8-bit needs the package bitsandbytes and a quarter of the optimiser's memory.",
+                ),
+            ],
+            outputs=[TuningOptions.Output("options", tooltip="For One-Shot Tune.")],
+        )
+
+    @classmethod
+    def execute(cls, **settings) -> io.NodeOutput:
+        return io.NodeOutput(TuneSettings(**settings))
+
+
+class TuningPreviewNode(io.ComfyNode):
+    """An edit to look at while One-Shot Tune runs."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "TuningPreview",
+            display_name="Tuning Preview",
+            category=CATEGORY,
+            description="Shows in One-Shot Tune what the edit would be if it ended now: the clip is inverted and "
+            "sampled in a few steps and plays in the node. The tuning's result is the same with it.",
+            search_aliases=["training preview", "validation sample"],
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="Edited prompt."),
+                io.Conditioning.Input(
+                    "negative", tooltip="Negative prompt, usually empty; the clip is inverted with it."
+                ),
+                io.Int.Input(
+                    "every",
+                    default=50,
+                    min=1,
+                    max=100000,
+                    tooltip="Steps of the tuning between two previews. Each costs thrice its own steps in UNet calls.",
+                ),
+                io.Int.Input(
+                    "preview_steps",
+                    default=8,
+                    min=1,
+                    max=100,
+                    tooltip="DDIM steps of the inversion and of the sampling.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=1.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Classifier-free guidance of the sampling.",
+                ),
+            ],
+            outputs=[TuningPreview.Output("preview", tooltip="For One-Shot Tune.")],
+        )
+
+    @classmethod
+    def execute(cls, positive, negative, every, preview_steps, cfg) -> io.NodeOutput:
+        return io.NodeOutput(PreviewSettings(positive, negative, every, preview_steps, cfg))
 
 
 class SaveTune(io.ComfyNode):
@@ -101,14 +331,20 @@ class SaveTune(io.ComfyNode):
                     default="tune",
                     tooltip="Name of the file; a number is added. May name a subfolder: clips/swan.",
                 ),
+                io.Boolean.Input(
+                    "with_state",
+                    default=False,
+                    optional=True,
+                    tooltip="Save also what resuming the tuning needs: three times the size.",
+                ),
             ],
             outputs=[io.String.Output("path", tooltip="Where the file lies.")],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, tune, filename_prefix) -> io.NodeOutput:
-        path = str(write_tune(tune, filename_prefix))
+    def execute(cls, tune, filename_prefix, with_state=False) -> io.NodeOutput:
+        path = str(write_tune(tune, filename_prefix, with_state))
         return io.NodeOutput(path, ui={"text": (path,)})
 
 
@@ -149,30 +385,42 @@ class ApplyTune(io.ComfyNode):
             "Works on any checkpoint of the structure the tune was made on, also one with LoRA; an image model is "
             "inflated on the way.",
             search_aliases=["use tune", "load trained"],
-            inputs=[
-                io.Model.Input("model", tooltip="Model of the structure the tune was made on."),
-                Tune.Input("tune", tooltip="From One-Shot Tune or Load Tune."),
-                io.Float.Input(
-                    "query_strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.01,
-                    tooltip="Factor of the tuned change of the query projections. Below 1 when the edit looks too much "
-                    "like the source.",
-                ),
-                io.Float.Input(
-                    "temporal_strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Factor of what the temporal modules add. 0 leaves them out.",
-                ),
-            ],
+            inputs=tune_inputs(),
             outputs=[io.Model.Output("clip_model", tooltip="The model with the tune. The input is unchanged.")],
         )
 
     @classmethod
     def execute(cls, model, tune, query_strength, temporal_strength) -> io.NodeOutput:
         return io.NodeOutput(apply_tune(model, tune, query_strength, temporal_strength))
+
+
+class TuneDial(io.ComfyNode):
+    """A model with a tune of adjustable progress."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "TuneDial",
+            display_name="Tune Dial",
+            category=CATEGORY,
+            description="Apply Tune with a dial for how far the tuning went, from the snapshots in the tune: turn it "
+            "back where the edit looks too much like the source, without tuning again.",
+            search_aliases=["overfit", "over-tuning", "tune strength", "snapshot", "checkpoint"],
+            inputs=[
+                *tune_inputs(),
+                io.Float.Input(
+                    "progress",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Part of the tuning's steps: 1 = its end, 0.5 = after half of them, 0 = before. Between "
+                    "snapshots the weights are interpolated.",
+                ),
+            ],
+            outputs=[io.Model.Output("clip_model", tooltip="The model with the tune. The input is unchanged.")],
+        )
+
+    @classmethod
+    def execute(cls, model, tune, query_strength, temporal_strength, progress) -> io.NodeOutput:
+        return io.NodeOutput(apply_tune(model, tune, query_strength, temporal_strength, progress))

@@ -6,3 +6,5 @@ PREFIX = "ConsistentVideo_"
 MENU = "Consistent Video/"
 
 Tune = io.Custom("CONSISTENT_VIDEO_TUNE")
+TuningOptions = io.Custom("CONSISTENT_VIDEO_TUNING_OPTIONS")
+TuningPreview = io.Custom("CONSISTENT_VIDEO_TUNING_PREVIEW")

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, parametrize, skip_init
+from torch.nn.utils import parametrizations, skip_init
 
 from . import scaled_dot_product
 
@@ -142,7 +142,7 @@ class TemporalModule(nn.Module):
         """Normalise W_v and the output matrix anew at every forward in training mode, by power iteration.
 
         The iteration's first vectors come from the seed; torch's global generators are left as they were. Several
-        iterations a step keep up with the optimiser, so that `bake_spectral_norm` changes little.
+        iterations a step keep up with the optimiser, so that baking it in changes little.
         """
         if self.config.spectral:
             with torch.random.fork_rng(devices=[]):
@@ -150,11 +150,16 @@ class TemporalModule(nn.Module):
                 for linear in (self.to_v, self.to_out):
                     parametrizations.spectral_norm(linear, n_power_iterations=POWER_ITERATIONS)
 
-    def bake_spectral_norm(self) -> None:
-        """Undo `tune_spectral_norm`, leaving weights whose largest singular value is 1."""
-        if self.config.spectral:
-            for linear in (self.to_v, self.to_out):
-                weight = spectral_normalised(linear.parametrizations.weight.original.detach())
-                parametrize.remove_parametrizations(linear, "weight", leave_parametrized=False)
-                with torch.no_grad():
-                    linear.weight.copy_(weight)
+    def tensors(self) -> dict[str, Tensor]:
+        """Return copies of the weights on the CPU, with the spectral norm of `tune_spectral_norm` baked in.
+
+        There the largest singular values are exact, and the same on every machine.
+        """
+        weights = {}
+        for key, value in self.state_dict().items():
+            name, _, part = key.partition(".parametrizations.weight.")
+            if part == "original":
+                weights[f"{name}.weight"] = spectral_normalised(value.cpu())
+            elif not part:
+                weights[key] = value.cpu().clone()
+        return weights

@@ -22,11 +22,17 @@ def tune_files() -> list[str]:
     return folder_paths.get_filename_list(FOLDER)
 
 
-def write_tune(tune: Tune, prefix: str) -> Path:
+def write_tune(tune: Tune, prefix: str, with_state: bool = False) -> Path:
     """Save a tune under the next free number of a prefix, which may name subfolders; returns the file.
+
+    Args:
+        tune: what to save.
+        prefix: name without number, below the folder.
+        with_state: also what continuing the tuning needs.
 
     Raises:
         ValueError: the prefix names no file or leads outside the folder.
+        OSError: the file could not be written.
     """
     root = Path(folder_paths.get_folder_paths(FOLDER)[0])
     if prefix.endswith(("/", "\\")) or not Path(prefix.strip()).name:
@@ -39,7 +45,7 @@ def write_tune(tune: Tune, prefix: str) -> Path:
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
     free = (Path(folder) / f"{name}_{number:05}_.safetensors" for number in itertools.count(counter))
     path = next(path for path in free if not path.exists())
-    save_tune(tune, path)
+    save_tune(tune, path, with_state)
     return path
 
 

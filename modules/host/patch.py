@@ -67,20 +67,25 @@ class TemporalBank(nn.Module):
         self.places = {(block.place, block.index): i for i, block in enumerate(blocks)}
         self.bank = nn.ModuleList(TemporalModule(b.dim, b.heads, config, generator) for b in blocks)
         if tensors is not None:
-            for key, value in self.tensors().items():
-                value.copy_(tensors[key])
+            for path, module in zip(self.paths, self.bank, strict=True):
+                module.load_state_dict({name: tensors[temporal_key(path, name)] for name in module.state_dict()})
 
     def at(self, place: tuple[str, int], index: int) -> TemporalModule:
         """Return the module that follows a block."""
         return self.bank[self.places[place, index]]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the weights by the host's block paths."""
+        """Return copies of the weights on the CPU by the host's block paths."""
         return {
-            f"diffusion_model.{path}.attn_temp.{name}": value
+            temporal_key(path, name): value
             for path, module in zip(self.paths, self.bank, strict=True)
-            for name, value in module.state_dict().items()
+            for name, value in module.tensors().items()
         }
+
+
+def temporal_key(path: str, name: str) -> str:
+    """Return the name in a tune of a weight of the temporal module that follows a block."""
+    return f"diffusion_model.{path}.attn_temp.{name}"
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,15 @@
 
 import time
 
-from comfy.model_management import throw_exception_if_processing_interrupted
+import psutil
+import torch
+from comfy.model_management import get_torch_device, throw_exception_if_processing_interrupted
 from comfy.utils import ProgressBar
+from PIL.Image import Image
 from server import PromptServer
+
+PREVIEW_SIDE, PREVIEW_RATE = 512, 8
+GIB = 2**30
 
 
 def show_text(text: str, node_id: str) -> None:
@@ -13,22 +19,47 @@ def show_text(text: str, node_id: str) -> None:
         PromptServer.instance.send_progress_text(text, node_id)
 
 
+class PeakMemory:
+    """The most memory used since it was made: the GPU's by torch, elsewhere the process's as seen at each look."""
+
+    def __init__(self) -> None:
+        self.device, self.seen = get_torch_device(), 0
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def look(self) -> float:
+        """Return it in GiB."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / GIB
+        self.seen = max(self.seen, psutil.Process().memory_info().rss)
+        return self.seen / GIB
+
+
 class TuningProgress:
-    """Progress bar with loss and time left; calling it raises the host's interrupt.
+    """Progress bar with loss, time left, peak memory and, once there is one, a clip; raises the host's interrupt.
 
     Args:
         steps: how many there are.
         node_id: where to show.
+        done: steps done before.
+
+    Attributes:
+        clip: frames of the preview; each step shows the one whose turn it is, at PREVIEW_RATE frames a second.
     """
 
-    def __init__(self, steps: int, node_id: str):
+    def __init__(self, steps: int, node_id: str, done: int = 0):
         self.bar, self.steps, self.node_id = ProgressBar(steps, node_id=node_id), steps, node_id
-        self.start = time.monotonic()
+        self.start, self.began, self.memory = time.monotonic(), done, PeakMemory()
+        self.clip: list[Image] = []
 
-    def __call__(self, step: int, loss: float) -> None:
-        """Show that a step (from 0) is done."""
-        done = step + 1
-        left = (time.monotonic() - self.start) / done * (self.steps - done)
-        self.bar.update_absolute(done, self.steps)
-        show_text(f"step {done} of {self.steps}, loss {loss:.4f}, {left:.0f} s left", self.node_id)
+    def __call__(self, done: int, loss: float) -> None:
+        """Show how many steps are done."""
+        elapsed = time.monotonic() - self.start
+        left = elapsed / (done - self.began) * (self.steps - done)
+        frame = None
+        if self.clip:
+            frame = ("JPEG", self.clip[int(elapsed * PREVIEW_RATE) % len(self.clip)], PREVIEW_SIDE)
+        self.bar.update_absolute(done, self.steps, frame)
+        text = f"step {done} of {self.steps}, loss {loss:.4f}, {left:.0f} s left, peak {self.memory.look():.1f} GiB"
+        show_text(text, self.node_id)
         throw_exception_if_processing_interrupted()

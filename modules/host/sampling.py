@@ -1,5 +1,6 @@
 """Inversion and sampling through the host's own sampler machinery, so that its conditionings and patches all apply."""
 
+import logging
 import math
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..schedule import ddim_sigmas
 from .latent import clip_latent, prediction_of, sigma_table
 from .patch import clip_settings
 
+log = logging.getLogger(__name__)
 INVERSION = "consistent_video_inversion"
 MASKED = "The inversion has a noise mask, which cannot be used with an inverted clip. Remove the node that sets it."
 
@@ -61,6 +63,7 @@ def invert_clip(
         LATENT with the samples at sigma_T and, under INVERSION, the sigmas to sample with and the number of frames.
     """
     samples = clip_latent(model, latent, clip_settings(model).num_frames)
+    warn_of_frames(model, len(samples))
     sigmas = ddim_sigmas(sigma_table(model), steps)
     predicted: list[Tensor] = []
 
@@ -78,6 +81,15 @@ def invert_clip(
     made = {"sigmas": sigmas, "num_frames": len(samples), "power": power(inverted)}
     kept = {key: value for key, value in latent.items() if key != "noise_mask"}  # means nothing for an inversion
     return {**kept, "samples": inverted, INVERSION: made}
+
+
+def warn_of_frames(model: ModelPatcher, frames: int) -> None:
+    """Tell where a clip has another number of frames than the one that the model's tune was made on."""
+    tuned = clip_settings(model).tuned_frames
+    if tuned and tuned != frames:
+        log.warning(
+            "The clip has %d frames and the model's tune was made on %d; it works, less steadily.", frames, tuned
+        )
 
 
 def power(samples: Tensor) -> float:

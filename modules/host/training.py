@@ -1,134 +1,65 @@
 """One-shot tuning in the host: on a private copy of the model, which is gone afterwards."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import comfy.model_management
-import comfy.patcher_extension
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sampler_helpers import convert_cond
 from comfy.samplers import encode_model_conds
-from torch import Tensor, nn
-from torch.nn.utils import skip_init
+from torch import Tensor
+from torch.nn import functional as F
 
-from ..attention import scaled_dot_product
-from ..tuning import TuneSettings, tune
-from ..weights import Tune
+from ..presets import name_of
+from ..tuning import Tuner, TuneSettings
+from ..weights import Tune, hash_tensors
 from .latent import clip_latent, prediction_of, sigma_table, to_model_latent
-from .patch import KEY, ClipSettings, TemporalBank, clip_settings, transformer_blocks
+from .learned import Learned, training_options
+from .patch import ClipSettings, clip_settings
+from .preview import Preview, PreviewSettings
+from .private_copy import check_tunable, choose_precision, computing_in, private_copy, reproducible
 from .progress import TuningProgress
 
-HALVES = (torch.float16, torch.bfloat16)
 NOT_TUNED_WITH = ("control", "mask", "area", "gligen", "hooks", "timestep_start", "start_percent", "end_percent")
+Keep = Callable[[Tune], str]
+log = logging.getLogger(__name__)
 
 
-@contextmanager
-def private_copy(model: ModelPatcher) -> Iterator[ModelPatcher]:
-    """Yield a copy of a model with weights of its own, wholly on the device and ready for gradients.
+@dataclass(frozen=True)
+class TuneInputs:
+    """What a clip is tuned with, beside the model.
 
-    LoRA patches of the model are part of the copy's weights. Afterwards it is unloaded, whatever was raised.
-
-    Raises:
-        ValueError: the model's loader cannot load it again.
+    Attributes:
+        positive: conditioning of the source prompt.
+        latent: the clip, VAE latent.
+        mask: where the loss counts, shape (f or 1, height, width), 0 ... 1; None = everywhere.
+        resume: tune with the state of a tuning to continue.
+        preview: edit shown while it runs; None = none.
+        prompt: text of the source prompt to note in the tune; empty = none.
     """
-    if model.cached_patcher_init is None:
-        raise ValueError(
-            "model comes from a loader that cannot load it a second time, which tuning needs. "
-            "Load it with Load Checkpoint, Load Diffusion Model or Load Demo Model."
-        )
-    copy = model.clone(disable_dynamic=True, force_deepcopy=True)
-    try:
-        comfy.model_management.load_models_gpu([copy], force_full_load=True)
-        if copy.model.model_lowvram:
-            raise ValueError("model cannot be tuned while ComfyUI runs with --novram. Start ComfyUI without it.")
-        yield copy
-    finally:
-        comfy.model_management.unload_model_and_clones(copy)
-        comfy.model_management.soft_empty_cache()
+
+    positive: list
+    latent: dict[str, Any]
+    mask: Tensor | None = None
+    resume: Tune | None = None
+    preview: PreviewSettings | None = None
+    prompt: str = ""
 
 
-def autocast_for(model: ModelPatcher, device: torch.device):
-    """Return the context to run a copy's UNet in: bfloat16 where a half-precision model's device has it."""
-    dtype = model.model.get_dtype_inference()
-    if dtype not in HALVES:
-        return nullcontext()
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.autocast("cuda", torch.bfloat16)
-    unet = model.model.diffusion_model
-    unet.float()
-    unet.dtype, model.model.manual_cast_dtype = torch.float32, None
-    return nullcontext()
-
-
-@contextmanager
-def reproducible() -> Iterator[None]:
-    """Make the backward passes of attention and convolutions reproducible, where that costs little.
-
-    On a CPU they are. On a GPU attention's are where the host was started with --deterministic, which alone prepares
-    cuBLAS for it; the host then merely warns of kernels that are not, here they are not used.
-    """
-    mode, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    try:
-        torch.backends.cudnn.deterministic = True
-        torch.use_deterministic_algorithms(mode)
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = cudnn
-        torch.use_deterministic_algorithms(mode, warn_only=warn_only)
-
-
-def query_projections(unet: nn.Module) -> dict[str, nn.Linear]:
-    """Replace both attentions' query projections of a copy by float32 ones that can be tuned; return them by key."""
-    projections = {}
-    for block in transformer_blocks(unet):
-        for name in ("attn1", "attn2"):
-            attention = unet.get_submodule(f"{block.path}.{name}")
-            weight = attention.to_q.weight.detach()
-            linear = skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=False, device=weight.device)
-            linear.weight.data.copy_(weight)
-            attention.to_q = linear
-            projections[f"diffusion_model.{block.path}.{name}.to_q"] = linear
-    return projections
-
-
-def temporal_copy(unet: nn.Module, model: ModelPatcher, device: torch.device) -> TemporalBank | None:
-    """Return the model's temporal modules as float32 ones that can be tuned, or None."""
-    attached = clip_settings(model).temporal
-    if attached is None:
-        return None
-    bank = TemporalBank(transformer_blocks(unet), attached.config, attached.tensors())
-    for module in bank.bank:
-        module.tune_spectral_norm()
-    return bank.to(device).train()
-
-
-def sdpa_override(_host_kernel: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
-    """Stand in for the host's attention kernel, which need not have a backward."""
-    return scaled_dot_product(q, k, v, heads)
-
-
-def training_options(model: ModelPatcher, bank: TemporalBank | None) -> dict[str, Any]:
-    """Return the transformer options of a training call: the model's own, with the given temporal modules."""
-    options = comfy.patcher_extension.copy_nested_dicts(model.model_options["transformer_options"])
-    options[KEY] = replace(options[KEY], temporal=bank)
-    options["optimized_attention_override"] = sdpa_override
-    options["cond_or_uncond"] = [0]
-    return options
-
-
-def condition(model: ModelPatcher, positive: list, x_0: Tensor) -> dict[str, Any]:
+def condition(model: ModelPatcher, positive: list, x_0: Tensor, name: str = "positive") -> dict[str, Any]:
     """Return the UNet's keyword arguments for a conditioning, one row for each frame."""
     conds = encode_model_conds(model.model.extra_conds, convert_cond(positive), x_0, x_0.device, "positive")
     if len(conds) != 1:
-        raise ValueError(f"positive has {len(conds)} conditionings; tuning takes one prompt for the whole clip.")
+        raise ValueError(f"{name} has {len(conds)} conditionings; tuning takes one prompt for the whole clip.")
     ignored = [key for key in NOT_TUNED_WITH if key in conds[0]]
     if ignored:
         raise ValueError(
-            f"positive carries {', '.join(ignored)}, which tuning does not use. Connect the plain prompt here, and "
+            f"{name} carries {', '.join(ignored)}, which tuning does not use. Connect the plain prompt here, and "
             "apply the rest to the edited prompt."
         )
     given = {key: cond.process_cond(batch_size=len(x_0)).cond for key, cond in conds[0]["model_conds"].items()}
@@ -140,71 +71,245 @@ def own_copy(value: Any, device: torch.device) -> Any:
     return value.to(device).clone() if isinstance(value, Tensor) else value
 
 
-def tune_copy(
-    copy: ModelPatcher, model: ModelPatcher, positive: list, samples: Tensor, settings: TuneSettings, node_id: str
-) -> tuple[dict[str, Tensor], list[float]]:
-    """Tune a private copy of a model; returns what was learned, as a Tune holds it, and the losses."""
-    device, unet = copy.load_device, copy.model.diffusion_model
-    x_0, table = to_model_latent(copy, samples), sigma_table(model).clone()
-    autocast = autocast_for(copy, device)
-    unet.requires_grad_(False)
-    projections = query_projections(unet)
-    before = {key: linear.weight.detach().clone() for key, linear in projections.items()}
-    bank = temporal_copy(unet, model, device)
-    options, given = training_options(copy, bank), condition(copy, positive, x_0)
+def rows_of(given: dict[str, Any], frames: slice) -> dict[str, Any]:
+    """Return the rows of some frames of what `condition` returned."""
+    return {key: value[frames] if isinstance(value, Tensor) else value for key, value in given.items()}
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        with autocast:
-            return copy.model.apply_model(x, sigma * x.new_ones(len(x)), transformer_options=dict(options), **given)
 
-    modules = [*projections.values(), *(bank.bank if bank is not None else ())]
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    on_step = TuningProgress(settings.steps, node_id)
-    with reproducible():
-        losses = tune(denoise, parameters, x_0, table, prediction_of(model), settings, on_step)
-    tensors = {f"{key}.diff": (linear.weight - before[key]).detach().cpu() for key, linear in projections.items()}
-    if bank is not None:
-        for module in bank.cpu().bank:  # where the singular values are exact on every machine
-            module.bake_spectral_norm()
-        tensors |= {key: value.detach().clone() for key, value in bank.tensors().items()}
-    return tensors, losses
+def latent_mask(mask: Tensor | None, x_0: Tensor) -> Tensor | None:
+    """Return a mask of pictures as weights of a latent's positions, shape (f, 1, h, w).
+
+    Raises:
+        ValueError: it has other frames than the clip, or is empty.
+    """
+    if mask is None:
+        return None
+    if len(mask) not in (1, len(x_0)):
+        raise ValueError(
+            f"mask has {len(mask)} frames and the clip {len(x_0)}. Give one for all frames or one for each."
+        )
+    weights = F.interpolate(mask.clone().to(x_0)[:, None], size=x_0.shape[-2:], mode="area").expand(
+        len(x_0), -1, -1, -1
+    )
+    if weights.flatten(1).sum(dim=1).min() <= 0:
+        raise ValueError(
+            "mask leaves nothing of a frame to tune on. White is where the loss counts; invert it if needed."
+        )
+    return weights
+
+
+class Tuning:
+    """A tuning in the host: makes the Tuner, and Tunes of its states.
+
+    Args:
+        copy: private copy of the model.
+        model: inflated and patched model.
+        inputs: what it is tuned with.
+        settings: of the tuning.
+    """
+
+    def __init__(self, copy: ModelPatcher, model: ModelPatcher, inputs: TuneInputs, settings: TuneSettings):
+        device, unet = copy.load_device, copy.model.diffusion_model
+        clip = clip_settings(model)
+        self.copy = copy
+        self.x_0 = to_model_latent(copy, clip_latent(model, inputs.latent, clip.num_frames))
+        self.precision = choose_precision(settings.precision, model, device)
+        self.computing = computing_in(self.precision, copy)
+        unet.requires_grad_(False)
+        self.learned = Learned(unet, model, device)
+        self.options = training_options(copy, self.learned.bank, settings.gradient_checkpointing)
+        self.given = condition(copy, inputs.positive, self.x_0)
+        self.tuner = Tuner(
+            self.denoise,
+            self.learned,
+            self.x_0,
+            sigma_table(model).clone(),
+            prediction_of(model),
+            settings,
+            latent_mask(inputs.mask, self.x_0),
+            scale_gradients=self.precision == "fp16",
+        )
+        self.info = {**tune_info(clip, prediction_of(model), settings, inputs), **self.identities()}
+        self.snapshots = {0: halved(self.learned.temporal_tensors())} if settings.snapshots else {}
+        if inputs.resume is not None:
+            self.resume(inputs.resume)
+
+    def identities(self) -> dict[str, Any]:
+        """Return what tells the clip and the model from others, for a Tune's info."""
+        return {
+            "frames": len(self.x_0),
+            "precision": self.precision,
+            "clip_hash": hash_tensors([self.x_0]),
+            "model_hash": hash_tensors(self.learned.before),
+        }
+
+    def resume(self, tune: Tune) -> None:
+        """Continue a tuning.
+
+        Raises:
+            ValueError: the tune has no state, or was made with another patch.
+        """
+        if not tune.state:
+            raise ValueError(
+                "resume has no state of its tuning. Save it with with_state on; or connect Apply Tune before One-Shot "
+                "Tune to begin a new tuning from its weights."
+            )
+        for key in ("spatial", "temporal", "prediction"):
+            if tune.info[key] != self.info[key]:
+                raise ValueError(f"resume was tuned with {key} = {tune.info[key]}, and the model has {self.info[key]}.")
+        for key, what in (("clip_hash", "clip"), ("model_hash", "model"), ("frames", "number of frames")):
+            if tune.info.get(key) != self.info[key]:
+                log.warning("The tune to resume was begun on another %s; going on with the one given.", what)
+        self.tuner.load_state_dict(tune.state)
+        self.snapshots |= tune.snapshots
+
+    def call(self, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> Tensor:
+        """Predict x_0 from the state of some frames at the noise levels of their rows."""
+        with self.computing:
+            return self.copy.model.apply_model(x, sigma, transformer_options=dict(self.options), **given)
+
+    def denoise(self, x: Tensor, sigma: Tensor, frames: slice) -> Tensor:
+        """Predict x_0 for a step of the tuning."""
+        self.learned.settle()
+        return self.call(x, sigma * x.new_ones(len(x)), rows_of(self.given, frames))
+
+    def preview(self, settings: PreviewSettings) -> Preview:
+        """Return what draws the edit as it would be now."""
+        bank = self.learned.bank
+        sides = {
+            name: condition(self.copy, getattr(settings, name), self.x_0, name) for name in ("positive", "negative")
+        }
+        denoisers = {name: partial(self.preview_call, given=given) for name, given in sides.items()}
+        return Preview(settings, self.copy, bank, self.x_0, self.tuner.sigma_table, self.tuner.prediction, **denoisers)
+
+    def preview_call(self, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> Tensor:
+        """Predict x_0 for a preview."""
+        return self.call(x, sigma, given)
+
+    def run(self, node_id: str, preview: PreviewSettings | None) -> None:
+        """Do the steps that are left, showing them."""
+        settings = self.tuner.settings
+        progress = TuningProgress(settings.steps, node_id, len(self.tuner.losses))
+        drawn = self.preview(preview) if preview is not None else None
+        for done in self.tuner.steps():
+            if done in settings.snapshots:
+                self.snapshots[done] = halved(self.learned.tensors())
+            if drawn is not None and (done % drawn.settings.every == 0 or done == settings.steps):
+                progress.clip = drawn.draw()
+            progress(done, self.tuner.losses[-1])
+
+    def tune(self) -> Tune:
+        """Return what has been learned."""
+        losses = list(self.tuner.losses)
+        snapshots = {step: value for step, value in self.snapshots.items() if step < len(losses)}
+        return Tune(self.learned.tensors(), {**self.info, "loss": losses}, snapshots, self.tuner.state_dict())
+
+    def last_good(self) -> Tune | None:
+        """Return what had been learned when the loss was last seen finite, None = nothing."""
+        done, learned = self.tuner.last_good
+        if not done:
+            return None
+        self.learned.load_state_dict(learned)
+        snapshots = {step: value for step, value in self.snapshots.items() if step < done}
+        return Tune(self.learned.tensors(), {**self.info, "loss": self.tuner.losses[:done]}, snapshots)
+
+
+def halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors in float16, for snapshots."""
+    return {key: value.half() for key, value in tensors.items()}
 
 
 def tune_model(
-    model: ModelPatcher, positive: list, latent: dict[str, Any], settings: TuneSettings, node_id: str
+    model: ModelPatcher, inputs: TuneInputs, settings: TuneSettings, node_id: str, keep: Keep | None = None
 ) -> Tune:
     """Tune an inflated model on one clip: the query projections of both attentions and the temporal modules.
 
     Args:
         model: inflated and patched model; neither it nor its base is changed.
-        positive: conditioning of the source prompt.
-        latent: the clip, VAE latent.
+        inputs: what it is tuned with.
         settings: of the tuning.
         node_id: node that shows the progress.
+        keep: saves what was learned before an interruption or a failure, and returns where; None = it is lost.
 
     Raises:
-        ValueError: the model is not inflated, or the inputs do not fit.
+        ValueError: the model is not inflated or cannot be tuned, or the inputs do not fit.
         FloatingPointError: the loss is no longer finite.
+        torch.cuda.OutOfMemoryError: with what to change.
     """
-    clip = clip_settings(model)
-    samples = clip_latent(model, latent, clip.num_frames)
-    info = tune_info(clip, len(samples), prediction_of(model), settings)
+    clip_settings(model)
+    check_tunable(model)
     comfy.model_management.unload_all_models()  # while their inference tensors may still be moved
     with torch.inference_mode(False), torch.enable_grad(), private_copy(model) as copy:
-        tensors, losses = tune_copy(copy, model, positive, samples, settings, node_id)
-    return Tune(tensors, {**info, "loss": losses})
+        try:
+            tuning = Tuning(copy, model, inputs, settings)
+            if len(tuning.x_0) == 1 and tuning.learned.bank is not None:
+                log.warning(
+                    "The clip has 1 frame: its temporal modules have nothing to connect and learn next to nothing."
+                )
+            with reproducible(), keeping(tuning, keep):
+                tuning.run(node_id, inputs.preview)
+            return tuning.tune()
+        except torch.cuda.OutOfMemoryError as error:
+            raise torch.cuda.OutOfMemoryError(memory_advice(model, inputs, settings)) from error
 
 
-def tune_info(clip: ClipSettings, num_frames: int, prediction: str, settings: TuneSettings) -> dict[str, Any]:
+@contextmanager
+def keeping(tuning: Tuning, keep: Keep | None) -> Iterator[None]:
+    """Save what was learned where the tuning is interrupted or fails."""
+    if keep is None:
+        yield
+        return
+    try:
+        yield
+    except comfy.model_management.InterruptProcessingException:
+        if tuning.tuner.losses:
+            log.warning(
+                "Tuning was interrupted after %d steps; kept in %s", len(tuning.tuner.losses), keep(tuning.tune())
+            )
+        raise
+    except FloatingPointError as error:
+        good = tuning.last_good()
+        if good is None:
+            raise
+        raise FloatingPointError(
+            f"{error} What was learned in {len(good.info['loss'])} steps is in {keep(good)}"
+        ) from error
+
+
+def memory_advice(model: ModelPatcher, inputs: TuneInputs, settings: TuneSettings) -> str:
+    """Return what to change when a tuning does not fit."""
+    clip = clip_settings(model)
+    frames, spatial = len(inputs.latent["samples"]), clip.spatial
+    per_step = min(settings.frames_per_step or frames, frames)
+    advice = []
+    if not settings.gradient_checkpointing:
+        advice.append("turn gradient_checkpointing on in Tuning Options (about a third slower)")
+    if per_step > 2:
+        advice.append(f"set frames_per_step to {max(2, per_step // 2)} there")
+    if spatial is not None and spatial.kind == "fine-coarse" and spatial.r < 8:
+        advice.append(f"raise r of STAM/FFAM Patch to {min(8, 2 * spatial.r)}")
+    if spatial is not None and spatial.kind == "full":
+        advice.append("take EI² in the place of full attention")
+    advice.append("make the frames smaller")
+    height, width = inputs.latent["samples"].shape[-2:]
+    return (
+        f"Tuning {per_step} frames of {8 * width} x {8 * height} at a time does not fit into the memory. "
+        f"In this order: {'; '.join(advice)}."
+    )
+
+
+def tune_info(clip: ClipSettings, prediction: str, settings: TuneSettings, inputs: TuneInputs) -> dict[str, Any]:
     """Return what a tune says of how it was made."""
-    return {
-        "frames": num_frames,
+    config = clip.temporal.config if clip.temporal is not None else None
+    info = {
+        "preset": name_of(clip.spatial, config),
         "spatial": asdict(clip.spatial) if clip.spatial else None,
         "spatial_strength": clip.spatial_strength,
-        "temporal": asdict(clip.temporal.config) if clip.temporal is not None else None,
+        "temporal": asdict(config) if config else None,
         "temporal_strength": clip.temporal_strength,
+        "percents": list(clip.percents),
         "prediction": prediction,
-        "steps": settings.steps,
-        "learning_rate": settings.learning_rate,
-        "seed": settings.seed,
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()},
+        "masked": inputs.mask is not None,
     }
+    return {**info, "prompt": inputs.prompt} if inputs.prompt else info

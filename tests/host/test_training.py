@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from consistent_video.modules.attention.temporal import spectral_normalised
-from consistent_video.modules.host import files, progress, training
+from consistent_video.modules.host import files, learned, progress
 from consistent_video.modules.host.apply import apply_tune
 from consistent_video.modules.host.patch import attach, clip_settings, inflate, transformer_blocks
-from consistent_video.modules.host.training import tune_model
+from consistent_video.modules.host.training import TuneInputs, tune_model
 from consistent_video.modules.presets import EI2, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
 from consistent_video.modules.tuning import TuneSettings
 from consistent_video.modules.weights import Tune, load_tune, save_tune
@@ -28,10 +28,11 @@ def patched(name: str, model=None):
     return attach(inflate(model or random_model()), *method(name, 2, "area"))
 
 
-def run(model, settings: TuneSettings = SETTINGS, **changes) -> Tune:
+def run(model, settings: TuneSettings = SETTINGS, keep=None, **changes) -> Tune:
     """Tune as the node does: the host executes nodes in inference mode."""
+    inputs = TuneInputs(**{"positive": SOURCE, "latent": clip_latent(), **changes})
     with torch.inference_mode():
-        return tune_model(model, changes.get("positive", SOURCE), changes.get("latent", clip_latent()), settings, "1")
+        return tune_model(model, inputs, settings, "1", keep)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +124,7 @@ def test_progress_shows_loss_and_time_left(monkeypatch) -> None:
     monkeypatch.setattr(progress, "show_text", lambda text, node_id: shown.append((text, node_id)))
     loss = run(patched(EI2)).info["loss"]
     assert [node_id for _, node_id in shown] == ["1"] * 4
-    assert re.fullmatch(rf"step 2 of 4, loss {loss[1]:.4f}, \d+ s left", shown[1][0])
+    assert re.fullmatch(rf"step 2 of 4, loss {loss[1]:.4f}, \d+ s left, peak \d+\.\d GiB", shown[1][0])
 
 
 def test_strengths_of_a_tune(latent, tune) -> None:
@@ -161,13 +162,13 @@ def test_an_interrupt_leaves_the_host_as_it_was(latent, monkeypatch) -> None:
 
 def watch_copies(monkeypatch) -> list:
     """Note every private copy's model, weakly."""
-    copies, query_projections = [], training.query_projections
+    copies, query_projections = [], learned.query_projections
 
     def noted(unet):
         copies.append(weakref.ref(unet))
         return query_projections(unet)
 
-    monkeypatch.setattr(training, "query_projections", noted)
+    monkeypatch.setattr(learned, "query_projections", noted)
     return copies
 
 

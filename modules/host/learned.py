@@ -1,0 +1,112 @@
+"""What is learned on a private copy, and how its UNet is called meanwhile."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import comfy.patcher_extension
+import torch
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+from torch.utils.checkpoint import checkpoint
+
+from ..attention import scaled_dot_product
+from .patch import KEY, TemporalBank, clip_settings, run_transformer, transformer_blocks
+
+
+class Learned(nn.Module):
+    """What is learned on a private copy, in float32: the query projections of both attentions, the temporal modules.
+
+    Args:
+        unet: of the copy; its query projections are replaced by those that are learned.
+        model: whose temporal modules are the beginning.
+        device: of the copy.
+    """
+
+    def __init__(self, unet: nn.Module, model: ModelPatcher, device: torch.device):
+        super().__init__()
+        queries = query_projections(unet)
+        self.keys, self.queries = list(queries), nn.ModuleList(queries.values())
+        self.before = [linear.weight.detach().clone() for linear in self.queries]
+        self.bank = temporal_copy(unet, model, device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is learned as a Tune holds it."""
+        pairs = zip(self.keys, self.queries, self.before, strict=True)
+        tensors = {f"{key}.diff": (linear.weight.detach() - before).cpu() for key, linear, before in pairs}
+        return tensors | self.temporal_tensors()
+
+    def temporal_tensors(self) -> dict[str, Tensor]:
+        """Return the temporal modules' part of `tensors`."""
+        return self.bank.tensors() if self.bank is not None else {}
+
+    def settle(self) -> None:
+        """Compute the spectral norms of this step now: what is checkpointed must find them, not make them."""
+        if self.bank is not None:
+            for module in self.bank.bank:
+                _ = module.to_v.weight, module.to_out.weight
+
+
+def query_projections(unet: nn.Module) -> dict[str, nn.Linear]:
+    """Replace both attentions' query projections of a copy by float32 ones that can be tuned; return them by key."""
+    projections = {}
+    for block in transformer_blocks(unet):
+        for name in ("attn1", "attn2"):
+            attention = unet.get_submodule(f"{block.path}.{name}")
+            weight = attention.to_q.weight.detach()
+            linear = skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=False, device=weight.device)
+            linear.weight.data.copy_(weight)
+            attention.to_q = linear
+            projections[f"diffusion_model.{block.path}.{name}.to_q"] = linear
+    return projections
+
+
+def temporal_copy(unet: nn.Module, model: ModelPatcher, device: torch.device) -> TemporalBank | None:
+    """Return the model's temporal modules as float32 ones that can be tuned, or None."""
+    attached = clip_settings(model).temporal
+    if attached is None:
+        return None
+    bank = TemporalBank(transformer_blocks(unet), attached.config, attached.tensors())
+    for module in bank.bank:
+        module.tune_spectral_norm()
+    return bank.to(device).train()
+
+
+def sdpa_override(_host_kernel: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
+    """Stand in for the host's attention kernel, which need not have a backward."""
+    return scaled_dot_product(q, k, v, heads)
+
+
+def run_checkpointed(
+    layer: nn.Module, x: Tensor, emb: Tensor, context: Any, options: dict[str, Any], *_: Any
+) -> Tensor:
+    """Run a layer of the UNet without holding its inner values; the backward computes them again.
+
+    The layer gets options of its own, for the host changes them on its way through the UNet.
+    """
+    run = partial(run_transformer, layer) if isinstance(layer, SpatialTransformer) else partial(run_residual, layer)
+    x = checkpoint(run, x, emb, context, dict(options), use_reentrant=False, preserve_rng_state=False)
+    if isinstance(layer, SpatialTransformer) and "transformer_index" in options:
+        options["transformer_index"] += 1
+    return x
+
+
+def run_residual(layer: ResBlock, x: Tensor, emb: Tensor, _context: Any, _options: dict[str, Any]) -> Tensor:
+    """Run a residual block."""
+    return layer(x, emb)
+
+
+def training_options(model: ModelPatcher, bank: TemporalBank | None, checkpointing: bool) -> dict[str, Any]:
+    """Return the transformer options of a training call: the model's own, with the given temporal modules."""
+    options = comfy.patcher_extension.copy_nested_dicts(model.model_options["transformer_options"])
+    options[KEY] = replace(options[KEY], temporal=bank)
+    options["optimized_attention_override"] = sdpa_override
+    options["cond_or_uncond"] = [0]
+    if checkpointing:
+        ours = ((SpatialTransformer, ResBlock), run_checkpointed)
+        patches = options.setdefault("patches", {})
+        patches["forward_timestep_embed_patch"] = [ours, *patches.get("forward_timestep_embed_patch", [])]
+    return options
