@@ -17,7 +17,7 @@ CUSTOM = "custom"
 AS_PRESET = "as preset"
 SPATIAL_KINDS = ("FFAM", "sparse-causal", "full", "per frame")
 TEMPORAL_KINDS = ("STAM", "Tune-A-Video", "none")
-NORMS = get_args(Norm)
+NORMS: tuple[str, ...] = get_args(Norm)
 OF_PRESET = {
     EI2: ("FFAM", "STAM"),
     TUNE_A_VIDEO_PRESET: ("sparse-causal", "Tune-A-Video"),

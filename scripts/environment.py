@@ -45,7 +45,7 @@ def enter(script: str, arguments: list[str]) -> None:
     """Complete the environment and go on inside it, as the same script with the same arguments.
 
     Args:
-        script: path of the script that was started.
+        script: path of the script that was started, or "-m" with a module's name first among the arguments.
         arguments: its command line, without the script.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):

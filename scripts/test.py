@@ -17,7 +17,7 @@ from pathlib import Path
 
 import environment
 
-CHECKED = ("modules", "nodes", "demo", "scripts")
+CHECKED = ("modules", "nodes", "demo", "scripts", "bench")
 NO_TESTS = 5  # pytest's exit status where nothing was selected
 
 

@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,27 +9,18 @@ import pytest
 import torch
 
 from consistent_video.scripts.environment import ROOT, SetupError, comfyui_tree
-from consistent_video.scripts.host import Host, device_arguments, prepare_base
+from consistent_video.scripts.host import Host, device_arguments
+from consistent_video.scripts.in_process import use_host
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that fixtures stop their servers
 
 
-def use_host(base: Path) -> None:
-    """Make ComfyUI importable, with a base directory of its own."""
-    try:
-        sys.path.insert(0, str(comfyui_tree()))
-    except SetupError as error:
-        raise pytest.UsageError(f"{error}; run python scripts/test.py, which gets it") from error
-    from comfy.cli_args import args
-
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the tests compare in float32
-    torch.set_num_threads(1)  # the models are tiny: threads would wait for each other
-    prepare_base(base)
-    args.base_directory = str(base)
-    args.cpu = bool(device_arguments())
-
-
-use_host(ROOT / ".comfyui-data" / "in-process")
+try:
+    use_host(ROOT / ".comfyui-data" / "in-process")
+except SetupError as error:
+    raise pytest.UsageError(f"{error}; run python scripts/test.py, which gets it") from error
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the tests compare in float32
+torch.set_num_threads(1)  # the models are tiny: threads would wait for each other
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ PARTS = ("modules", "nodes", "demo")
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview",
         "node_helpers", "server"}  # fmt: skip
 # What ComfyUI brings along.
-BROUGHT = {"PIL", "aiohttp", "av", "numpy", "torch", "torchvision", "transformers", "typing_extensions"}
+BROUGHT = {"PIL", "aiohttp", "av", "numpy", "psutil", "torch", "torchvision", "transformers", "typing_extensions"}
+OPTIONAL = {"bitsandbytes"}  # an extra of pyproject.toml, with a message where it is absent
 FILES = sorted(path.relative_to(ROOT) for part in PARTS for path in (ROOT / part).rglob("*.py"))
 
 
@@ -59,4 +60,4 @@ def test_what_is_imported_is_required_or_brought_by_comfyui(path: Path) -> None:
     required = read_names("requirements.txt")
     if path.parts[0] == "demo":  # the model's training is no part of what a user runs
         required |= read_names("scripts/requirements.txt")
-    assert not outside - set(sys.stdlib_module_names) - HOST - BROUGHT - required
+    assert not outside - set(sys.stdlib_module_names) - HOST - BROUGHT - OPTIONAL - required

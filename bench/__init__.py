@@ -1,0 +1,1 @@
+"""Measurements that write the tables of docs/: `python -m bench --help`."""

@@ -1,0 +1,187 @@
+"""EI²'s Figure 4: the norm of the temporal module, with and without spectral norm, judged on tuned edits."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..demo.reader import ShapeReader, find_object
+from ..modules.covariate_shift import average_shift
+from ..modules.host.apply import apply_tune
+from ..modules.host.demo import load_demo_model
+from ..modules.host.patch import attach, inflate
+from ..modules.host.report import measure_clip
+from ..modules.host.sampling import invert_clip, sample_clip
+from ..modules.host.training import TuneInputs, tune_model
+from ..modules.presets import EI2, NORMS, method
+from ..modules.tuning import TuneSettings
+from ..scripts.clips import read_clip
+from ..scripts.environment import ROOT, say
+from ..scripts.judge import get_motion_errors, read_edit
+from .table import load_rows, mean_and_error, write_table
+
+CLIPS = ROOT / "demo" / "clips"
+READER = ROOT / "demo" / "weights" / "reader.safetensors"
+LEARNING_RATE, R, GAMMA, CFG = 1e-4, 4, 0.5, 7.5
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One tuned edit: what the temporal module is made of, the clip and the seed; and how long it is worked on."""
+
+    norm: str
+    spectral: str
+    clip: str
+    seed: int
+    steps: int
+    ddim_steps: int
+
+
+class World:
+    """The demo model and what is read from its clips."""
+
+    def __init__(self) -> None:
+        self.model, self.text, self.vae = load_demo_model()
+        self.reader = ShapeReader.load(READER)
+
+    def prompt(self, words: str) -> list:
+        """Encode a prompt."""
+        return self.text.encode_from_tokens_scheduled(self.text.tokenize(words))
+
+    def encode(self, frames: Tensor) -> dict[str, Tensor]:
+        """Encode frames (f, 3, h, w) in 0 ... 1."""
+        return {"samples": self.vae.encode(frames.movedim(1, -1))}
+
+    def decode(self, latent: dict[str, Any]) -> Tensor:
+        """Decode to frames (f, 3, h, w) in 0 ... 1."""
+        return self.vae.decode(latent["samples"]).movedim(-1, 1).cpu()
+
+    def patched(self, norm: str, spectral: str) -> ModelPatcher:
+        """Return EI²'s clip model with another norm in its temporal modules."""
+        return attach(inflate(self.model), *method(EI2, R, norm=norm, spectral=spectral))
+
+
+def run_case(world: World, case: Case) -> Row:
+    """Tune, edit and judge; as a node does it, in inference mode."""
+    began = time.monotonic()
+    notes = json.loads((CLIPS / f"{case.clip}.json").read_text(encoding="utf-8"))
+    source = read_clip(CLIPS / f"{case.clip}.mp4")[0]
+    latent, words = world.encode(source), {name: world.prompt(notes[name]) for name in ("prompt", "edit")}
+    empty, model = world.prompt(""), world.patched(case.norm, case.spectral)
+    settings = TuneSettings(case.steps, LEARNING_RATE, case.seed)
+    tune = tune_model(model, TuneInputs(words["prompt"], latent), settings, "")
+    tuned = apply_tune(model, tune)
+    inversion = invert_clip(tuned, empty, latent, case.ddim_steps, GAMMA, "both", "next")
+    edit = world.decode(sample_clip(tuned, words["edit"], empty, inversion, CFG))
+    shift = average_shift(list(measure_clip(tuned, words["prompt"], latent, 0.5, case.seed)[0].values()))
+    return {
+        **asdict(case),
+        **judge(edit, source, notes["edit"], world.reader),
+        "mean_shift": shift.mean_shift,
+        "covariance_ratio": shift.covariance_ratio,
+        "loss": fmean(tune.info["loss"][-max(1, case.steps // 5) :]),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def judge(edit: Tensor, source: Tensor, prompt: str, reader: ShapeReader) -> Row:
+    """Return what is read from an edit, frames (f, 3, h, w) in 0 ... 1: shares of the frames, pixels, and flicker.
+
+    Flicker is the standard deviation over frames of the change of the object's area against the source's, as a part of
+    its mean area.
+    """
+    read = read_edit(edit, prompt, reader)
+    obeyed = {
+        what: sum(word == name for word in read[what]) / len(edit) for what, name in read["wanted"].items() if name
+    }
+    motion = [error for error in get_motion_errors(edit, source) if error is not None]
+    areas, before = (find_object(frames)[0].sum(dim=(1, 2)) for frames in (edit, source))
+    share = areas / before
+    return {
+        "obeyed": fmean(obeyed.values()),
+        "motion_error": fmean(motion) if motion else None,
+        "flicker": (share.diff().std() / share.mean()).item(),
+    }
+
+
+def list_cases(options: argparse.Namespace) -> Iterator[Case]:
+    """Return every case, all norms of a clip and seed before the next."""
+    for seed, clip in itertools.product(range(options.seeds), options.clips):
+        for norm, spectral in itertools.product(NORMS, ("off", "on")):
+            yield Case(norm, spectral, clip, seed, options.steps, options.ddim_steps)
+
+
+def measure_norms(options: argparse.Namespace) -> None:
+    """Run what is not done yet, and write the table."""
+    cases, path = list(list_cases(options)), options.state / "norms.jsonl"
+    done = load_rows(path, Case)
+    world = World() if any(case not in done for case in cases) else None
+    for number, case in enumerate(cases, start=1):
+        if case not in done:
+            assert world is not None, "made where something is left"
+            with torch.inference_mode():
+                done[case] = run_case(world, case)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(done[case]) + "\n")
+        seconds = done[case]["seconds"]
+        say(f"{number:4} of {len(cases)}  {case.clip}  {case.norm}, spectral norm {case.spectral}  {seconds} s")
+    rows = [done[case] for case in cases]
+    options.document.write_text(make_document(rows, options), encoding="utf-8")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    say(f"Wrote {options.document}")
+
+
+def make_document(rows: list[Row], options: argparse.Namespace) -> str:
+    """Return the document of the rows."""
+    columns = {
+        "obeyed": "attributes read right",
+        "motion_error": "motion error, px",
+        "flicker": "flicker of area",
+        "mean_shift": "mean shift",
+        "covariance_ratio": "covariance ratio",
+        "loss": "loss",
+    }
+    groups = {
+        (norm, spectral): [row for row in rows if (row["norm"], row["spectral"]) == (norm, spectral)]
+        for norm, spectral in itertools.product(NORMS, ("off", "on"))
+    }
+    body = [
+        [norm, spectral, *(mean_and_error([row[key] for row in group]) for key in columns)]
+        for (norm, spectral), group in groups.items()
+    ]
+    count = len(rows) // len(groups)
+    return "\n".join(
+        [
+            "# The norm in the temporal module",
+            "",
+            "Written by `python -m bench norms`. EI²'s Figure 4 asks what the temporal module's norm and the spectral "
+            "norm of its value and output matrices do; here with the demo model, "
+            f"{', '.join(options.clips)}, {options.seeds} seeds each: {count} tuned edits in each row, mean ± standard "
+            f"error. FFAM with r = {R}, {options.steps} steps of tuning at {LEARNING_RATE:g}, "
+            f"{options.ddim_steps} DDIM steps, the clip inverted with an empty prompt at gamma {GAMMA:g}, CFG {CFG:g}.",
+            "",
+            write_table(["norm", "spectral norm", *columns.values()], body),
+            "",
+            "- *Attributes read right*: colour and shape of the edited prompt as read from the frames' pixels, share "
+            "of the frames.",
+            "- *Motion error*: distance of the object's centroid from the source's.",
+            "- *Flicker of area*: standard deviation of the change from frame to frame of the object's area over the "
+            "source's, as a part of its mean.",
+            "- *Mean shift*, *covariance ratio*: what the tuned temporal modules do to the features, mean over blocks, "
+            "as Covariate Shift Report says it.",
+            "- *Loss*: mean over the last fifth of the tuning.",
+            "",
+        ]
+    )

@@ -1,0 +1,41 @@
+"""Rows on disk and tables in documents."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+
+def load_rows(path: Path, case: type) -> dict[Any, dict[str, Any]]:
+    """Return the rows that are done by their case, a frozen dataclass; a line that was cut off is left out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        rows[case(**{field.name: row[field.name] for field in fields(case)})] = row
+    return rows
+
+
+def mean_and_error(values: Sequence[float | None]) -> str:
+    """Return mean ± standard error of what is known of some values."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known:
+        return "none"
+    mean = sum(known) / len(known)
+    if len(known) == 1:
+        return f"{mean:.3g}"
+    error = math.sqrt(sum((value - mean) ** 2 for value in known) / (len(known) - 1) / len(known))
+    return f"{mean:.3g} ± {error:.1g}"
+
+
+def write_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

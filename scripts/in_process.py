@@ -1,0 +1,23 @@
+"""The real ComfyUI, importable in this process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from .environment import comfyui_tree
+from .host import device_arguments, prepare_base
+
+
+def use_host(base: Path) -> None:
+    """Make ComfyUI importable, on the CPU where there is no accelerator, with a base directory of its own.
+
+    Raises:
+        SetupError: there is no ComfyUI.
+    """
+    sys.path.insert(0, str(comfyui_tree()))
+    from comfy.cli_args import args
+
+    prepare_base(base)
+    args.base_directory = str(base)
+    args.cpu = bool(device_arguments())
