@@ -1,7 +1,7 @@
 """Named methods: what their papers put in the place of self-attention and after the feed-forward."""
 
 from dataclasses import replace
-from typing import get_args
+from typing import cast, get_args
 
 from .attention.fine_coarse import Downsample
 from .attention.spatial import SpatialConfig
@@ -74,7 +74,7 @@ def temporal_module(kind: str, norm: str = AS_PRESET, spectral: str = AS_PRESET)
         raise ValueError(f"Unknown temporal module {kind!r} with norm {norm!r} and spectral norm {spectral!r}.")
     config = known[kind]
     if norm != AS_PRESET:
-        config = replace(config, norm=norm)
+        config = replace(config, norm=cast(Norm, norm))
     if spectral != AS_PRESET:
         config = replace(config, spectral=spectral == "on", zero_init=config.zero_init and spectral == "off")
     return config

@@ -201,7 +201,8 @@ class Tuner:
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that continuing to the bit needs, copied to the CPU; tensors by flat names, as files hold them."""
         state = {f"learned.{key}": value for key, value in self.learned.state_dict().items()}
-        for i, values in self.optimizer.state_dict()["state"].items():
+        for i, parameter in enumerate(self.parameters):
+            values = self.optimizer.state[parameter]  # not of its state_dict, where bitsandbytes nests them
             state |= {f"optimizer.{i}.{flat_name(name, value)}": value for name, value in values.items()}
         state |= {f"scaler.{flat_name(name, value)}": value for name, value in self.scaler.state_dict().items()}
         state["generator"] = self.generator.get_state()
@@ -250,6 +251,6 @@ def flat_name(name: str, value: object) -> str:
 
 
 def unflatten(state: dict[str, Tensor], prefix: str) -> dict:
-    """Return the values under a prefix, numbers as numbers."""
-    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    """Return copies of the values under a prefix, numbers as numbers; what a node read takes no gradients itself."""
+    found = {key.removeprefix(prefix): value.clone() for key, value in state.items() if key.startswith(prefix)}
     return {key.removesuffix(NUMBER): value.item() if key.endswith(NUMBER) else value for key, value in found.items()}

@@ -4,24 +4,32 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from ..modules.host.files import register_folder
+from .convert import ExportTuneAVideo, ImportTuneAVideo
 from .demo import LoadDemoModel
 from .inflate import InflateUNet
 from .inversion import INRBidirectionalDDIMInversion
 from .patch import STAMFFAMPatch
+from .report import CovariateShiftReport
 from .sample import SmoothSample, SmoothSampler
-from .tune import ApplyTune, LoadTune, OneShotTune, SaveTune
+from .tune import ApplyTune, LoadTune, OneShotTune, SaveTune, TuneDial, TuningOptionsNode, TuningPreviewNode
 
 NODES: list[type[io.ComfyNode]] = [
     LoadDemoModel,
     InflateUNet,
     STAMFFAMPatch,
     OneShotTune,
+    TuningOptionsNode,
+    TuningPreviewNode,
     SaveTune,
     LoadTune,
     ApplyTune,
+    TuneDial,
+    ImportTuneAVideo,
+    ExportTuneAVideo,
     INRBidirectionalDDIMInversion,
     SmoothSample,
     SmoothSampler,
+    CovariateShiftReport,
 ]
 
 

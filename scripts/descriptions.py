@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,29 @@ INFLATE = Node("Inflate", OURS + "InflateUNet", {"model": ("Model", "MODEL")})
 PATCH = Node("Patch", OURS + "STAMFFAMPatch", {"model": ("Inflate", "clip_model")})
 
 
-def tune(**values: Any) -> Node:
-    """Return the tuning node."""
-    links = {"model": ("Patch", "clip_model"), "positive": ("Source prompt", "CONDITIONING")}
-    return Node("Tune", OURS + "OneShotTune", {**links, "latent": ("Encode", "LATENT")}, values)
+def tune(links: dict[str, tuple[str, str]], **values: Any) -> Node:
+    """Return the tuning node, with links beside those it always has."""
+    always = {"model": ("Patch", "clip_model"), "positive": ("Source prompt", "CONDITIONING")}
+    return Node("Tune", OURS + "OneShotTune", {**always, "latent": ("Encode", "LATENT"), **links}, values)
+
+
+def tuning(task: Task, **values: Any) -> list[Node]:
+    """Return the tuning node with options, a preview of the edit and its reports."""
+    sides = {"positive": ("Edited prompt", "CONDITIONING"), "negative": ("Negative prompt", "CONDITIONING")}
+    links = {"options": ("Options", "options"), "preview": ("Preview", "preview")}
+    return [
+        Node("Options", OURS + "TuningOptions", {}, task.options),
+        Node("Preview", OURS + "TuningPreview", sides),
+        tune(links, **task.tuning, **values),
+        show("Tune report", "Tune", "report"),
+        Node("Loss plot", "PreviewImage", {"images": ("Tune", "loss_plot")}),
+        save_tune(Path(task.file).stem),
+    ]
+
+
+def save_tune(prefix: str) -> Node:
+    """Return the node that saves the tune."""
+    return Node("Save tune", OURS + "SaveTune", {"tune": ("Tune", "tune")}, {"filename_prefix": prefix})
 
 
 def invert(title: str, model: str, positive: str, **values: Any) -> Node:
@@ -79,13 +99,23 @@ def show(title: str, source_node: str, output: str) -> Node:
 
 @dataclass(frozen=True)
 class Task:
-    """What is edited: the model, a video file, (frames, side) to take of it or None for all, and the prompts."""
+    """What is edited, and how it is tuned.
+
+    Args:
+        model: loads it.
+        file: a video among ComfyUI's inputs.
+        crop: (frames, side) to take of it, None for all.
+        before, after: source and edited prompt.
+        tuning, options: values of One-Shot Tune and of Tuning Options.
+    """
 
     model: Node
     file: str
     crop: tuple[int, int] | None
     before: str
     after: str
+    tuning: dict[str, Any]
+    options: dict[str, Any]
 
     def nodes(self, names_source: bool = False) -> Group:
         """Return the first column of a workflow; the source prompt is for those that tune or reconstruct."""
@@ -99,24 +129,15 @@ class Task:
         )
 
 
-def edit(task: Task, tuning: dict[str, Any]) -> list[Group]:
+def edit(task: Task) -> list[Group]:
     """Return the main graph: tune on the clip, invert it, sample with the edited prompt."""
     return [
         task.nodes(names_source=True),
         Group(
             "2 Clip model",
-            [INFLATE, PATCH, tune(**tuning), show("Tune report", "Tune", "report")]
-            + [Node("Loss plot", "PreviewImage", {"images": ("Tune", "loss_plot")})]
-            + [
-                Node(
-                    "Save tune",
-                    OURS + "SaveTune",
-                    {"tune": ("Tune", "tune")},
-                    {"filename_prefix": Path(task.file).stem},
-                )
-            ],
+            [INFLATE, PATCH, *tuning(task)],
             "Tuning teaches the model this clip. Too many steps and the edit no longer shows; too few and the motion "
-            "is lost.",
+            "is lost. The preview in the tuning node shows the edit as it would be by then.",
         ),
         Group(
             "3 Invert",
@@ -189,20 +210,199 @@ def saved_tune(task: Task, file: str) -> list[Group]:
     ]
 
 
+def tune_a_video(task: Task) -> list[Group]:
+    """Return Tune-A-Video, the ancestor to compare with, and the export in its own format."""
+    patch = replace(PATCH, values={"preset": "Tune-A-Video"})
+    given = {"model": ("Model", "MODEL"), "tune": ("Tune", "tune")}
+    name = f"{Path(task.file).stem}_tune_a_video"
+    return [
+        task.nodes(names_source=True),
+        Group(
+            "2 Clip model",
+            [
+                INFLATE,
+                patch,
+                *tuning(task)[:-1],
+                save_tune(name),
+                Node("Export", OURS + "ExportTuneAVideo", given, {"filename_prefix": f"{name}_unet"}),
+            ],
+            "Attention to the first and the previous frame, plain temporal attention. The export is a UNet folder for "
+            "Tune-A-Video's own code; delete it if you do not need it.",
+        ),
+        Group("3 Invert", [invert("Invert", "Tune", "Empty prompt", gamma=0.0, direction="none")], "Plain inversion."),
+        Group("4 Sample", [sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)]),
+        Group("5 Edited clip", save("edit", ("Edit", "latent"))),
+    ]
+
+
+def import_tune_a_video(task: Task, file: str) -> list[Group]:
+    """Return an edit with a UNet that Tune-A-Video's own code tuned."""
+    apply = {"model": ("Model", "MODEL"), "tune": ("Import", "tune")}
+    return [
+        task.nodes(),
+        Group(
+            "2 Tune-A-Video's UNet",
+            [
+                Node("Import", OURS + "ImportTuneAVideo", {"model": ("Model", "MODEL")}, {"file": file}),
+                show("Import report", "Import", "report"),
+                Node("Tune", OURS + "ApplyTune", apply),
+                invert("Invert", "Tune", "Empty prompt", gamma=0.0, direction="none"),
+            ],
+            "Put the folder that Tune-A-Video wrote into models/consistent_video. The model must be the checkpoint "
+            "that it was tuned from.",
+        ),
+        Group("3 Sample", [sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)]),
+        Group("4 Edited clip", save("edit", ("Edit", "latent"))),
+    ]
+
+
+def tune_dial(task: Task, file: str) -> list[Group]:
+    """Return two edits by the same tune, half-way and at its end."""
+    given = {"model": ("Model", "MODEL"), "tune": ("Load tune", "tune")}
+    halves = {"half": 0.5, "whole": 1.0}
+    dials = [Node(f"Dial {name}", OURS + "TuneDial", given, {"progress": at}) for name, at in halves.items()]
+    return [
+        task.nodes(),
+        Group(
+            "2 Saved tune",
+            [Node("Load tune", OURS + "LoadTune", {}, {"tune_name": file}), *dials],
+            "Run the main workflow first. Where the edit looks too much like the source, turn progress back: 1 is the "
+            "end of the tuning, 0 its beginning.",
+        ),
+        *(
+            Group(
+                f"{number} Edit, {name}",
+                [
+                    invert(f"Invert {name}", f"Dial {name}", "Empty prompt"),
+                    sample(f"Edit {name}", f"Dial {name}", "Edited prompt", f"Invert {name}", 7.5),
+                    *save(f"edit {name}", (f"Edit {name}", "latent")),
+                ],
+            )
+            for number, name in enumerate(halves, start=3)
+        ),
+    ]
+
+
+def resume_tune(task: Task) -> list[Group]:
+    """Return the continuation of a tuning."""
+    return [
+        task.nodes(names_source=True),
+        Group(
+            "2 Continue",
+            [
+                INFLATE,
+                PATCH,
+                Node("Load tune", OURS + "LoadTune", {}, {"tune_name": "unfinished_00001_.safetensors"}),
+                Node("Options", OURS + "TuningOptions", {}, task.options),
+                tune({"resume": ("Load tune", "tune"), "options": ("Options", "options")}, **task.tuning),
+                show("Tune report", "Tune", "report"),
+                save_tune(Path(task.file).stem),
+            ],
+            "A tuning that you cancelled is saved as unfinished; a tune saved with_state works too. steps counts from "
+            "the beginning. Keep the other settings, and the result is that of one long tuning.",
+        ),
+    ]
+
+
+def tuning_settings(task: Task, side: int) -> list[Group]:
+    """Return a tuning with everything set that can be set, on a region of the frames."""
+    region = {"destination": ("Nothing", "MASK"), "source": ("Rectangle", "MASK")}
+    place = {"x": side // 8, "y": side // 8, "operation": "add"}
+    values = {"schedule": "cosine", "warmup_steps": 20, "min_snr_gamma": 5.0, "frames_per_step": 4}
+    links = {"options": ("Options", "options"), "mask": ("Region", "MASK")}
+    return [
+        task.nodes(names_source=True),
+        Group(
+            "2 Region",
+            [
+                Node("Nothing", "SolidMask", {}, {"value": 0.0, "width": side, "height": side}),
+                Node("Rectangle", "SolidMask", {}, {"value": 1.0, "width": side * 3 // 4, "height": side * 3 // 4}),
+                Node("Region", "MaskComposite", region, place),
+            ],
+            "White is where the loss counts. Any mask does, one for all frames or one for each.",
+        ),
+        Group(
+            "3 Tune",
+            [
+                INFLATE,
+                PATCH,
+                Node("Options", OURS + "TuningOptions", {}, {**task.options, **values, "gradient_checkpointing": True}),
+                tune(links, **task.tuning, snapshots="10%, 50%"),
+                show("Tune report", "Tune", "report"),
+                Node("Loss plot", "PreviewImage", {"images": ("Tune", "loss_plot")}),
+                save_tune(Path(task.file).stem),
+            ],
+            "frames_per_step and gradient_checkpointing save memory. Schedule, warm-up and min-SNR are not in the "
+            "papers.",
+        ),
+    ]
+
+
+def covariate_shift(task: Task, file: str) -> list[Group]:
+    """Return the report on what the temporal modules do to the features."""
+    apply = {"model": ("Model", "MODEL"), "tune": ("Load tune", "tune")}
+    report = {"model": ("Tune", "clip_model"), "positive": ("Source prompt", "CONDITIONING")}
+    return [
+        task.nodes(names_source=True),
+        Group(
+            "2 Report",
+            [
+                Node("Load tune", OURS + "LoadTune", {}, {"tune_name": file}),
+                Node("Tune", OURS + "ApplyTune", apply),
+                Node("Report", OURS + "CovariateShiftReport", {**report, "latent": ("Encode", "LATENT")}),
+                show("Table", "Report", "report"),
+                Node("Plot", "PreviewImage", {"images": ("Report", "plot")}),
+            ],
+            "How far each temporal module moves the mean over frames, and how much it changes their covariance.",
+        ),
+    ]
+
+
 DEMO_TASK = Task(
-    DEMO, "red_circle.mp4", None, "a red circle on a white background", "a blue square on a white background"
+    DEMO,
+    "red_circle.mp4",
+    None,
+    "a red circle on a white background",
+    "a blue square on a white background",
+    {"steps": 200, "learning_rate": 1e-4},
+    {},
 )
 SD15_TASK = Task(
-    SD15, "clip.mp4", (8, 512), "a jeep car is moving on the road", "a jeep car is moving on the road, watercolor"
+    SD15,
+    "clip.mp4",
+    (8, 512),
+    "a jeep car is moving on the road",
+    "a jeep car is moving on the road, watercolor",
+    {},
+    {"gradient_checkpointing": True},
 )
+
+
+def twins(name: str, make: Callable[[Task], list[Group]]) -> dict[str, list[Group]]:
+    """Return a workflow for the demo model and for Stable Diffusion."""
+    return {f"demo_{name}": make(DEMO_TASK), f"sd15_{name}": make(SD15_TASK)}
+
+
+def first_tune(task: Task) -> str:
+    """Return the file that the main workflow's first run saves."""
+    return f"{Path(task.file).stem}_00001_.safetensors"
+
+
+def exported(task: Task) -> str:
+    """Return the file that Tune-A-Video's workflow exports at its first run."""
+    return f"{Path(task.file).stem}_tune_a_video_unet_00001_/unet/diffusion_pytorch_model.safetensors"
 
 
 def workflows() -> dict[str, list[Group]]:
     """Return every workflow by its file name."""
     return {
-        "demo_edit": edit(DEMO_TASK, {"steps": 200, "learning_rate": 1e-4}),
+        **twins("edit", edit),
         "demo_training_free": training_free(DEMO_TASK),
-        "demo_saved_tune": saved_tune(DEMO_TASK, "red_circle_00001_.safetensors"),
-        "sd15_edit": edit(SD15_TASK, {}),
-        "sd15_saved_tune": saved_tune(SD15_TASK, "clip_00001_.safetensors"),
+        **twins("saved_tune", lambda task: saved_tune(task, first_tune(task))),
+        **twins("tune_dial", lambda task: tune_dial(task, first_tune(task))),
+        **twins("resume_tune", resume_tune),
+        **twins("tuning_settings", lambda task: tuning_settings(task, task.crop[1] if task.crop else 128)),
+        **twins("tune_a_video", tune_a_video),
+        **twins("import_tune_a_video", lambda task: import_tune_a_video(task, exported(task))),
+        **twins("covariate_shift", lambda task: covariate_shift(task, first_tune(task))),
     }

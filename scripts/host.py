@@ -24,6 +24,7 @@ import aiohttp
 from .environment import ROOT, link
 
 PACK = "comfyui-consistent-video"
+PREVIEW = (1).to_bytes(4, "big")  # begins the host's messages that hold a preview picture
 FOLDERS = ("models", "custom_nodes", "input", "output", "temp", "user")
 Json = dict[str, Any]
 
@@ -55,10 +56,13 @@ class Progress:
 
 @dataclass
 class Run:
-    """What a finished prompt left: what its output nodes show, and the seconds spent in each node that ran, by id."""
+    """What a finished prompt left: what its output nodes show, the seconds spent in each node that ran, by id, and the
+    preview pictures that were sent, as the files of JPEG or PNG.
+    """
 
     outputs: Json = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    previews: list[bytes] = field(default_factory=list)
 
     def text(self, node: str) -> str:
         """Return the text that a text preview node shows."""
@@ -202,6 +206,8 @@ class Host:
             self.submit(prompt, prompt_id)
             node, began = None, time.monotonic()
             async for message in messages:
+                if message.type is aiohttp.WSMsgType.BINARY and message.data[:4] == PREVIEW:
+                    run.previews.append(message.data[8:])
                 if message.type is not aiohttp.WSMsgType.TEXT:
                     continue
                 event, data = (content := json.loads(message.data))["type"], content["data"]

@@ -1,4 +1,4 @@
-"""Where tunes lie: the models folder `consistent_video`, beside the host's own."""
+"""Where tunes lie: the models folder `consistent_video`, beside the host's own; there lie other projects' too."""
 
 import itertools
 from pathlib import Path
@@ -8,13 +8,16 @@ import folder_paths
 from ..weights import Tune, load_tune, save_tune
 
 FOLDER = "consistent_video"
+IMPORTS = "consistent_video_import"  # the host's name of the same folder, with more kinds of files
+EXTENSIONS = {FOLDER: {".safetensors"}, IMPORTS: {".safetensors", ".bin", ".pt", ".pth"}}
 
 
 def register_folder() -> None:
     """Tell the host of the folder; safe to call again."""
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
     paths, _ = folder_paths.folder_names_and_paths[FOLDER]
-    folder_paths.folder_names_and_paths[FOLDER] = (paths, {".safetensors"})
+    for name, extensions in EXTENSIONS.items():
+        folder_paths.folder_names_and_paths[name] = (paths, extensions)
 
 
 def tune_files() -> list[str]:
@@ -22,17 +25,15 @@ def tune_files() -> list[str]:
     return folder_paths.get_filename_list(FOLDER)
 
 
-def write_tune(tune: Tune, prefix: str, with_state: bool = False) -> Path:
-    """Save a tune under the next free number of a prefix, which may name subfolders; returns the file.
+def free_path(prefix: str, ending: str = "") -> Path:
+    """Return the path under the next free number of a prefix, which may name subfolders; the folder is made.
 
     Args:
-        tune: what to save.
         prefix: name without number, below the folder.
-        with_state: also what continuing the tuning needs.
+        ending: of the name, after the number.
 
     Raises:
         ValueError: the prefix names no file or leads outside the folder.
-        OSError: the file could not be written.
     """
     root = Path(folder_paths.get_folder_paths(FOLDER)[0])
     if prefix.endswith(("/", "\\")) or not Path(prefix.strip()).name:
@@ -43,18 +44,53 @@ def write_tune(tune: Tune, prefix: str, with_state: bool = False) -> Path:
         )
     root.mkdir(parents=True, exist_ok=True)
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
-    free = (Path(folder) / f"{name}_{number:05}_.safetensors" for number in itertools.count(counter))
-    path = next(path for path in free if not path.exists())
+    free = (Path(folder) / f"{name}_{number:05}_{ending}" for number in itertools.count(counter))
+    return next(path for path in free if not path.exists())
+
+
+def write_tune(tune: Tune, prefix: str, with_state: bool = False) -> Path:
+    """Save a tune under the next free number of a prefix, see `free_path`; returns the file.
+
+    Args:
+        tune: what to save.
+        prefix: name without number, below the folder.
+        with_state: also what continuing the tuning needs.
+
+    Raises:
+        ValueError: the prefix names no file or leads outside the folder.
+        OSError: the file could not be written.
+    """
+    path = free_path(prefix, ".safetensors")
     save_tune(tune, path, with_state)
     return path
 
 
-def tune_stamp(name: str) -> tuple[int, int]:
-    """Return what changes when a saved file is written anew: its time and size."""
-    stat = Path(folder_paths.get_full_path_or_raise(FOLDER, name)).stat()
+def stamp(folder: str, name: str) -> tuple[int, int]:
+    """Return what changes when a file is written anew: its time and size."""
+    stat = Path(folder_paths.get_full_path_or_raise(folder, name)).stat()
     return stat.st_mtime_ns, stat.st_size
+
+
+def tune_stamp(name: str) -> tuple[int, int]:
+    """Return what changes when a saved file is written anew."""
+    return stamp(FOLDER, name)
 
 
 def read_tune(name: str) -> Tune:
     """Load a saved tune by its name in the folder."""
     return load_tune(Path(folder_paths.get_full_path_or_raise(FOLDER, name)))
+
+
+def import_files() -> list[str]:
+    """Return the names of the files that may be imported, saved tunes among them."""
+    return folder_paths.get_filename_list(IMPORTS)
+
+
+def import_stamp(name: str) -> tuple[int, int]:
+    """Return what changes when a file to import is written anew."""
+    return stamp(IMPORTS, name)
+
+
+def import_path(name: str) -> Path:
+    """Return where a file to import lies, by its name in the folder."""
+    return Path(folder_paths.get_full_path_or_raise(IMPORTS, name))

@@ -24,6 +24,15 @@ def check_tunable(model: ModelPatcher) -> None:
             "model comes from a loader that cannot load it a second time, which tuning needs. "
             "Load it with Load Checkpoint, Load Diffusion Model or Load Demo Model."
         )
+    check_precision(model)
+
+
+def check_precision(model: ModelPatcher) -> None:
+    """Refuse models whose weights are too coarse for the changes of a tuning.
+
+    Raises:
+        ValueError: naming what they are.
+    """
     for weight in model.model.diffusion_model.parameters():
         if isinstance(weight.data, QuantizedTensor) or weight.dtype.itemsize < 2:
             kind = str(weight.dtype).removeprefix("torch.")

@@ -1,5 +1,6 @@
 """Small things of the host's own types for in-process tests: models, a clip, prompts."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import transformers
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
+from comfy.supported_models_base import BASE
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -41,7 +43,28 @@ SD15_UNET = {
     "transformer_depth_output": [1, 1, 1, 1],
     "context_dim": 768,
 }
+POOLED = 20
+SD2_UNET = {
+    **UNET,
+    "model_channels": 64,
+    "num_res_blocks": [1, 1, 1],
+    "channel_mult": [1, 2, 3],
+    "transformer_depth": [1, 1, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 0, 0],
+    "context_dim": 40,
+    "use_linear_in_transformer": True,
+}
+SDXL_UNET = {
+    **SD2_UNET,
+    "transformer_depth": [0, 2, 3],
+    "transformer_depth_output": [0, 0, 2, 2, 3, 3],
+    "transformer_depth_middle": 3,
+    "context_dim": 56,
+    "num_classes": "sequential",
+    "adm_in_channels": POOLED + 6 * 256,
+}
 FRAMES, HEIGHT, WIDTH, TOKENS = 5, 12, 8, 7
+Fill = Callable[..., dict[str, Tensor]]
 
 
 class Small(comfy.supported_models.SD15):
@@ -55,6 +78,16 @@ class Small(comfy.supported_models.SD15):
 
 class SmallV(Small):
     kind = ModelType.V_PREDICTION
+
+
+class SmallSD2(comfy.supported_models.SD20):
+    """SD2.x's structure with narrow channels: v-prediction, heads of 64 channels, linear layers about the blocks."""
+
+    def model_type(self, state_dict, prefix=""):
+        return ModelType.V_PREDICTION
+
+
+FAMILIES = {"SD1.x": (Small, UNET), "SD2.x": (SmallSD2, SD2_UNET), "SDXL": (comfy.supported_models.SDXL, SDXL_UNET)}
 
 
 def unet_shapes(config: dict[str, Any]) -> dict[str, torch.Size]:
@@ -81,18 +114,48 @@ def write_sd15_checkpoint(path: Path) -> None:
     save_file({key: value.contiguous() for key, value in weights.items()}, path)
 
 
-def random_model(kind: type[Small] = Small, dtype: torch.dtype = torch.float32, disable_dynamic: bool = False):
-    """Return a model with random weights, the same at each call, that the host can load again."""
-    config = kind(UNET)
+def lively_weights(shapes: dict[str, torch.Size], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return weights of these shapes that keep the size of what passes through, the same at each call."""
+    weights = {}
+    for key, value in random_weights(shapes, 1, torch.float32).items():
+        if value.ndim > 1:
+            weights[key] = value / value[0].numel() ** 0.5
+        else:
+            weights[key] = 0.1 * value + key.endswith("weight")  # the weights of norms
+    return {key: value.to(dtype) for key, value in weights.items()}
+
+
+def make_model(
+    kind: type[BASE], unet: dict[str, Any], fill: Fill, dtype: torch.dtype, disable_dynamic: bool = False
+) -> ModelPatcher:
+    """Return a model that the host can load again.
+
+    Args:
+        kind: of the host's model configurations.
+        unet: what the host would detect in a checkpoint.
+        fill: makes its weights, the same at each call.
+        dtype: of the weights.
+        disable_dynamic: whether the host is to hold all weights at once, as it asks where it loads again.
+    """
+    config = kind(unet)
     config.set_inference_dtype(dtype, None)
     device = comfy.model_management.get_torch_device()
     model = config.get_model({}, "")
-    weights = random_weights(SHAPES, 0.1, dtype)
     patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = patcher_class(model, device, comfy.model_management.unet_offload_device())
-    model.load_model_weights(weights, "", assign=patcher.is_dynamic())
-    patcher.cached_patcher_init = (partial(random_model, kind, dtype), ())
+    model.load_model_weights(fill(unet_shapes(unet), dtype=dtype), "", assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (partial(make_model, kind, unet, fill, dtype), ())
     return patcher
+
+
+def random_model(kind: type[Small] = Small, dtype: torch.dtype = torch.float32) -> ModelPatcher:
+    """Return a model of SD1.5's structure with random weights, the same at each call."""
+    return make_model(kind, UNET, partial(random_weights, std=0.1), dtype)
+
+
+def family_model(name: str, dtype: torch.dtype = torch.float32) -> ModelPatcher:
+    """Return a model of a family's structure with lively weights, by its name in FAMILIES."""
+    return make_model(*FAMILIES[name], lively_weights, dtype)
 
 
 def clip_latent(frames: int = FRAMES, seed: int = 2) -> dict[str, Tensor]:
@@ -103,20 +166,32 @@ def clip_latent(frames: int = FRAMES, seed: int = 2) -> dict[str, Tensor]:
     return {"samples": (base + 0.3 * change) / 0.18215}
 
 
-def prompt(seed: int) -> list[list[Any]]:
-    """Return a conditioning of random text states."""
-    return [[torch.randn(1, TOKENS, 24, generator=torch.Generator().manual_seed(seed)), {}]]
+def prompt(seed: int, width: int = UNET["context_dim"]) -> list[list[Any]]:
+    """Return a conditioning of random text states, with the pooled one that SDXL takes."""
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(1, TOKENS, width, generator=generator)
+    return [[states, {"pooled_output": torch.randn(1, POOLED, generator=generator)}]]
 
 
-SHAPES = unet_shapes(UNET)
 SOURCE, EMPTY, EDIT = prompt(3), prompt(4), prompt(5)
 
 
-def sample(model: ModelPatcher, latent: dict[str, Tensor], cfg: float = 3.0, positive: list | None = None) -> Tensor:
+def draw_noise(latent: dict[str, Tensor]) -> Tensor:
+    """Return the noise that `sample` begins with."""
+    return torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(6))
+
+
+def sample(
+    model: ModelPatcher,
+    latent: dict[str, Tensor],
+    cfg: float = 3.0,
+    positive: list | None = None,
+    negative: list | None = None,
+    sigmas: Sequence[float] = (5.0, 2.0, 0.5, 0.0),
+) -> Tensor:
     """Sample a few steps of the host's own Euler from a fixed noisy latent."""
-    sigmas = torch.tensor([5.0, 2.0, 0.5, 0.0])
-    sampler = comfy.samplers.sampler_object("euler")
-    noise = torch.randn(latent["samples"].shape, generator=torch.Generator().manual_seed(6))
+    prompts, sampler = (positive or EDIT, negative or EMPTY), comfy.samplers.sampler_object("euler")
+    noise, steps = draw_noise(latent), torch.tensor(sigmas)
     return comfy.sample.sample_custom(
-        model, noise, cfg, sampler, sigmas, positive or EDIT, EMPTY, latent["samples"], disable_pbar=True, seed=0
+        model, noise, cfg, sampler, steps, *prompts, latent["samples"], disable_pbar=True, seed=0
     )

@@ -1,12 +1,15 @@
 """Whole graphs in the running ComfyUI: every workflow of the pack, and a real clip through core nodes and ours."""
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from consistent_video.demo.clips import save_video
+from consistent_video.modules.weights import load_tune
 from consistent_video.scripts.clips import fit_square, read_clip
 from consistent_video.scripts.environment import ROOT
 from consistent_video.scripts.host import GraphError, Host
@@ -17,7 +20,11 @@ from .small import write_sd15_checkpoint
 
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 PATIENCE = 900  # seconds; a loaded machine is many times slower
-QUICK = {"Tune": "steps", "Invert": "steps", "Invert to reconstruct": "steps"}
+QUICK = {
+    **{(title, "steps"): 3 for title in ("Tune", "Invert", "Invert to reconstruct", "Invert half", "Invert whole")},
+    ("Preview", "every"): 2,
+    ("Preview", "preview_steps"): 2,
+}
 
 
 def load_workflow(host: Host, name: str, **values) -> dict:
@@ -25,7 +32,7 @@ def load_workflow(host: Host, name: str, **values) -> dict:
     workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     prompt = to_prompt(workflow, host.object_info())
     titles = {node["_meta"]["title"]: node["inputs"] for node in prompt.values()}
-    quick = {(title, key): 3 for title, key in QUICK.items() if key in titles.get(title, {})}
+    quick = {(title, key): value for (title, key), value in QUICK.items() if key in titles.get(title, {})}
     return set_values(prompt, {**quick, **{tuple(key.split(".")): value for key, value in values.items()}})
 
 
@@ -106,7 +113,9 @@ def test_a_tune_cannot_be_saved_elsewhere(host: Host, demo_clip: Path) -> None:
                   or node["_meta"]["title"] == "Save tune"}, patience=PATIENCE)  # fmt: skip
 
 
-def test_an_interrupt_ends_the_tuning_and_the_next_run_is_well(host: Host, demo_clip: Path) -> None:
+@pytest.fixture(scope="module")
+def unfinished(host: Host, demo_clip: Path) -> Path:
+    """A tuning that was interrupted, and what it left."""
     prompt = load_workflow(host, "demo_edit", **{"Tune.steps": 5000, "Tune.seed": 1})
     node = find_node(prompt, "Tune")
 
@@ -116,19 +125,90 @@ def test_an_interrupt_ends_the_tuning_and_the_next_run_is_well(host: Host, demo_
 
     with pytest.raises(GraphError, match="[Ii]nterrupt"):
         host.run(prompt, interrupt, patience=PATIENCE)
-    prompt = load_workflow(host, "demo_edit", **{"Tune.steps": 2, "Tune.seed": 1})
+    return host.base / "models" / "consistent_video" / "unfinished_00001_.safetensors"
+
+
+def test_after_an_interrupt_the_next_run_is_well(host: Host, unfinished: Path) -> None:
+    prompt = load_workflow(host, "demo_edit", **{"Tune.steps": 2, "Tune.seed": 1, "Tune.snapshots": ""})
     assert len(json.loads(host.run(prompt, patience=PATIENCE).text(find_node(prompt, "Tune report")))["loss"]) == 2
 
 
-@pytest.mark.parametrize("name", ["sd15_edit", "sd15_saved_tune"])  # the first saves what the second loads
+def test_an_interrupted_tuning_goes_on(host: Host, unfinished: Path) -> None:
+    before = load_tune(unfinished).info["loss"]
+    steps = len(before) + 2
+    prompt = load_workflow(host, "demo_resume_tune", **{"Tune.steps": steps, "Tune.seed": 1})
+    report = json.loads(host.run(prompt, patience=PATIENCE).text(find_node(prompt, "Tune report")))
+    assert report["loss"][:-2] == before and len(report["loss"]) == steps
+
+
+def test_a_preview_plays_while_it_is_tuned(host: Host, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_tune_a_video", **{"Tune.steps": 6, "Tune.seed": 5})
+    run = host.run(prompt, patience=PATIENCE)
+    assert len(run.previews) == 5  # from the second step on a frame each
+    pictures = [Image.open(io.BytesIO(picture)) for picture in run.previews]
+    assert {picture.format for picture in pictures} == {"JPEG"}
+    assert len({picture.size for picture in pictures}) == 1 and len({picture.tobytes() for picture in pictures}) > 1
+
+
+def test_the_dial_takes_a_saved_tune_back(host: Host, tuned, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_tune_dial")
+    run = host.run(prompt, patience=PATIENCE)
+    half, whole = (saved_frames(host, prompt, run, f"Save edit {name}") for name in ("half", "whole"))
+    assert half.shape == whole.shape == read_clip(demo_clip)[0].shape and not half.equal(whole)
+
+
+def test_everything_that_can_be_set_is_heeded(host: Host, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_tuning_settings", **{"Tune.steps": 4, "Options.warmup_steps": 1})
+    report = json.loads(host.run(prompt, patience=PATIENCE).text(find_node(prompt, "Tune report")))
+    heeded = {"schedule": "cosine", "warmup_steps": 1, "min_snr_gamma": 5.0, "frames_per_step": 4, "masked": True}
+    assert heeded.items() <= report.items() and report["gradient_checkpointing"] and report["snapshots"] == [1, 2]
+
+
+def test_tune_a_video_goes_out_and_comes_back(host: Host, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_tune_a_video")
+    assert saved_frames(host, prompt, host.run(prompt, patience=PATIENCE), "Save edit").isfinite().all()
+    prompt = load_workflow(host, "demo_import_tune_a_video")
+    run = host.run(prompt, patience=PATIENCE)
+    assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
+
+
+def test_the_covariate_shift_is_reported(host: Host, tuned, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_covariate_shift")
+    run = host.run(prompt, patience=PATIENCE)
+    assert "| worst" in run.text(find_node(prompt, "Table")) and host.files(run, find_node(prompt, "Plot"))
+
+
+SD15 = {  # in this order: the first save what the others load
+    "edit": {},
+    "saved_tune": {},
+    "tune_dial": {},
+    "covariate_shift": {},
+    "tuning_settings": {"Tune.steps": 2, "Tune.snapshots": "", "Options.warmup_steps": 1, "Save tune.with_state": True}
+    | {"Region.x": 8, "Region.y": 8}
+    | {f"{title}.{side}": 64 for title in ("Nothing", "Rectangle") for side in ("width", "height")},
+    "resume_tune": {"Load tune.tune_name": "clip_00002_.safetensors", "Tune.snapshots": ""},
+    "tune_a_video": {},
+    "import_tune_a_video": {},
+}
+
+
+@pytest.mark.parametrize("name", SD15)
 def test_the_sd15_workflows_run(host: Host, checkpoint: str, real_clip, name: str) -> None:
-    prompt = load_workflow(host, name, **{"Scale.width": 64, "Scale.height": 64, "First frames.length": 4})
+    small = {"Scale.width": 64, "Scale.height": 64, "First frames.length": 4}
+    prompt = load_workflow(host, f"sd15_{name}", **small, **SD15[name])
     model = find_node(prompt, "Model")
     prompt["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": "taesd"}, "_meta": {"title": "VAE"}}
     for node in prompt.values():  # the random checkpoint has no autoencoder
         node["inputs"] = {key: ["vae", 0] if value == [model, 2] else value for key, value in node["inputs"].items()}
     run = host.run(prompt, patience=PATIENCE)
-    assert saved_frames(host, prompt, run, "Save edit").shape == (4, 3, 64, 64)
+    if any(node["_meta"]["title"] == "Save edit" for node in prompt.values()):
+        assert saved_frames(host, prompt, run, "Save edit").shape == (4, 3, 64, 64)
+
+
+def test_every_workflow_is_run_by_a_test() -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+    names = {path.stem for path in (ROOT / "workflows").glob("*.json")}
+    assert not {name for name in names if f'"{name}"' not in text} - {f"sd15_{name}" for name in SD15}
 
 
 def real_graph(checkpoint: str, side: int, frames: int, steps: int) -> dict:

@@ -1,5 +1,6 @@
 """Clip UNets in the host: the base model bit for bit where they should be, frames connected where they should be."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import comfy.model_management
@@ -8,14 +9,18 @@ import comfy.supported_models
 import pytest
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_hypertile import HyperTile
+from comfy_extras.nodes_tomesd import TomePatchModel
+from diffusers import DDIMScheduler
 
 from consistent_video.modules.attention import scaled_dot_product
 from consistent_video.modules.host.patch import KEY, attach, clip_settings, inflate, transformer_blocks
-from consistent_video.modules.presets import EI2, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
+from consistent_video.modules.presets import EI2, FULL, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
 
-from .small import EDIT, EMPTY, FRAMES, UNET, clip_latent, prompt, random_model, sample
+from .small import EDIT, EMPTY, FRAMES, HEIGHT, UNET, WIDTH, clip_latent, prompt, random_model, sample
 
-CROSS_FRAME = (EI2, TUNE_A_VIDEO_PRESET)
+CROSS_FRAME = (EI2, TUNE_A_VIDEO_PRESET, FULL)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +38,23 @@ def base(model, latent):
     return sample(model, latent)
 
 
-def patched(model, name: str, **strengths: float):
-    return attach(inflate(model), *method(name, 2, "area"), **strengths)
+def patched(model, name: str, **given) -> ModelPatcher:
+    return attach(inflate(model), *method(name, 2, "area"), **given)
+
+
+def get_sigma(t: int) -> float:
+    """Return the noise level of a timestep, by diffusers' schedule of Stable Diffusion."""
+    schedule = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    alpha_bar = schedule.alphas_cumprod[t].double().item()
+    return ((1 - alpha_bar) / alpha_bar) ** 0.5
+
+
+def rearrange_by_hypertile(model: ModelPatcher) -> ModelPatcher:
+    return HyperTile.execute(model, tile_size=32, swap_size=2, max_depth=0, scale_depth=False)[0]
+
+
+def rearrange_by_token_merging(model: ModelPatcher) -> ModelPatcher:
+    return TomePatchModel.execute(model, ratio=0.3)[0]
 
 
 def change_first_frame(latent: dict) -> dict:
@@ -197,6 +217,17 @@ def test_tokens_rearranged_by_another_patch_are_refused(model, latent) -> None:
         sample(clip_model, latent)
 
 
+@pytest.mark.parametrize("rearrange", [rearrange_by_hypertile, rearrange_by_token_merging])
+def test_the_hosts_own_rearranging_nodes_are_refused_wherever_they_are_connected(
+    model, latent, base, rearrange: Callable[[ModelPatcher], ModelPatcher]
+) -> None:
+    torch.manual_seed(0)  # both draw from the global generator
+    assert not torch.equal(sample(rearrange(model), latent), base)
+    for clip_model in (rearrange(patched(model, EI2)), patched(rearrange(model), EI2)):
+        with pytest.raises(ValueError, match=rf"of {HEIGHT} x {WIDTH}.*HyperTile, Token Merging"):
+            sample(clip_model, latent)
+
+
 def test_blocks_are_named_as_the_host_calls_them(model, latent) -> None:
     seen = []
     probe = model.clone()
@@ -249,3 +280,42 @@ def test_training_kernel_equals_the_hosts(model, latent) -> None:
     expected = sample(clip_model, latent)
     options["optimized_attention_override"] = lambda _, q, k, v, heads, **kwargs: scaled_dot_product(q, k, v, heads)
     torch.testing.assert_close(sample(clip_model, latent), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", CROSS_FRAME)
+@pytest.mark.parametrize(
+    ("t", "factor", "acts"),
+    [(999, 1, False), (666, 1.001, False), (666, 0.999, True), (333, 1.001, True), (333, 0.999, False), (0, 1, False)],
+)
+def test_outside_of_its_part_of_sampling_the_base_model_is_alone(model, latent, name, t, factor, acts) -> None:
+    """Percents are of the timesteps 999 to 0, from noise to the clip."""
+    sigmas = (factor * get_sigma(t), 0.5 * get_sigma(t))
+    base, whole = (sample(m, latent, sigmas=sigmas) for m in (model, patched(model, name)))
+    partly = sample(patched(model, name, percents=(1 / 3, 2 / 3)), latent, sigmas=sigmas)
+    assert not torch.equal(base, whole)
+    assert torch.equal(partly, whole if acts else base)
+
+
+@pytest.mark.parametrize(("percents", "t"), [((0.0, 0.5), 999), ((0.5, 1.0), 0)])
+def test_a_part_of_sampling_reaches_to_its_ends(model, latent, percents, t) -> None:
+    for factor in (0.9, 1.1):  # also beyond the model's own noise levels
+        sigmas = (factor * get_sigma(t), 0.5 * get_sigma(t))
+        partly = sample(patched(model, EI2, percents=percents), latent, sigmas=sigmas)
+        assert torch.equal(partly, sample(patched(model, EI2), latent, sigmas=sigmas))
+
+
+def test_it_begins_and_ends_on_the_way(model, latent) -> None:
+    way, turn = (9.0, 3.0, 2.0, 0.5, 0.0), 3
+    base, whole = model, patched(model, EI2)
+    for percents, first in (((0.0, 0.5), whole), ((0.5, 1.0), base)):  # sigma at 0.5 is 1.6
+        partly = patched(model, EI2, percents=percents)
+        early = [sample(m, latent, sigmas=way[: turn + 1]) for m in (partly, first)]
+        assert torch.equal(*early)
+        late = [sample(m, latent, sigmas=way) for m in (partly, base, whole)]
+        assert not torch.equal(late[0], late[1]) and not torch.equal(late[0], late[2])
+
+
+@pytest.mark.parametrize("percents", [(0.6, 0.3), (0.5, 0.5), (-0.1, 0.5), (0.5, 1.1)])
+def test_an_empty_part_of_sampling_is_refused(model, percents: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match=f"start_percent {percents[0]:g} .* end_percent {percents[1]:g}"):
+        patched(model, EI2, percents=percents)

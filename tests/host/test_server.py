@@ -10,7 +10,10 @@ from consistent_video.scripts.host import PACK, Host, HostError
 PREFIX = "ConsistentVideo_"
 NODES = (
     "ApplyTune",
+    "CovariateShiftReport",
+    "ExportTuneAVideo",
     "INRBidirectionalDDIMInversion",
+    "ImportTuneAVideo",
     "InflateUNet",
     "LoadDemoModel",
     "LoadTune",

@@ -1,10 +1,12 @@
-"""The picture of the losses shows where they go."""
+"""The pictures show where the losses go and what the temporal modules change."""
 
 import pytest
 import torch
 
-from consistent_video.modules.plot import plot_loss
+from consistent_video.modules.covariate_shift import Shift
+from consistent_video.modules.plot import plot_loss, plot_shifts
 
+BLUE = torch.tensor([31, 119, 180]) / 255  # matplotlib's first colour
 ORANGE = torch.tensor([255, 127, 14]) / 255  # matplotlib's second colour, the running mean
 
 
@@ -38,3 +40,45 @@ def test_the_running_mean_goes_where_the_losses_go(falls: bool) -> None:
 def test_the_same_losses_draw_the_same_picture() -> None:
     assert torch.equal(plot_loss([0.4, 0.2, 0.3]), plot_loss([0.4, 0.2, 0.3]))
     assert not torch.equal(plot_loss([0.4, 0.2, 0.3]), plot_loss([0.4, 0.3, 0.2]))
+
+
+def bars(image: torch.Tensor) -> torch.Tensor:
+    """Return which pixels are of matplotlib's first colour, (height, width)."""
+    return ((image[0] - BLUE).abs() < 0.02).all(-1)
+
+
+def widths(image: torch.Tensor, side: slice) -> list[int]:
+    """Return the width of each bar of one panel, from the top."""
+    counts = bars(image)[:, side].sum(1)
+    rows = [row for row in range(1, len(counts)) if counts[row] > 0 and counts[row - 1] == 0]
+    return [int(counts[row + 3]) for row in rows]
+
+
+def test_the_bars_are_what_the_modules_change() -> None:
+    image = plot_shifts({"a": Shift(0.2, 1.5), "b": Shift(0.4, 0.5), "c": Shift(0.1, 2.0)})
+    assert image.shape == (1, 480, 800, 3) and image.dtype == torch.float32
+    columns = bars(image).any(0).nonzero().flatten()
+    half = int(columns[columns.diff().argmax()]) + 1
+    first, second, third = widths(image, slice(0, half))
+    assert third > 50 and [first, second] == pytest.approx([2 * third, 4 * third], rel=0.05)
+    grows, shrinks, doubles = widths(image, slice(half, 800))
+    assert grows > 50 and [shrinks, doubles] == pytest.approx([grows, 2 * grows], rel=0.05)
+    lines = bars(image)[:, half:]
+    sides = [lines[row].nonzero().float().mean() for row in (80, 240, 400)]
+    assert sides[1] < sides[0] < sides[2]
+
+
+def test_covariances_that_shrink_are_shown_from_one() -> None:
+    image = plot_shifts({"a": Shift(0.0, 0.5), "b": Shift(0.0, 0.75)})
+    more, less = widths(image, slice(0, 800))
+    assert less > 50 and more == pytest.approx(2 * less, rel=0.05)
+
+
+def test_next_to_nothing_looks_so() -> None:
+    image = plot_shifts({"a": Shift(1e-3, 1.001), "b": Shift(1e-8, 0.999)})
+    assert bars(image).any(0).sum() < 20
+
+
+def test_many_blocks_make_a_higher_picture() -> None:
+    image = plot_shifts({f"block {i}": Shift(0.1 * i, 1.0) for i in range(70)})
+    assert image.shape == (1, 1500, 800, 3)

@@ -1,30 +1,41 @@
 """One-shot tuning of toy denoisers, against the losses and the optimiser written out."""
 
 import math
+import sys
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from consistent_video.modules.ddim import Prediction
-from consistent_video.modules.tuning import TuneSettings, tune
+from consistent_video.modules.tuning import Tuner, TuneSettings, read_steps
+from consistent_video.modules.weights import Tune, load_tune, save_tune
 
 TABLE = torch.logspace(-1.5, 1.1, 37)
+SETTINGS = TuneSettings(steps=5, learning_rate=1e-2)
+ALL = slice(0, 4)
 
 
 class Toy(nn.Module):
     """A linear denoiser of three channels that notes what it was asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 4) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(4)
+        generator = torch.Generator().manual_seed(seed)
         self.mix = nn.Parameter(0.3 * torch.randn(3, 3, generator=generator))
         self.shift = nn.Parameter(0.1 * torch.randn(3, 1, 1, generator=generator))
         self.asked: list[tuple[Tensor, Tensor]] = []
+        self.frames: list[slice] = []
 
-    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, sigma: Tensor, frames: slice) -> Tensor:
         self.asked.append((x, sigma))
+        self.frames.append(frames)
         return self.predict(x, sigma, self.mix, self.shift)
 
     def predict(self, x: Tensor, sigma: Tensor, mix: Tensor, shift: Tensor) -> Tensor:
@@ -32,19 +43,50 @@ class Toy(nn.Module):
         return x - sigma * noise
 
 
-def draw_clip() -> Tensor:
-    return torch.randn(4, 3, 5, 2, generator=torch.Generator().manual_seed(0))
+def draw_clip(seed: int = 0) -> Tensor:
+    return torch.randn(4, 3, 5, 2, generator=torch.Generator().manual_seed(seed))
 
 
-def run(
-    toy: Toy, prediction: Prediction = "eps", parameters: list[nn.Parameter] | None = None, **changes: object
-) -> list[float]:
-    settings = TuneSettings(**{"steps": 5, "learning_rate": 1e-2, **changes})
-    given = list(toy.parameters()) if parameters is None else parameters
-    return tune(toy.denoise, given, draw_clip(), TABLE, prediction, settings, lambda step, loss: None)
+def draw_mask() -> Tensor:
+    """Weights of which some are 0 and the others differ, for the positions of the clip."""
+    return torch.rand(4, 1, 5, 2, generator=torch.Generator().manual_seed(8)).sub(0.4).clamp(min=0)
 
 
-def get_loss(x_0: Tensor, x: Tensor, sigma: Tensor, denoised: Tensor, prediction: Prediction) -> Tensor:
+def make_tuner(
+    toy: Toy,
+    settings: TuneSettings = SETTINGS,
+    prediction: Prediction = "eps",
+    denoise: Callable[[Tensor, Tensor, slice], Tensor] | None = None,
+    learned: nn.Module | None = None,
+    x_0: Tensor | None = None,
+    mask: Tensor | None = None,
+    scale_gradients: bool = False,
+) -> Tuner:
+    x_0 = draw_clip() if x_0 is None else x_0
+    return Tuner(denoise or toy.denoise, learned or toy, x_0, TABLE, prediction, settings, mask, scale_gradients)
+
+
+def run(toy: Toy, prediction: Prediction = "eps", **changes: object) -> list[float]:
+    """Tune a toy to the end with changed settings; returns the losses."""
+    tuner = make_tuner(toy, replace(SETTINGS, **changes), prediction)
+    finish(tuner)
+    return tuner.losses
+
+
+def finish(tuner: Tuner) -> None:
+    for _ in tuner.steps():
+        pass
+
+
+def take(tuner: Tuner, steps: int) -> None:
+    """Do some steps of a tuning."""
+    for _ in islice(tuner.steps(), steps):
+        pass
+
+
+def get_loss(
+    x_0: Tensor, x: Tensor, sigma: Tensor, denoised: Tensor, prediction: Prediction, mask: Tensor | None = None
+) -> Tensor:
     """The paper's loss in the variance-preserving form: both outputs solved from x_vp and x_0."""
     alpha_bar = 1 / (1 + sigma**2)
     x_vp, share, noise_share = alpha_bar.sqrt() * x, alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
@@ -52,7 +94,8 @@ def get_loss(x_0: Tensor, x: Tensor, sigma: Tensor, denoised: Tensor, prediction
         errors = (x_vp - share * denoised) / noise_share - (x_vp - share * x_0) / noise_share
     else:
         errors = (share * x_vp - denoised) / noise_share - (share * x_vp - x_0) / noise_share
-    return errors.square().sum() / errors.numel()
+    weights = torch.ones_like(errors) if mask is None else mask.double().repeat_interleave(3, 1)
+    return (weights * errors.square()).sum() / weights.sum()
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
@@ -69,34 +112,55 @@ def test_v_and_eps_are_different_losses() -> None:
     assert run(Toy(), "v", steps=1)[0] != pytest.approx(run(Toy(), "eps", steps=1)[0], rel=0.05)
 
 
-def take_adamw_steps(start: Toy, asked: list[tuple[Tensor, Tensor]], settings: TuneSettings) -> list[Tensor]:
-    """AdamW (Loshchilov and Hutter, algorithm 2) after clipping, in double precision."""
-    x_0, (beta, beta_2) = draw_clip().double(), settings.betas
+def take_adamw_steps(
+    start: Toy, asked: list[tuple[Tensor, Tensor]], settings: TuneSettings, rates: list[float], mask: Tensor | None
+) -> tuple[list[Tensor], list[float]]:
+    """AdamW (Loshchilov and Hutter, algorithm 2) after clipping, in double precision, with min-SNR (their eq. 5).
+
+    Returns the parameters and the losses without the weight.
+    """
+    x_0, (beta, beta_2), losses = draw_clip().double(), settings.betas, []
     parameters = [start.mix.detach().double(), start.shift.detach().double()]
     means, squares = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
-    for step, (x, sigma) in enumerate(asked, start=1):
+    for step, ((x, sigma), rate) in enumerate(zip(asked, rates, strict=True), start=1):
         leaves = [p.clone().requires_grad_() for p in parameters]
         x, sigma = x.double(), sigma.double()
-        gradients = torch.autograd.grad(get_loss(x_0, x, sigma, start.predict(x, sigma, *leaves), "eps"), leaves)
+        loss = get_loss(x_0, x, sigma, start.predict(x, sigma, *leaves), "eps", mask)
+        losses.append(loss.item())
+        weight = min(1.0, settings.min_snr_gamma * sigma.item() ** 2) if settings.min_snr_gamma else 1.0
+        gradients = [weight * gradient for gradient in torch.autograd.grad(loss, leaves)]
         norm = sum(gradient.square().sum() for gradient in gradients) ** 0.5
-        gradients = [gradient * min(1.0, settings.max_grad_norm / norm) for gradient in gradients]
+        if settings.max_grad_norm:
+            gradients = [gradient * min(1.0, settings.max_grad_norm / norm) for gradient in gradients]
         for i, gradient in enumerate(gradients):
             means[i] = beta * means[i] + (1 - beta) * gradient
             squares[i] = beta_2 * squares[i] + (1 - beta_2) * gradient**2
             update = means[i] / (1 - beta**step) / ((squares[i] / (1 - beta_2**step)).sqrt() + 1e-8)
-            decayed = parameters[i] * (1 - settings.learning_rate * settings.weight_decay)
-            parameters[i] = decayed - settings.learning_rate * update
-    return parameters
+            parameters[i] = parameters[i] * (1 - rate * settings.weight_decay) - rate * update
+    return parameters, losses
 
 
-@pytest.mark.parametrize("max_grad_norm", [0.05, 1e6])
-def test_the_steps_are_those_of_adamw_with_clipped_gradients(max_grad_norm: float) -> None:
-    settings = TuneSettings(
-        steps=6, learning_rate=0.03, betas=(0.8, 0.95), weight_decay=0.3, max_grad_norm=max_grad_norm
-    )
+@pytest.mark.parametrize(
+    ("changes", "factors", "mask"),
+    [
+        ({"max_grad_norm": 0.05}, [1] * 6, None),
+        ({"max_grad_norm": 1e6}, [1] * 6, None),
+        ({"max_grad_norm": 0}, [1] * 6, None),
+        ({"schedule": "linear", "warmup_steps": 2}, [0, 1 / 2, 1, 3 / 4, 1 / 2, 1 / 4], None),
+        ({"schedule": "cosine"}, [(1 + math.cos(math.pi * i / 6)) / 2 for i in range(6)], None),
+        ({"min_snr_gamma": 0.3, "max_grad_norm": 0}, [1] * 6, None),
+        ({"max_grad_norm": 0}, [1] * 6, draw_mask()),
+    ],
+    ids=["clipped", "hardly clipped", "not clipped", "warm-up", "cosine", "min-SNR", "mask"],
+)
+def test_the_steps_are_those_of_adamw(changes: dict, factors: list[float], mask: Tensor | None) -> None:
+    settings = TuneSettings(steps=6, learning_rate=0.03, betas=(0.8, 0.95), weight_decay=0.3)
+    settings = replace(settings, **changes)
     toy = Toy()
-    tune(toy.denoise, list(toy.parameters()), draw_clip(), TABLE, "eps", settings, lambda step, loss: None)
-    mix, shift = take_adamw_steps(Toy(), toy.asked, settings)
+    tuner = make_tuner(toy, settings, mask=mask)
+    finish(tuner)
+    (mix, shift), losses = take_adamw_steps(Toy(), toy.asked, settings, [0.03 * factor for factor in factors], mask)
+    assert tuner.losses == pytest.approx(losses, rel=1e-4)
     torch.testing.assert_close(toy.mix.detach().double(), mix, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(toy.shift.detach().double(), shift, rtol=1e-4, atol=1e-5)
 
@@ -105,19 +169,77 @@ def test_the_defaults_are_those_of_ei2_and_tune_a_video() -> None:
     settings = TuneSettings()
     assert (settings.steps, settings.learning_rate) == (500, 3e-5)
     assert (settings.betas, settings.weight_decay, settings.max_grad_norm) == ((0.9, 0.999), 1e-2, 1.0)
+    assert (settings.schedule, settings.warmup_steps, settings.min_snr_gamma) == ("constant", 0, 0)
+    assert (settings.optimizer, settings.frames_per_step, settings.snapshots) == ("AdamW", 0, ())
+
+
+def test_min_snr_weighs_the_gradient_and_not_the_loss() -> None:
+    toys, sigma, seen = (Toy(), Toy()), 0.0, []
+    for toy, gamma in zip(toys, (0.0, 2.5), strict=True):
+        seen += run(toy, steps=1, seed=3, min_snr_gamma=gamma, max_grad_norm=0)
+        sigma = toy.asked[0][1].item()
+    assert sigma**-2 > 2.5, "a noise level that is weighed"
+    assert seen[0] == seen[1]
+    torch.testing.assert_close(toys[1].mix.grad, toys[0].mix.grad * 2.5 * sigma**2)
+
+
+def test_what_lies_outside_the_mask_has_no_influence() -> None:
+    mask, clips = draw_mask(), [draw_clip(), draw_clip()]
+    clips[1] = torch.where(mask == 0, draw_clip(9), clips[1])
+    assert 0.2 < (mask == 0).float().mean() < 0.8
+    toys = Toy(), Toy()
+    tuners = [make_tuner(toy, x_0=clip, mask=mask) for toy, clip in zip(toys, clips, strict=True)]
+    for tuner in tuners:
+        finish(tuner)
+    assert tuners[0].losses == tuners[1].losses and torch.equal(toys[0].mix, toys[1].mix)
+    assert tuners[0].losses != run(Toy())
 
 
 def test_each_step_draws_one_noise_level_and_noise_of_its_own_for_each_frame() -> None:
     toy = Toy()
     run(toy, steps=300)
     sigmas = torch.stack([sigma for _, sigma in toy.asked])
-    assert sigmas.shape == (300,)
+    assert sigmas.shape == (300,) and toy.frames == [ALL] * 300
     counts = (sigmas.view(-1, 1) == TABLE).sum(0)
     assert counts.sum() == 300 and (counts > 0).all() and counts.max() < 25
     noise = torch.stack([(x - draw_clip()) / sigma for x, sigma in toy.asked]).flatten(2)
     assert abs(noise.mean().item()) < 0.02 and noise.std().item() == pytest.approx(1, abs=0.02)
     pairs = torch.corrcoef(torch.cat([noise[:-1].movedim(1, 0).flatten(1), noise[1:, 0].flatten()[None]]))
     assert (pairs - torch.eye(5)).abs().max() < 0.08
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_frames_per_step_takes_consecutive_frames_from_everywhere(window: int) -> None:
+    toy = Toy()
+    run(toy, steps=200, frames_per_step=window)
+    starts = [frames.start for frames in toy.frames]
+    assert toy.frames == [slice(start, start + window) for start in starts]
+    places = 4 - window + 1
+    assert set(starts) == set(range(places))
+    assert all(abs(starts.count(start) / 200 - 1 / places) < 0.12 for start in set(starts))
+    noise = torch.stack(
+        [(x - draw_clip()[frames]) / sigma for (x, sigma), frames in zip(toy.asked, toy.frames, strict=True)]
+    )
+    assert noise.shape == (200, window, 3, 5, 2)
+    assert abs(noise.mean().item()) < 0.02 and noise.std().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("window", [4, 7])
+def test_a_window_as_long_as_the_clip_is_the_clip(window: int) -> None:
+    toy = Toy()
+    assert run(toy, frames_per_step=window) == run(Toy())
+    assert toy.frames == [ALL] * 5
+
+
+def test_the_mask_of_a_step_is_that_of_its_frames() -> None:
+    toy, mask = Toy(), draw_mask()
+    tuner = make_tuner(toy, replace(SETTINGS, steps=1, frames_per_step=2, seed=1), mask=mask)
+    finish(tuner)
+    (x, sigma), frames, start = toy.asked[0], toy.frames[0], Toy()
+    assert frames.start > 0
+    denoised = start.predict(x, sigma, start.mix, start.shift)
+    expected = get_loss(draw_clip()[frames], x, sigma, denoised, "eps", mask[frames])
+    assert tuner.losses == [pytest.approx(expected.item(), rel=1e-4)]
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:
@@ -132,7 +254,7 @@ def test_the_same_seed_gives_the_same_bits() -> None:
 
 def test_the_global_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
-    run(Toy())
+    run(Toy(), frames_per_step=3)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -142,57 +264,264 @@ def test_the_loss_falls(prediction: Prediction) -> None:
     assert sum(losses[-50:]) < 0.7 * sum(losses[:50])
 
 
-def test_only_the_given_parameters_change() -> None:
+def test_only_what_is_learned_changes() -> None:
     toy, start = Toy(), Toy()
-    run(toy, parameters=[toy.mix])
+    finish(make_tuner(toy, learned=nn.ParameterDict({"mix": toy.mix})))
     assert torch.equal(toy.shift, start.shift) and not torch.equal(toy.mix, start.mix)
 
 
-def test_steps_are_reported_in_order_with_their_losses() -> None:
-    toy, reports = Toy(), list[tuple[int, float]]()
-    settings = TuneSettings(steps=4, learning_rate=1e-2)
-
-    def report(step: int, loss: float) -> None:
-        reports.append((step, loss))
-
-    losses = tune(toy.denoise, list(toy.parameters()), draw_clip(), TABLE, "eps", settings, report)
-    assert reports == list(enumerate(losses)) and len(losses) == 4
+def test_steps_are_counted_as_they_are_done() -> None:
+    tuner = make_tuner(Toy(), replace(SETTINGS, steps=4))
+    assert [(done, len(tuner.losses)) for done in islice(tuner.steps(), 2)] == [(1, 1), (2, 2)]
+    assert list(tuner.steps()) == [3, 4] and len(tuner.losses) == 4
+    assert list(tuner.steps()) == []
 
 
-def spoil(toy: Toy, call: int, value: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the toy's denoiser, whose answer to one call is a value that no training survives."""
+def spoil(toy: Toy, call: int, what: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, slice], Tensor]:
+    """Return the toy's denoiser, whose answer to one call is what no training survives."""
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        denoised = toy.denoise(x, sigma)
-        return denoised * value if len(toy.asked) == call else denoised
+    def denoise(x: Tensor, sigma: Tensor, frames: slice) -> Tensor:
+        denoised = toy.denoise(x, sigma, frames)
+        return what(denoised) if len(toy.asked) == call else denoised
 
     return denoise
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_learning_rate(value: float) -> None:
-    toy, steps = Toy(), list[int]()
-    settings = TuneSettings(steps=9, learning_rate=0.0025)
-    with pytest.raises(FloatingPointError, match=r"at step 3; lower learning_rate = 0\.0025"):
-        tune(
-            spoil(toy, 3, value), list(toy.parameters()), draw_clip(), TABLE, "eps", settings,
-            lambda step, loss: steps.append(step),
-        )  # fmt: skip
-    assert steps == [0, 1] and len(toy.asked) == 3
-    assert toy.mix.isfinite().all() and toy.shift.isfinite().all()
+def steepen(denoised: Tensor) -> Tensor:
+    """Return the same values with a gradient that is not finite: the square root's at 0."""
+    return denoised + (denoised - denoised.detach()).sqrt()
+
+
+SPOILT = {
+    "loss became nan": lambda denoised: denoised * math.nan,
+    "loss became inf": lambda denoised: denoised * math.inf,
+    "gradient's norm became nan": steepen,
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_what_is_not_finite_stops_with_the_step_and_the_learning_rate_before_a_weight_changes(what: str) -> None:
+    toy, clean = Toy(), Toy()
+    tuner = make_tuner(toy, TuneSettings(steps=9, learning_rate=0.0025), denoise=spoil(toy, 3, SPOILT[what]))
+    with pytest.raises(FloatingPointError, match=rf"The {what} at step 3; lower learning_rate = 0\.0025"):
+        finish(tuner)
+    take(make_tuner(clean, TuneSettings(steps=9, learning_rate=0.0025)), 2)
+    assert len(toy.asked) == 3 and len(tuner.losses) == 2
+    assert torch.equal(toy.mix, clean.mix) and torch.equal(toy.shift, clean.shift)
+
+
+@pytest.mark.parametrize(("what", "kept"), [("loss became nan", 6), ("gradient's norm became nan", 8)])
+def test_the_last_good_weights_had_a_finite_loss(what: str, kept: int) -> None:
+    toy, clean, settings = Toy(), Toy(), replace(SETTINGS, steps=40)
+    tuner = make_tuner(toy, settings, denoise=spoil(toy, 9, SPOILT[what]))
+    with pytest.raises(FloatingPointError):
+        finish(tuner)
+    take(make_tuner(clean, settings), kept)
+    done, state = tuner.last_good
+    assert done == kept and torch.equal(state["mix"], clean.mix) and torch.equal(state["shift"], clean.shift)
+
+
+def test_scaled_gradients_survive_one_that_is_not_finite() -> None:
+    toy, clean = Toy(), Toy()
+    tuner = make_tuner(toy, denoise=spoil(toy, 3, steepen), scale_gradients=True)
+    take(tuner, 3)
+    take(make_tuner(clean), 2)
+    assert torch.equal(toy.mix, clean.mix), "the third step is left out"
+    finish(tuner)
+    assert len(tuner.losses) == 5 and toy.mix.isfinite().all() and not torch.equal(toy.mix, clean.mix)
+
+
+def test_scaled_gradients_are_the_same_steps() -> None:
+    toys = Toy(), Toy()
+    for toy, scale_gradients in zip(toys, (False, True), strict=True):
+        finish(make_tuner(toy, scale_gradients=scale_gradients))
+    torch.testing.assert_close(toys[1].mix, toys[0].mix)
+
+
+def test_spectral_norms_are_iterated_once_a_step() -> None:
+    toys = make_spectral(1), make_spectral(1)
+    twice = lambda x, sigma, frames: (toys[1].mix, toys[1].denoise(x, sigma, frames))[1]  # noqa: E731
+    finish(make_tuner(toys[0]))
+    finish(make_tuner(toys[1], denoise=twice))
+    assert all(torch.equal(a, b) for a, b in zip(toys[0].buffers(), toys[1].buffers(), strict=True))
+    assert len(list(toys[0].buffers())) == 2
+
+
+def make_spectral(seed: int) -> Toy:
+    """Return a toy whose matrix is divided by its spectral norm, found by power iteration from random vectors."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return parametrizations.spectral_norm(Toy(seed), "mix")
+
+
+class WrappingAdamW(torch.optim.AdamW):
+    """Stands in for bitsandbytes': a step count that is a plain number, tensors in `state_dict` inside a dict."""
+
+    def step(self) -> None:
+        super().step()
+        for values in self.state.values():
+            values["count"] = values.get("count", 0) + 1
+
+    def state_dict(self) -> dict:
+        state = super().state_dict()
+        wrapped = {
+            i: {"count": values["count"], "wrapped": {key: values[key] for key in values if key != "count"}}
+            for i, values in state["state"].items()
+        }
+        return {**state, "state": wrapped}
+
+
+@pytest.fixture
+def with_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = SimpleNamespace(optim=SimpleNamespace(AdamW8bit=WrappingAdamW))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", package)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", package.optim)
+
+
+CONTINUED = {
+    "AdamW": {},
+    "schedule": {"schedule": "cosine", "warmup_steps": 3},
+    "windows": {"frames_per_step": 2},
+    "AdamW 8-bit": {"optimizer": "AdamW 8-bit"},
+}
+
+
+@pytest.mark.usefixtures("with_bitsandbytes")
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
+@pytest.mark.parametrize("make", [Toy, make_spectral], ids=["plain", "spectral"])
+@pytest.mark.parametrize("how", CONTINUED)
+def test_a_tuning_goes_on_to_the_bit(how: str, make: Callable[[int], Toy], scaled: bool, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, steps=7, seed=3, **CONTINUED[how])
+    tuner = make_tuner(make(4), settings, scale_gradients=scaled)
+    if scaled:
+        tuner.scaler.set_growth_interval(2)  # so that the scale changes
+    take(tuner, 4)
+    state = through_file(tuner.state_dict(), tmp_path)
+    finish(tuner)
+    again = make_tuner(make(5), replace(settings, seed=99), scale_gradients=scaled)
+    again.load_state_dict(state)
+    assert list(again.steps()) == [5, 6, 7]
+    assert again.losses == tuner.losses
+    assert_equal(again.state_dict(), tuner.state_dict())
+
+
+def test_a_state_is_not_changed_by_going_on() -> None:
+    tuner = make_tuner(Toy())
+    take(tuner, 2)
+    state = tuner.state_dict()
+    before = {key: value.clone() for key, value in state.items()}
+    finish(tuner)
+    assert_equal(state, before)
+    for _ in range(2):
+        again = make_tuner(Toy(5))
+        again.load_state_dict(state)
+        finish(again)
+        assert_equal(state, before)
+
+
+def through_file(state: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Write a state with a tune and read it again."""
+    info = {"spatial": None, "spatial_strength": 1, "temporal": None, "temporal_strength": 1}
+    save_tune(Tune({"a.diff": torch.zeros(2)}, info, state=state), folder / "tune.safetensors", with_state=True)
+    return load_tune(folder / "tune.safetensors").state
+
+
+def assert_equal(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert state.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(state[key], value) and state[key].dtype == value.dtype, key
 
 
 class Stop(BaseException):
-    """Stands in for the host's interruption, which is no Exception."""
+    """Stands in for the host's interruption, which is no Exception and can rise inside any layer."""
 
 
-def test_what_on_step_raises_ends_the_tuning() -> None:
-    toy = Toy()
+def stop(_denoised: Tensor) -> Tensor:
+    raise Stop
 
-    def stop(step: int, loss: float) -> None:
-        if step == 1:
-            raise Stop
 
+@pytest.mark.xfail(strict=True, reason="a step left in its middle has moved the generator and the power iteration")
+def test_a_tuning_stopped_inside_a_step_goes_on_to_the_bit() -> None:
+    toys = make_spectral(4), make_spectral(4)
+    whole, stopped = make_tuner(toys[0]), make_tuner(toys[1], denoise=spoil(toys[1], 3, stop))
+    finish(whole)
     with pytest.raises(Stop):
-        tune(toy.denoise, list(toy.parameters()), draw_clip(), TABLE, "eps", TuneSettings(steps=9), stop)
-    assert len(toy.asked) == 2
+        finish(stopped)
+    assert len(stopped.losses) == 2
+    again = make_tuner(make_spectral(5))
+    again.load_state_dict(stopped.state_dict())
+    finish(again)
+    assert again.losses == whole.losses
+    assert_equal(again.state_dict(), whole.state_dict())
+
+
+def test_a_state_of_other_weights_is_refused() -> None:
+    tuner = make_tuner(Toy())
+    take(tuner, 2)
+    state = tuner.state_dict()
+    other = make_tuner(Toy(), learned=nn.ParameterDict({"mix": torch.zeros(2, 3), "more": torch.zeros(5)}))
+    with pytest.raises(ValueError, match=r"mix is \(3, 3\) in the tune and \(2, 3\) here"):
+        other.load_state_dict(state)
+    other = make_tuner(Toy(), learned=nn.ParameterDict({"mix": torch.zeros(3, 3), "more": torch.zeros(5)}))
+    with pytest.raises(ValueError, match=r"more is absent in the tune and \(5,\) here"):
+        other.load_state_dict(state)
+    other = make_tuner(Toy(), learned=nn.ParameterDict({"mix": torch.zeros(3, 3)}))
+    with pytest.raises(ValueError, match=r"shift is \(3, 1, 1\) in the tune and absent here"):
+        other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("steps", [2, 1])
+def test_a_state_without_steps_left_is_refused(steps: int) -> None:
+    tuner = make_tuner(Toy())
+    take(tuner, 2)
+    with pytest.raises(ValueError, match=rf"resume has 2 steps done and steps is {steps}, .*Set steps higher"):
+        make_tuner(Toy(), replace(SETTINGS, steps=steps)).load_state_dict(tuner.state_dict())
+
+
+def test_8_bits_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("bitsandbytes", "bitsandbytes.optim"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match="pip install bitsandbytes.*or choose AdamW"):
+        make_tuner(Toy(), replace(SETTINGS, optimizer="AdamW 8-bit"))
+
+
+@pytest.mark.usefixtures("with_bitsandbytes")
+def test_8_bits_are_those_of_bitsandbytes() -> None:
+    settings = replace(SETTINGS, optimizer="AdamW 8-bit", betas=(0.7, 0.8), weight_decay=0.2)
+    optimizer = make_tuner(Toy(), settings).optimizer
+    assert isinstance(optimizer, WrappingAdamW)
+    assert {key: optimizer.defaults[key] for key in ("lr", "betas", "weight_decay")} == {
+        "lr": 1e-2, "betas": (0.7, 0.8), "weight_decay": 0.2,
+    }  # fmt: skip
+    assert isinstance(make_tuner(Toy()).optimizer, torch.optim.AdamW)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "expected"),
+    [
+        ("", 200, ()),
+        (" , ,", 200, ()),
+        ("25%, 50%, 75%", 200, (50, 100, 150)),
+        ("25%, 50%, 75%", 3, (1, 2)),
+        ("25%, 50%, 75%", 1, ()),
+        ("0.1%", 500, (1,)),
+        ("99.9%", 500, ()),
+        ("200,100", 500, (100, 200)),
+        ("100, 20%, 100 ,100", 500, (100,)),
+        ("499", 500, (499,)),
+    ],
+)
+def test_snapshots_are_read_as_a_user_writes_them(text: str, steps: int, expected: tuple[int, ...]) -> None:
+    assert read_steps(text, steps) == expected
+
+
+@pytest.mark.parametrize("entry", ["0", "0%", "500", "501", "-3", "nan", "inf", "100%", "110%"])
+def test_snapshots_outside_the_tuning_are_refused(entry: str) -> None:
+    with pytest.raises(ValueError, match=f"'{entry}', which is not inside the tuning of 500 steps"):
+        read_steps(f"10, {entry}", 500)
+
+
+@pytest.mark.parametrize("entry", ["abc", "%", "10 20", "5%%"])
+def test_snapshots_that_are_no_numbers_are_refused(entry: str) -> None:
+    with pytest.raises(ValueError, match=f"'{entry}'. Write steps or percentages with commas"):
+        read_steps(f"{entry}, 10", 500)

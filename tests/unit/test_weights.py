@@ -1,17 +1,21 @@
 """Files of tunes: what is written is read again, and nothing else is."""
 
+import errno
+import hashlib
 import json
+import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from consistent_video.modules import weights
-from consistent_video.modules.weights import Tune, load_tune, save_tune
+from consistent_video.modules.weights import Tune, hash_tensors, load_tune, save_tune
 
 numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
@@ -69,7 +73,7 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     save_tune(make_tune(), tmp_path / "clip.safetensors")
     with safe_open(tmp_path / "clip.safetensors", framework="pt") as file:
         metadata = file.metadata()
-    assert metadata["format"] == "consistent_video_tune" and metadata["format_version"] == "1"
+    assert metadata["format"] == "consistent_video_tune" and metadata["format_version"] == "2"
     assert json.loads(metadata["info"])["frames"] == 8
 
 
@@ -107,12 +111,12 @@ def test_another_safetensors_file_is_refused(metadata: dict[str, str] | None, tm
     assert repr((metadata or {}).get("format")) in str(caught.value)
 
 
-@pytest.mark.parametrize("version", ["2", "10"])
+@pytest.mark.parametrize("version", ["3", "10"])
 def test_a_file_of_a_newer_version_is_refused(version: str, tmp_path: Path) -> None:
     path = tmp_path / "new.safetensors"
     metadata = {"format": "consistent_video_tune", "format_version": version, "info": "{}"}
     save_file({"a": torch.zeros(1)}, path, metadata)
-    with pytest.raises(ValueError, match=rf"new\.safetensors has tune format {version}, .*up to 1\. Update the node"):
+    with pytest.raises(ValueError, match=rf"new\.safetensors has tune format {version}, .*up to 2\. Update the node"):
         load_tune(path)
 
 
@@ -121,29 +125,196 @@ def test_a_missing_file_is_reported_as_missing(tmp_path: Path) -> None:
         load_tune(tmp_path / "gone.safetensors")
 
 
-def write_half(_tensors: dict, path: Path, _metadata: dict) -> None:
-    Path(path).write_bytes(b"half of it")
-    raise OSError("No space left on device")
+FAILURES = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    PermissionError(errno.EACCES, "Permission denied"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+]
 
 
-def test_a_failed_save_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "save_file", write_half)
-    with pytest.raises(OSError, match="No space left"):
-        save_tune(make_tune(), tmp_path / "clip.safetensors")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_save_keeps_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+@pytest.mark.parametrize("older", [False, True], ids=["new", "over an older one"])
+def test_a_failed_save_leaves_no_half_and_keeps_the_older_file(
+    failure: Exception, older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "clip.safetensors"
-    save_tune(make_tune(), path)
-    before = path.read_bytes()
+    if older:
+        save_tune(make_tune(), path)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def write_half(_tensors: dict, unfinished: Path, _metadata: dict) -> None:
+        Path(unfinished).write_bytes(b"half of it")
+        raise failure
+
     monkeypatch.setattr(weights, "save_file", write_half)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError) as caught:
         save_tune(Tune({}, {}), path)
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    said = str(caught.value)
+    assert "clip.safetensors could not be written" in said and f"make room in {tmp_path} and run again" in said
+    assert str(failure) in said and caught.value.__cause__ is failure
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_save_over_what_cannot_be_replaced_leaves_no_half(tmp_path: Path) -> None:
+    path = tmp_path / "clip.safetensors"
+    path.mkdir()
+    with pytest.raises(OSError, match="clip.safetensors could not be written"):
+        save_tune(make_tune(), path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_info_that_is_no_json_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         save_tune(Tune({"a": torch.zeros(1)}, {"path": tmp_path}), tmp_path / "clip.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def write_version(version: int, norm: str | None, path: Path) -> None:
+    """Write a file as a version of this pack did."""
+    info = MADE | {"temporal": None if norm is None else {"norm": norm, "spectral": False, "zero_init": True}}
+    metadata = {"format": "consistent_video_tune", "format_version": str(version), "info": json.dumps(info)}
+    save_file({"a.diff": torch.ones(3)}, path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("version", "norm", "expected"),
+    [
+        (1, "layer norm", "layer norm without affine"),
+        (1, "instance centering", "instance centering"),
+        (2, "layer norm", "layer norm"),
+        (2, "layer norm without affine", "layer norm without affine"),
+    ],
+)
+def test_the_first_versions_layer_norm_has_its_name_of_today(
+    version: int, norm: str, expected: str, tmp_path: Path
+) -> None:
+    write_version(version, norm, tmp_path / "old.safetensors")
+    tune = load_tune(tmp_path / "old.safetensors")
+    assert tune.info["temporal"] == {"norm": expected, "spectral": False, "zero_init": True}
+    assert tune.tensors.keys() == {"a.diff"} and tune.snapshots == {} and tune.state == {}
+
+
+def test_a_tune_of_the_first_version_may_have_no_temporal_module(tmp_path: Path) -> None:
+    write_version(1, None, tmp_path / "old.safetensors")
+    assert load_tune(tmp_path / "old.safetensors").info["temporal"] is None
+
+
+QUERY, VALUE = "diffusion_model.middle_block.1.attn1.to_q.diff", "diffusion_model.middle_block.1.attn_temp.to_v.weight"
+
+
+def draw(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_long_tune() -> Tune:
+    """A tune of 10 steps with snapshots before them and after 2 and 5, and a state of all that states have."""
+    snapshots = {step: {QUERY: draw(3, 4, seed=step).half(), VALUE: draw(2, 5, seed=-step).half()} for step in (2, 5)}
+    before = {VALUE: draw(2, 5, seed=7).half()}
+    state = {
+        "learned.queries.0.weight": draw(3, 4, seed=8),
+        "optimizer.0.step": torch.tensor(10.0),
+        "optimizer.1.count:number": torch.tensor(2**40),
+        "generator": torch.Generator().manual_seed(5).get_state(),
+        "losses": torch.linspace(1, 0.1, 10, dtype=torch.float64),
+    }
+    info = MADE | {"loss": [1 - i / 11 for i in range(10)]}
+    tensors = {QUERY: draw(3, 4, seed=9), VALUE: draw(2, 5, seed=10)}
+    return Tune(tensors, info, {0: before, **snapshots}, state)
+
+
+def assert_same(tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert tensors.keys() == expected.keys()
+    for key, value in expected.items():
+        assert tensors[key].dtype == value.dtype and torch.equal(tensors[key], value), key
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+def test_snapshots_are_saved_and_the_state_where_it_is_wanted(with_state: bool, tmp_path: Path) -> None:
+    tune, path = make_long_tune(), tmp_path / "clip.safetensors"
+    save_tune(tune, path, with_state)
+    read = load_tune(path)
+    assert_same(read.tensors, tune.tensors)
+    assert_same(read.state, tune.state if with_state else {})
+    assert read.snapshots.keys() == {0, 2, 5}
+    for step, snapshot in tune.snapshots.items():
+        assert_same(read.snapshots[step], snapshot)
+
+
+def test_the_end_of_a_tune_is_itself() -> None:
+    tune = make_long_tune()
+    assert tune.at(1) is tune and tune.at(1.0) is tune
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_a_snapshot_is_met_exactly(step: int) -> None:
+    tune = make_long_tune()
+    met = tune.at(step / 10)
+    assert_same(met.tensors, {key: value.float() for key, value in tune.snapshots[step].items()})
+    assert met.info == {**tune.info, "progress": step / 10} and met.snapshots == met.state == {}
+
+
+@pytest.mark.parametrize(
+    ("progress", "before", "after", "weight"),
+    [(0.1, 0, 2, 0.5), (0.05, 0, 2, 0.25), (0.3, 2, 5, 1 / 3), (0.49, 2, 5, 2.9 / 3), (0.8, 5, 10, 0.6)],
+)
+def test_between_snapshots_weights_are_interpolated(progress: float, before: int, after: int, weight: float) -> None:
+    tune = make_long_tune()
+    known = {**tune.snapshots, 10: tune.tensors}
+    known[0] = {QUERY: torch.zeros(3, 4), **known[0]}
+    expected = {
+        key: (1 - weight) * known[before][key].double() + weight * known[after][key].double() for key in known[5]
+    }
+    found = tune.at(progress).tensors
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key].dtype == torch.float32
+        torch.testing.assert_close(found[key].double(), value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_beginning_of_a_tune_is_the_untuned_model() -> None:
+    tune = make_long_tune()
+    assert_same(tune.at(0).tensors, {QUERY: torch.zeros(3, 4), VALUE: tune.snapshots[0][VALUE].float()})
+
+
+def test_a_tune_without_snapshots_is_known_at_its_end_alone() -> None:
+    tune = replace(make_long_tune(), snapshots={})
+    assert tune.at(1) is tune
+    with pytest.raises(ValueError, match="no snapshots, .* not at 0.3 of its steps. Set snapshots in One-Shot Tune"):
+        tune.at(0.3)
+
+
+def test_a_hash_is_of_the_values_in_float32() -> None:
+    tensors = [torch.tensor([[0.5, -3.0], [2.0**-8, 96.0]]), torch.tensor([1.5, 0.0])]
+    packed = struct.pack("<6f", 0.5, -3.0, 2.0**-8, 96.0, 1.5, 0.0)
+    assert hash_tensors(tensors) == hashlib.sha256(packed).hexdigest()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_hash_is_the_same_in_every_type_that_holds_the_values(dtype: torch.dtype) -> None:
+    tensor = torch.tensor([[0.5, -3.0, 8.0], [2.0**-8, 96.0, 1.0]])
+    assert hash_tensors([tensor.to(dtype)]) == hash_tensors([tensor])
+
+
+def test_a_hash_does_not_see_how_a_tensor_lies_in_memory() -> None:
+    tensor = draw(3, 4, seed=0)
+    expected = hash_tensors([tensor])
+    assert hash_tensors([tensor.T.contiguous().T]) == hash_tensors(iter([tensor.clone().requires_grad_()])) == expected
+    assert hash_tensors([draw(6, 4, seed=0)[::2]]) != expected
+    with torch.inference_mode():
+        assert hash_tensors([tensor + 0]) == expected
+
+
+def test_a_hash_changes_with_a_value() -> None:
+    tensor = draw(3, 4, seed=0)
+    changed = tensor.clone()
+    changed[2, 3] = torch.nextafter(changed[2, 3], torch.tensor(9.0))
+    assert len({hash_tensors(given) for given in ([tensor], [changed], [tensor.T], [tensor, changed])}) == 4
+
+
+def test_a_tune_is_told_by_its_info(tmp_path: Path) -> None:
+    tune = make_long_tune()
+    save_tune(tune, tmp_path / "clip.safetensors")
+    turned = replace(tune, info=dict(reversed(tune.info.items())))
+    assert load_tune(tmp_path / "clip.safetensors").digest() == turned.digest() == tune.digest()
+    others = [{"seed": 1}, {"loss": tune.info["loss"][:-1]}, {"spatial_strength": 0.5}]
+    assert len({tune.digest(), *(replace(tune, info=tune.info | other).digest() for other in others)}) == 4

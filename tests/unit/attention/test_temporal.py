@@ -1,8 +1,12 @@
 """The temporal modules, against softmax loops over the frames of each position and against singular values."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
+from einops import rearrange
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -11,6 +15,7 @@ from consistent_video.modules.attention import scaled_dot_product, temporal
 from consistent_video.modules.attention.temporal import (
     STAM,
     TUNE_A_VIDEO,
+    Norm,
     TemporalConfig,
     TemporalModule,
     instance_centering,
@@ -18,6 +23,7 @@ from consistent_video.modules.attention.temporal import (
 )
 
 DIM, HEADS = 6, 2
+NORMS = get_args(Norm)
 SPECTRAL = ("to_v", "to_out")
 
 
@@ -27,6 +33,13 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def make_module(config: TemporalConfig = STAM, dim: int = DIM, heads: int = HEADS, seed: int = 0) -> TemporalModule:
     return TemporalModule(dim, heads, config, torch.Generator().manual_seed(seed))
+
+
+def bake(module: TemporalModule) -> TemporalModule:
+    """Return a module of the weights that a tune keeps."""
+    baked = TemporalModule(module.to_q.in_features, module.heads, module.config, None)
+    baked.load_state_dict(module.tensors())
+    return baked
 
 
 def get_norm(weight: Tensor) -> float:
@@ -58,15 +71,29 @@ def fill(module: TemporalModule, scale: float) -> dict[str, Tensor]:
     return {name: weight.double() for name, weight in weights.items()}
 
 
+def normalise_naively(norm: str, z: Tensor, module: TemporalModule) -> Tensor:
+    """Apply a norm of the ablation to one position, (f, d), in its dtype."""
+    frame_mean, variance = sum(z) / len(z), z.var(1, correction=0, keepdim=True)
+    standard = (z - z.mean(1, keepdim=True)) / (variance + 1e-5).sqrt()
+    if norm == "layer norm":
+        assert module.norm is not None
+        return standard * module.norm.weight.detach() + module.norm.bias.detach()
+    return {
+        "instance centering": z - frame_mean,
+        "instance norm": nn.functional.instance_norm(z.T[None])[0].T,
+        "layer norm without affine": standard,
+        "none": z,
+    }[norm]
+
+
 @pytest.mark.parametrize("scale", [0.2, 0.7])
 def test_stam_is_equations_8_and_9(scale: float) -> None:
     """z + M IC(z) W_v W_L + b for each position, with W_v and W_L over their largest singular value."""
     module = make_module()
     w = fill(module, scale)
     module.tune_spectral_norm()
-    module.bake_spectral_norm()
     x = draw(2 * 4, 3, DIM)
-    ours = module(x, 4).detach()
+    ours = bake(module)(x, 4).detach()
     w_v, w_out = (w[name] / get_norm(w[name]) for name in SPECTRAL)
     for clip in range(2):
         for position in range(3):
@@ -108,14 +135,11 @@ def test_instance_centering_has_mean_zero_and_keeps_differences(positions: int, 
     torch.testing.assert_close(instance_centering(z + shift), centred)
 
 
-@pytest.mark.parametrize("config", [STAM, TUNE_A_VIDEO])
-def test_norms_are_computed_in_float32(config: TemporalConfig) -> None:
-    z = (200 + draw(3, 5, 4)).bfloat16()
-    axis = 1 if config is STAM else 2
-    exact = z.double() - z.double().mean(axis, keepdim=True)
-    if config is TUNE_A_VIDEO:
-        exact = exact / (z.double().var(axis, correction=0, keepdim=True) + 1e-5).sqrt()
-    normed = make_module(config, dim=4).normalise(z)
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms_are_computed_in_float32(norm: Norm) -> None:
+    module, z = make_module(TemporalConfig(norm=norm)), (200 + draw(3, 5, DIM)).bfloat16()
+    exact = torch.stack([normalise_naively(norm, position.double(), module) for position in z])
+    normed = module.normalise(z)
     assert normed.dtype == torch.bfloat16
     torch.testing.assert_close(normed.double(), exact, rtol=2**-8, atol=1e-4)
 
@@ -161,13 +185,13 @@ def test_spectral_norms_stay_near_one_while_tuning_and_are_one_afterwards() -> N
         for name in SPECTRAL:
             assert 1 - 1e-5 < get_norm(getattr(module, name).weight) < 1.25  # one power iteration a step lags
     raw = {name: getattr(module, name).parametrizations.weight.original.detach() for name in SPECTRAL}
-    module.bake_spectral_norm()
+    tensors = module.tensors()
     for name in SPECTRAL:
-        weight = getattr(module, name).weight
-        assert get_norm(weight) == pytest.approx(1, abs=1e-5) and isinstance(weight, nn.Parameter)
-        torch.testing.assert_close(weight.detach() * get_norm(raw[name]), raw[name])
+        weight = tensors[f"{name}.weight"]
+        assert get_norm(weight) == pytest.approx(1, abs=1e-5)
+        torch.testing.assert_close(weight * get_norm(raw[name]), raw[name])
         assert (weight - before[name]).abs().max() > 1e-2
-    assert {key for key in module.state_dict() if "parametrizations" in key} == set()
+    assert set(tensors) == set(make_module().state_dict())
 
 
 def test_baking_keeps_what_the_module_does() -> None:
@@ -175,9 +199,7 @@ def test_baking_keeps_what_the_module_does() -> None:
     module.tune_spectral_norm()
     for _ in range(300):
         module(x, 4)
-    tuned = module(x, 4)
-    module.bake_spectral_norm()
-    torch.testing.assert_close(module(x, 4), tuned, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bake(module)(x, 4), module(x, 4), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [STAM, TUNE_A_VIDEO])
@@ -291,3 +313,96 @@ def test_attention_over_frames_has_no_order(num_frames: int, seed: int) -> None:
     x, order = draw(num_frames, 3, DIM, seed=seed), draw(num_frames, seed=seed + 1).argsort()
     module = make_module()
     torch.testing.assert_close(module(x[order], num_frames), module(x, num_frames)[order])
+
+
+@pytest.mark.parametrize("spectral", [True, False])
+@pytest.mark.parametrize("norm", NORMS)
+def test_each_part_of_the_ablation_is_attention_over_the_frames_of_a_position(norm: Norm, spectral: bool) -> None:
+    """Figure 4 of EI²: five norms, with W_v and W_L over their largest singular value or as they are."""
+    module = make_module(TemporalConfig(norm=norm, spectral=spectral))
+    w = fill(module, 0.4)
+    if module.norm is not None:
+        with torch.no_grad():
+            module.norm.weight.copy_(1 + 0.5 * draw(DIM, seed=8))
+            module.norm.bias.copy_(draw(DIM, seed=9))
+    module.train().tune_spectral_norm()
+    w_v, w_out = (w[name] / get_norm(w[name]) if spectral else w[name] for name in SPECTRAL)
+    x = 2 * draw(2 * 5, 3, DIM) + 1
+    for _ in range(60):  # power iteration closes in on the norms
+        ours = module(x, 5).detach()
+    for clip in range(2):
+        for position in range(3):
+            z = x[5 * clip : 5 * clip + 5, position].double()
+            normed = normalise_naively(norm, z, module)
+            branch = attend_over_frames(normed, w["to_q"], w["to_k"], w_v) @ w_out + draw(DIM, seed=7)
+            own = ours[5 * clip : 5 * clip + 5, position].double()
+            torch.testing.assert_close(own, z + branch, rtol=1e-4, atol=1e-4)
+
+
+def test_only_layer_norm_has_parameters_of_its_own() -> None:
+    projections = {f"{name}.weight" for name in ("to_q", "to_k", "to_v", "to_out")} | {"to_out.bias"}
+    for norm in NORMS:
+        names = {name for name, _ in make_module(TemporalConfig(norm=norm)).named_parameters()}
+        assert names == projections | ({"norm.weight", "norm.bias"} if norm == "layer norm" else set())
+
+
+def test_the_affine_of_layer_norm_starts_as_the_identity_and_matters() -> None:
+    plain, module = (make_module(TemporalConfig(norm=n)) for n in ("layer norm without affine", "layer norm"))
+    x = draw(4, 3, DIM)
+    before = module(x, 4).detach()
+    assert torch.equal(before, plain(x, 4))
+    assert module.norm is not None
+    for parameter in (module.norm.weight, module.norm.bias):
+        with torch.no_grad():
+            parameter[1] += 1
+            assert (module(x, 4) - before).abs().max() > 1e-2
+            parameter[1] -= 1
+    (module(x, 4) - draw(4, 3, DIM, seed=1)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().min() > 0 for p in (module.norm.weight, module.norm.bias))
+
+
+def test_instance_norm_has_mean_zero_and_variance_one_over_frames() -> None:
+    z = 5 * draw(3, 40, 4) + 2
+    normed = make_module(TemporalConfig(norm="instance norm"), dim=4).normalise(z)
+    torch.testing.assert_close(normed.mean(1), torch.zeros(3, 4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(normed.var(1, correction=0), torch.ones(3, 4), rtol=1e-5, atol=0)
+
+
+@given(num_frames=st.integers(2, 6), dim=st.integers(1, 5), seed=st.integers(0, 99))
+def test_instance_centering_leaves_the_temporal_covariance(num_frames: int, dim: int, seed: int) -> None:
+    z = 3 * draw(num_frames, dim, seed=seed).double() + 1
+    before, after = (np.cov(frames.numpy(), rowvar=False, bias=True) for frames in (z, instance_centering(z)))
+    np.testing.assert_allclose(after, before, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_zero_output_matrix_has_no_spectral_norm(norm: Norm) -> None:
+    with pytest.raises(ValueError, match="zero output matrix"):
+        TemporalConfig(norm=norm, spectral=True, zero_init=True)
+
+
+def test_an_unknown_norm_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="group norm"):
+        TemporalConfig(norm="group norm")  # type: ignore[arg-type]
+
+
+class AttentionOverFrames(nn.Module):
+    """Tune-A-Video's temporal module of torch's layer norm and diffusers' attention; tokens are (b f) l d."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attn = nn.LayerNorm(DIM), Attention(DIM, heads=HEADS, dim_head=DIM // HEADS)
+
+    def forward(self, tokens: Tensor, num_frames: int) -> Tensor:
+        frames = rearrange(tokens, "(b f) l d -> (b l) f d", f=num_frames)
+        frames = frames + self.attn(self.norm(frames))
+        return rearrange(frames, "(b l) f d -> (b f) l d", l=tokens.shape[1])
+
+
+def test_the_tune_a_video_module_is_that_of_diffusers_parts() -> None:
+    module, theirs = make_module(TUNE_A_VIDEO), AttentionOverFrames()
+    fill(module, 0.7)
+    weights = {name.replace("to_out.", "to_out.0."): value for name, value in module.state_dict().items()}
+    theirs.attn.load_state_dict(weights)
+    x = 2 * draw(3 * 4, 5, DIM) + 1
+    torch.testing.assert_close(module(x, 4), theirs(x, 4), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,83 @@
+"""Import and export of Tune-A-Video's files."""
+
+from comfy_api.latest import io
+
+from ..modules.host.convert import export_tune_a_video, import_tune_a_video
+from ..modules.host.files import import_files, import_stamp
+from .types import MENU, PREFIX, Tune
+
+CATEGORY = MENU + "tune"
+
+
+class ImportTuneAVideo(io.ComfyNode):
+    """A UNet of Tune-A-Video becomes a tune."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "ImportTuneAVideo",
+            display_name="Import Tune-A-Video",
+            category=CATEGORY,
+            description="Reads a UNet that the Tune-A-Video project (Wu et al., ICCV 2023) tuned, in diffusers' "
+            "format, as a tune: what it changed in the query projections, and its temporal modules. Put the folder "
+            "that its training wrote, or its folder unet, into models/consistent_video.",
+            search_aliases=["diffusers", "convert", "load Tune-A-Video"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The checkpoint it was tuned from, inflated or not. LoRA on it do not count.",
+                ),
+                io.Combo.Input(
+                    "file",
+                    options=import_files(),
+                    tooltip="File below models/consistent_video: my-clip/unet/diffusion_pytorch_model.bin or the like. "
+                    "A pickle is read only if it holds nothing but weights.",
+                ),
+            ],
+            outputs=[
+                Tune.Output("tune", tooltip="For Apply Tune, or Save Tune."),
+                io.String.Output("report", tooltip="What was found, and whether it was tuned from this checkpoint."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model, file):
+        return import_stamp(file)
+
+    @classmethod
+    def execute(cls, model, file) -> io.NodeOutput:
+        tune, report = import_tune_a_video(model, file)
+        return io.NodeOutput(tune, report)
+
+
+class ExportTuneAVideo(io.ComfyNode):
+    """A tune becomes a UNet of Tune-A-Video."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "ExportTuneAVideo",
+            display_name="Export Tune-A-Video",
+            category=CATEGORY,
+            description="Writes a model with a tune as a whole UNet in diffusers' format, which the code of the "
+            "Tune-A-Video project (Wu et al., ICCV 2023) reads. Only for tunes made with the preset Tune-A-Video: its "
+            "code does not know EI²'s modules.",
+            search_aliases=["diffusers", "convert", "save Tune-A-Video"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model the tune was made on, without the tune. LoRA on it go in."),
+                Tune.Input("tune", tooltip="Made with the preset Tune-A-Video: from One-Shot Tune or Load Tune."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="tune_a_video",
+                    tooltip="Name of the folder below models/consistent_video; a number is added. May name a "
+                    "subfolder: clips/swan.",
+                ),
+            ],
+            outputs=[io.String.Output("path", tooltip="The folder, with unet/ in it.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model, tune, filename_prefix) -> io.NodeOutput:
+        path = export_tune_a_video(model, tune, filename_prefix)
+        return io.NodeOutput(path, ui={"text": (path,)})

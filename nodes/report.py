@@ -1,0 +1,69 @@
+"""Covariate Shift Report."""
+
+import json
+from dataclasses import asdict
+
+from comfy_api.latest import io
+
+from ..modules.covariate_shift import average_shift, shift_table, worst_shift
+from ..modules.host.report import measure_clip
+from ..modules.plot import plot_shifts
+from .types import MENU, PREFIX
+
+
+class CovariateShiftReport(io.ComfyNode):
+    """What the temporal modules do to a clip's features."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "CovariateShiftReport",
+            display_name="Covariate Shift Report",
+            category=MENU + "report",
+            description="Measures, for each transformer block, how far the temporal module shifts the mean of the "
+            "features over the frames and by what factor it changes their temporal covariance. EI² (NeurIPS 2023) "
+            "holds that layer norm in the module shifts the features and instance centering does not. Calls the UNet "
+            "once; changes nothing.",
+            search_aliases=["EI2", "layer norm", "instance centering", "temporal module", "ablation", "measure"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="Clip model with temporal modules: from STAM/FFAM Patch, One-Shot Tune or Apply Tune.",
+                ),
+                io.Conditioning.Input("positive", tooltip="Prompt to call the UNet with, at CFG 1."),
+                io.Latent.Input("latent", tooltip="The clip: two frames or more in one batch, from VAE Encode."),
+                io.Float.Input(
+                    "percent",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Point of sampling whose noise level is put on the clip: 0 = the highest, 1 = the lowest.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Of the noise put on the clip, which differs from frame to frame.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("report", tooltip="A Markdown table: a row for each block, then mean and worst."),
+                io.Image.Output("plot", tooltip="Both quantities of each block as bars."),
+                io.String.Output("data", tooltip="The same and the settings, as JSON."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, latent, percent, seed) -> io.NodeOutput:
+        shifts, info = measure_clip(model, positive, latent, percent, seed)
+        every = list(shifts.values())
+        data = {
+            **info,
+            "blocks": {path: asdict(shift) for path, shift in shifts.items()},
+            "mean": asdict(average_shift(every)),
+            "worst": asdict(worst_shift(every)),
+        }
+        return io.NodeOutput(shift_table(shifts), plot_shifts(shifts), json.dumps(data, ensure_ascii=False))
