@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,25 @@ TEMPORAL = {  # a temporal module's weights: in a tune, and in a file
 }
 SPATIAL = SpatialConfig("sparse-causal")
 NORMS = ("layer norm", "layer norm without affine")
-SAMPLE_SIZE = 64  # of latents: only what that project samples where no size is given
+ALWAYS = {  # in the configuration of a Stable Diffusion UNet of that project
+    "_class_name": "UNet3DConditionModel",
+    "_diffusers_version": "0.11.1",  # which it requires
+    "sample_size": 64,  # of a latent where its pipeline is given no size
+    "center_input_sample": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_type": "UNetMidBlock3DCrossAttn",
+    "only_cross_attention": False,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "act_fn": "silu",
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "dual_cross_attention": False,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "resnet_time_scale_shift": "default",
+}
 FILE = "diffusion_pytorch_model.safetensors"
 
 Weights = Mapping[str, Tensor]
@@ -227,16 +245,31 @@ def check_exportable(info: Mapping[str, Any]) -> None:
         )
 
 
-def attended(depths: Sequence[int], blocks: int) -> list[bool]:
-    """Return for each level of a UNet whether its blocks have a transformer of depth 1 (True) or none.
+def check_structure(unet: Mapping[str, Any]) -> None:
+    """Refuse structures that Tune-A-Video's UNet cannot have.
+
+    Args:
+        unet: the host's configuration of the UNet.
 
     Raises:
-        ValueError: neither.
+        ValueError: says what it cannot have.
     """
-    levels = [set(depths[first : first + blocks]) for first in range(0, len(depths), blocks)]
+    blocks, middle = unet["num_res_blocks"], unet["transformer_depth_middle"]
+    depths = unet["transformer_depth"], unet["transformer_depth_output"]
+    sides = zip(depths, (blocks[0], blocks[0] + 1), strict=True)
+    levels = [set(side[first : first + size]) for side, size in sides for first in range(0, len(side), size)]
+    foreign = [f"{key} = {unet[key]}" for key in ("num_classes", "disable_self_attentions") if unet.get(key)]
+    if set(blocks) != {blocks[0]}:
+        foreign.append(f"{blocks} residual blocks in its levels")
     if any(level not in ({0}, {1}) for level in levels):
-        raise ValueError(f"transformers of depths {list(depths)}")
-    return [level == {1} for level in levels]
+        foreign.append(f"transformers of depths {depths[0]} and {depths[1]}")
+    if middle != 1:
+        foreign.append(f"a transformer of depth {middle} in the middle")
+    if foreign:
+        raise ValueError(
+            f"model cannot be exported: it has {', '.join(foreign)}, which Tune-A-Video's UNet cannot have. Load a "
+            "checkpoint of the Stable Diffusion 1.x or 2.x family."
+        )
 
 
 def file_config(unet: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,52 +281,22 @@ def file_config(unet: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: that class cannot be of this structure.
     """
-    channels = [unet["model_channels"] * factor for factor in unet["channel_mult"]]
-    blocks = unet["num_res_blocks"][0]
-    heads = unet.get("num_head_channels", -1)
-    try:
-        if set(unet["num_res_blocks"]) != {blocks}:
-            raise ValueError(f"{unet['num_res_blocks']} residual blocks in its levels")
-        if unet["transformer_depth_middle"] != 1:
-            raise ValueError(f"a transformer of depth {unet['transformer_depth_middle']} in the middle")
-        for key in ("num_classes", "disable_self_attentions"):
-            if unet.get(key) is not None:
-                raise ValueError(f"{key} = {unet[key]}")
-        down = attended(unet["transformer_depth"], blocks)
-        up = attended(unet["transformer_depth_output"][::-1], blocks + 1)
-    except ValueError as error:
-        raise ValueError(
-            f"model cannot be exported: it has {error}, and Tune-A-Video's UNet cannot have that. Use a checkpoint of "
-            "the Stable Diffusion 1.x or 2.x family."
-        ) from error
+    check_structure(unet)
+    channels, blocks = [unet["model_channels"] * factor for factor in unet["channel_mult"]], unet["num_res_blocks"][0]
+    width = unet.get("num_head_channels", -1)  # of a head; "attention_head_dim" is the number of heads
+    down, up = unet["transformer_depth"][::blocks], unet["transformer_depth_output"][:: -blocks - 1]
     return {
-        "_class_name": "UNet3DConditionModel",
-        "_diffusers_version": "0.11.1",  # which that project requires
-        "sample_size": SAMPLE_SIZE,
+        **ALWAYS,
         "in_channels": unet["in_channels"],
         "out_channels": unet["out_channels"],
-        "center_input_sample": False,
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "down_block_types": ["CrossAttnDownBlock3D" if has else "DownBlock3D" for has in down],
-        "mid_block_type": "UNetMidBlock3DCrossAttn",
-        "up_block_types": ["CrossAttnUpBlock3D" if has else "UpBlock3D" for has in up],
-        "only_cross_attention": False,
+        "down_block_types": ["CrossAttnDownBlock3D" if depth else "DownBlock3D" for depth in down],
+        "up_block_types": ["CrossAttnUpBlock3D" if depth else "UpBlock3D" for depth in up],
         "block_out_channels": channels,
         "layers_per_block": blocks,
-        "downsample_padding": 1,
-        "mid_block_scale_factor": 1,
-        "act_fn": "silu",
-        "norm_num_groups": 32,
-        "norm_eps": 1e-5,
         "cross_attention_dim": unet["context_dim"],
-        "attention_head_dim": unet["num_heads"] if heads == -1 else [width // heads for width in channels],  # how many
-        "dual_cross_attention": False,
+        "attention_head_dim": unet["num_heads"] if width == -1 else [channel // width for channel in channels],
         "use_linear_projection": bool(unet.get("use_linear_in_transformer")),
-        "class_embed_type": None,
-        "num_class_embeds": None,
         "upcast_attention": unet.get("attn_precision") == torch.float32,
-        "resnet_time_scale_shift": "default",
     }
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from typing import Any
 
 import comfy.lora
 import comfy.utils
@@ -32,6 +33,11 @@ from .private_copy import check_precision
 log = logging.getLogger(__name__)
 
 
+def is_weight(value: Any) -> bool:
+    """Whether a value is a tensor of fractions."""
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def read_weights(name: str) -> dict[str, Tensor]:
     """Read a file of weights by its name in the folder; a pickle only where it holds nothing but weights.
 
@@ -48,7 +54,7 @@ def read_weights(name: str) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # each format has its own, and a file may hold anything
         raise ValueError(f"{name} is damaged or no file of weights ({error}). Copy it again.") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(map(is_weight, weights.values())):
         raise ValueError(
             f"{name} holds more than weights, perhaps the state of a training. Choose the file that Tune-A-Video's "
             "training wrote at its end, unet/diffusion_pytorch_model."

@@ -341,6 +341,15 @@ def test_a_file_for_another_structure_is_refused(folder) -> None:
         read(random_model(), name)
 
 
+def test_a_model_that_cannot_be_inflated_is_refused(folder) -> None:
+    name = write(make_file(small_model()), folder)
+    inpainting = small_model(unet={**TAV_UNET, "in_channels": 9})
+    with pytest.raises(ValueError, match="model takes 9 input channels"):
+        read(inpainting, name)
+    with pytest.raises(ValueError, match="model takes 9 input channels"):
+        export(inpainting, draw_tune(small_model()))
+
+
 def test_what_is_no_tune_a_video_is_refused(folder) -> None:
     model = small_model()
     image = {key: value for key, value in make_file(model).items() if not is_temporal(key)}
@@ -389,7 +398,7 @@ def test_a_truncated_pickle_is_refused(folder) -> None:
         read(small_model(), NAME + ".bin")
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"step": 5, "unet": {}}, {"unet": 3}])
+@pytest.mark.parametrize("content", [[1, 2], {"step": 5, "unet": {}}, {"unet": 3}, {"step": torch.tensor(5)}])
 def test_a_file_that_holds_more_than_weights_is_refused(folder, content) -> None:
     torch.save(content, folder / "state.pt")
     with pytest.raises(ValueError, match=r"^state.pt (holds more than weights|is damaged or no file of weights)"):
@@ -406,7 +415,7 @@ def test_only_tunes_of_tune_a_video_are_exported(folder) -> None:
 def test_models_that_do_not_fit_are_refused(folder) -> None:
     model, deep = small_model(), random_model()
     tune = draw_tune(model)
-    with pytest.raises(ValueError, match=r"model cannot be exported: it has transformers of depths \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"model cannot be exported: it has transformers of depths \[1, 2\] and"):
         export(deep, draw_tune(deep))
     with pytest.raises(ValueError, match="The tune does not fit this model"):
         export(deep, tune)

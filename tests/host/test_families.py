@@ -113,6 +113,20 @@ def test_joined_and_split_conditionings_agree(family: Family, name: str, monkeyp
     torch.testing.assert_close(split, joined, rtol=0, atol=1e-3)
 
 
+def test_attention_keeps_the_precision_of_the_family(family: Family) -> None:
+    """SD2.x in float16 overflows unless its attention computes in float32."""
+    for model in (family.model.clone(), *map(family.patched, CROSS_FRAME)):
+        seen = set()
+
+        def note(kernel, *args, seen=seen, **kwargs):
+            seen.add(kwargs["attn_precision"])
+            return kernel(*args, **kwargs)
+
+        model.model_options["transformer_options"]["optimized_attention_override"] = note
+        family.sample(model)
+        assert seen == {torch.float32 if family.name == "SD2.x" else None}
+
+
 @pytest.mark.parametrize(("sigmas", "acts"), [((14.0, 9.0), False), ((2.0, 1.5), True), ((0.4, 0.0), False)])
 def test_outside_of_its_part_of_sampling_the_base_model_is_alone(family: Family, sigmas, acts: bool) -> None:
     base, whole, partly = (
