@@ -187,6 +187,15 @@ def test_progress_shows_loss_and_time_left(monkeypatch) -> None:
     assert re.fullmatch(rf"step 2 of 4, loss {loss[1]:.4f}, \d+ s left, peak \d+\.\d GiB", shown[1][0])
 
 
+def test_the_time_left_is_that_of_the_steps_done_now(monkeypatch) -> None:
+    """A resumed tuning has steps done before."""
+    shown, clock = [], iter([100.0, 106.0])
+    monkeypatch.setattr(progress, "show_text", lambda text, _node_id: shown.append(text))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    progress.TuningProgress(50, "1", done=40)(42, 0.5)
+    assert shown[0].startswith("step 42 of 50, loss 0.5000, 24 s left")
+
+
 def test_strengths_of_a_tune(latent, tune) -> None:
     base = random_model()
     whole, none = apply_tune(base, tune), apply_tune(base, tune, 0.0, 0.0)
@@ -919,7 +928,7 @@ def test_the_node_tunes_with_options_and_preview(folder, long, latent, shown) ->
     defaults = {widget.id: widget.default for widget in TuningOptionsNode.define_schema().inputs}
     (options,) = TuningOptionsNode.execute(**{**defaults, "weight_decay": 0.5, "frames_per_step": 2}).args
     assert TuningOptionsNode.execute(**defaults).args == (TuneSettings(),)
-    tune = tune_by_node(options=options)[1]
+    tune = tune_by_node(options=options, steps=2, snapshots="")[1]
     assert (tune.info["weight_decay"], tune.info["frames_per_step"], tune.info["learning_rate"]) == (0.5, 2, 1e-3)
     assert list(folder.iterdir()) == []
 
