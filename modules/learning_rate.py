@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-Schedule = Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 def learning_rate_factor(schedule: Schedule, warmup_steps: int, steps: int) -> Callable[[int], float]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,7 @@ from .losses import diffusion_loss, min_snr_weights
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Optimizer = Literal["AdamW", "AdamW 8-bit"]
 Denoise = Callable[[Tensor, Tensor, slice], Tensor]
+LEAST_SCALE = 2.0**-10  # of float16 gradients; what is not finite below it will not become so
 KEPT = 20  # how often in a tuning the last good weights are noted
 
 
@@ -145,8 +147,21 @@ class Tuner:
     def steps(self) -> Iterator[int]:
         """Do the steps that are left; yields the number of those done after each."""
         while len(self.losses) < self.settings.steps:
-            self.advance()
+            with self.whole_step():
+                self.advance()
             yield len(self.losses)
+
+    @contextmanager
+    def whole_step(self) -> Iterator[None]:
+        """Put back what a step moves besides the weights where it is left in its middle, as by an interrupt."""
+        drawn, iterated = self.generator.get_state(), [buffer.clone() for buffer in self.learned.buffers()]
+        try:
+            yield
+        except BaseException:
+            self.generator.set_state(drawn)
+            for buffer, value in zip(self.learned.buffers(), iterated, strict=True):
+                buffer.copy_(value)
+            raise
 
     def advance(self) -> None:
         """Do one step.
@@ -176,7 +191,7 @@ class Tuner:
             )
         self.scaler.unscale_(self.optimizer)
         norm = clip_grad_norm_(self.parameters, settings.max_grad_norm or math.inf)
-        if not self.scaler.is_enabled() and not norm.isfinite():
+        if not norm.isfinite() and (not self.scaler.is_enabled() or self.scaler.get_scale() < LEAST_SCALE):
             raise self.failure(f"gradient's norm became {norm.item()}")
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * self.factor(done)

@@ -109,8 +109,9 @@ class OneShotTune(io.ComfyNode):
                     default="keep",
                     optional=True,
                     advanced=True,
-                    tooltip="Keep: what was learned before you cancel, or before the loss leaves the numbers, is saved "
-                    "as unfinished_00001_ in models/consistent_video, for Load Tune or to resume.",
+                    tooltip="Keep: what was learned before you cancel is saved as unfinished_00001_ in "
+                    "models/consistent_video, to use or to resume. Also where memory runs out, and where the loss "
+                    "leaves the numbers: the last weights that were seen to work.",
                 ),
                 io.String.Input(
                     "prompt_to_note",

@@ -35,7 +35,8 @@ def check_precision(model: ModelPatcher) -> None:
     """
     for weight in model.model.diffusion_model.parameters():
         if isinstance(weight.data, QuantizedTensor) or weight.dtype.itemsize < 2:
-            kind = str(weight.dtype).removeprefix("torch.")
+            is_packed = isinstance(weight.data, QuantizedTensor)  # which claims the type it is unpacked to
+            kind = "a packed layout" if is_packed else str(weight.dtype).removeprefix("torch.")
             raise ValueError(
                 f"model has quantised weights ({kind}), in which the small changes of tuning would be rounded away. "
                 "Load the checkpoint in fp16, bf16 or fp32 (weight_dtype default, without --fp8 options)."

@@ -26,6 +26,7 @@ from .private_copy import check_tunable, choose_precision, computing_in, private
 from .progress import TuningProgress
 
 NOT_TUNED_WITH = ("control", "mask", "area", "gligen", "hooks", "timestep_start", "start_percent", "end_percent")
+MAY_DIFFER = {"steps", "seed", "snapshots", "prompt", "precision", "gradient_checkpointing"}
 Keep = Callable[[Tune], str]
 log = logging.getLogger(__name__)
 
@@ -147,26 +148,28 @@ class Tuning:
         """Continue a tuning.
 
         Raises:
-            ValueError: the tune has no state, or was made with another patch.
+            ValueError: the tune has no state, or was made with another patch or optimiser.
         """
         if not tune.state:
             raise ValueError(
                 "resume has no state of its tuning. Save it with with_state on; or connect Apply Tune before One-Shot "
                 "Tune to begin a new tuning from its weights."
             )
-        for key in ("spatial", "temporal", "prediction"):
+        for key in ("spatial", "temporal", "prediction", "optimizer"):
             if tune.info[key] != self.info[key]:
                 raise ValueError(f"resume was tuned with {key} = {tune.info[key]}, and the model has {self.info[key]}.")
-        for key, what in (("clip_hash", "clip"), ("model_hash", "model"), ("frames", "number of frames")):
-            if tune.info.get(key) != self.info[key]:
-                log.warning("The tune to resume was begun on another %s; going on with the one given.", what)
+        others = [name for name in self.info.keys() - MAY_DIFFER if tune.info.get(name) != self.info[name]]
+        if others:
+            log.warning(
+                "The tuning to resume was begun with other %s; going on with those given.", ", ".join(sorted(others))
+            )
         self.tuner.load_state_dict(tune.state)
         self.snapshots |= tune.snapshots
 
-    def call(self, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> Tensor:
+    def call(self, x: Tensor, sigma: Tensor, given: dict[str, Any], **options: Any) -> Tensor:
         """Predict x_0 from the state of some frames at the noise levels of their rows."""
         with self.computing:
-            return self.copy.model.apply_model(x, sigma, transformer_options=dict(self.options), **given)
+            return self.copy.model.apply_model(x, sigma, transformer_options={**self.options, **options}, **given)
 
     def denoise(self, x: Tensor, sigma: Tensor, frames: slice) -> Tensor:
         """Predict x_0 for a step of the tuning."""
@@ -183,8 +186,8 @@ class Tuning:
         return Preview(settings, self.copy, bank, self.x_0, self.tuner.sigma_table, self.tuner.prediction, **denoisers)
 
     def preview_call(self, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> Tensor:
-        """Predict x_0 for a preview."""
-        return self.call(x, sigma, given)
+        """Predict x_0 for a preview, which like sampling minds the part of it where the patch acts."""
+        return self.call(x, sigma, given, sigmas=sigma)
 
     def run(self, node_id: str, preview: PreviewSettings | None) -> None:
         """Do the steps that are left, showing them."""
@@ -234,23 +237,34 @@ def tune_model(
     Raises:
         ValueError: the model is not inflated or cannot be tuned, or the inputs do not fit.
         FloatingPointError: the loss is no longer finite.
-        torch.cuda.OutOfMemoryError: with what to change.
+        torch.cuda.OutOfMemoryError: saying what to change.
     """
     clip_settings(model)
     check_tunable(model)
     comfy.model_management.unload_all_models()  # while their inference tensors may still be moved
-    with torch.inference_mode(False), torch.enable_grad(), private_copy(model) as copy:
-        try:
-            tuning = Tuning(copy, model, inputs, settings)
-            if len(tuning.x_0) == 1 and tuning.learned.bank is not None:
-                log.warning(
-                    "The clip has 1 frame: its temporal modules have nothing to connect and learn next to nothing."
-                )
-            with reproducible(), keeping(tuning, keep):
-                tuning.run(node_id, inputs.preview)
-            return tuning.tune()
-        except torch.cuda.OutOfMemoryError as error:
-            raise torch.cuda.OutOfMemoryError(memory_advice(model, inputs, settings)) from error
+    with (
+        advising(model, inputs, settings),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        private_copy(model) as copy,
+    ):
+        tuning = Tuning(copy, model, inputs, settings)
+        if len(tuning.x_0) == 1 and tuning.learned.bank is not None:
+            log.warning("The clip has 1 frame: its temporal modules have nothing to connect and learn next to nothing.")
+        with reproducible(), keeping(tuning, keep):
+            tuning.run(node_id, inputs.preview)
+        return tuning.tune()
+
+
+@contextmanager
+def advising(model: ModelPatcher, inputs: TuneInputs, settings: TuneSettings) -> Iterator[None]:
+    """Say what to change where a tuning does not fit into the memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not comfy.model_management.is_oom(error):
+            raise
+        raise torch.cuda.OutOfMemoryError(memory_advice(model, inputs, settings)) from error
 
 
 @contextmanager
@@ -261,11 +275,10 @@ def keeping(tuning: Tuning, keep: Keep | None) -> Iterator[None]:
         return
     try:
         yield
-    except comfy.model_management.InterruptProcessingException:
-        if tuning.tuner.losses:
-            log.warning(
-                "Tuning was interrupted after %d steps; kept in %s", len(tuning.tuner.losses), keep(tuning.tune())
-            )
+    except (comfy.model_management.InterruptProcessingException, RuntimeError) as error:
+        is_expected = not isinstance(error, RuntimeError) or comfy.model_management.is_oom(error)
+        if is_expected and tuning.tuner.losses:
+            log.warning("Tuning ended after %d steps; kept in %s", len(tuning.tuner.losses), keep(tuning.tune()))
         raise
     except FloatingPointError as error:
         good = tuning.last_good()

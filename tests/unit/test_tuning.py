@@ -441,7 +441,6 @@ def stop(_denoised: Tensor) -> Tensor:
     raise Stop
 
 
-@pytest.mark.xfail(strict=True, reason="a step left in its middle has moved the generator and the power iteration")
 def test_a_tuning_stopped_inside_a_step_goes_on_to_the_bit() -> None:
     toys = make_spectral(4), make_spectral(4)
     whole, stopped = make_tuner(toys[0]), make_tuner(toys[1], denoise=spoil(toys[1], 3, stop))
