@@ -20,25 +20,28 @@ from ..modules.covariate_shift import average_shift
 from ..modules.host.apply import apply_tune
 from ..modules.host.demo import load_demo_model
 from ..modules.host.patch import attach, inflate
+from ..modules.host.progress import TuningProgress
 from ..modules.host.report import measure_clip
 from ..modules.host.sampling import invert_clip, sample_clip
-from ..modules.host.training import TuneInputs, tune_model
+from ..modules.host.training import tune_model
+from ..modules.host.tune_inputs import TuneInputs
 from ..modules.presets import EI2, NORMS, method
 from ..modules.tuning import TuneSettings
 from ..scripts.clips import read_clip
 from ..scripts.environment import ROOT, say
 from ..scripts.judge import get_motion_errors, read_edit
-from .table import load_rows, mean_and_error, write_table
+from .table import add_row, load_rows, mean_and_error, write_table
 
 CLIPS = ROOT / "demo" / "clips"
 READER = ROOT / "demo" / "weights" / "reader.safetensors"
+OWN = ("instance centering", "on")
 LEARNING_RATE, R, GAMMA, CFG = 1e-4, 4, 0.5, 7.5
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One tuned edit: what the temporal module is made of, the clip and the seed; and how long it is worked on."""
+    """One tuned edit: what the temporal module is made of, the clip and the seed; and how it is worked on."""
 
     norm: str
     spectral: str
@@ -46,6 +49,10 @@ class Case:
     seed: int
     steps: int
     ddim_steps: int
+    learning_rate: float = LEARNING_RATE
+    r: int = R
+    gamma: float = GAMMA
+    cfg: float = CFG
 
 
 class World:
@@ -79,8 +86,8 @@ def run_case(world: World, case: Case) -> Row:
     source = read_clip(CLIPS / f"{case.clip}.mp4")[0]
     latent, words = world.encode(source), {name: world.prompt(notes[name]) for name in ("prompt", "edit")}
     empty, model = world.prompt(""), world.patched(case.norm, case.spectral)
-    settings = TuneSettings(case.steps, LEARNING_RATE, case.seed)
-    tune = tune_model(model, TuneInputs(words["prompt"], latent), settings, "")
+    settings = TuneSettings(case.steps, case.learning_rate, case.seed)
+    tune = tune_model(model, TuneInputs(words["prompt"], latent), settings, TuningProgress(""))
     tuned = apply_tune(model, tune)
     inversion = invert_clip(tuned, empty, latent, case.ddim_steps, GAMMA, "both", "next")
     edit = world.decode(sample_clip(tuned, words["edit"], empty, inversion, CFG))
@@ -132,8 +139,7 @@ def measure_norms(options: argparse.Namespace) -> None:
             assert world is not None, "made where something is left"
             with torch.inference_mode():
                 done[case] = run_case(world, case)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(done[case]) + "\n")
+            add_row(path, done[case])
         seconds = done[case]["seconds"]
         say(f"{number:4} of {len(cases)}  {case.clip}  {case.norm}, spectral norm {case.spectral}  {seconds} s")
     rows = [done[case] for case in cases]
@@ -141,6 +147,16 @@ def measure_norms(options: argparse.Namespace) -> None:
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     say(f"Wrote {options.document}")
+
+
+def against(rows: list[Row], reference: list[Row], key: str) -> str:
+    """Return the mean of a figure, and its difference to EI²'s own on the same clips and seeds."""
+    mean = mean_and_error([row[key] for row in rows]).split(" ±")[0]
+    if rows is reference:
+        return mean
+    pairs = [(row[key], own[key]) for row, own in zip(rows, reference, strict=True)]
+    apart = mean_and_error([mine - its for mine, its in pairs if None not in (mine, its)])
+    return f"{mean} ({apart if apart.startswith(('-', 'none')) else f'+{apart}'})"
 
 
 def make_document(rows: list[Row], options: argparse.Namespace) -> str:
@@ -157,8 +173,9 @@ def make_document(rows: list[Row], options: argparse.Namespace) -> str:
         (norm, spectral): [row for row in rows if (row["norm"], row["spectral"]) == (norm, spectral)]
         for norm, spectral in itertools.product(NORMS, ("off", "on"))
     }
+    reference = groups[OWN]
     body = [
-        [norm, spectral, *(mean_and_error([row[key] for row in group]) for key in columns)]
+        [norm, spectral, *(against(group, reference, key) for key in columns)]
         for (norm, spectral), group in groups.items()
     ]
     count = len(rows) // len(groups)
@@ -168,8 +185,9 @@ def make_document(rows: list[Row], options: argparse.Namespace) -> str:
             "",
             "Written by `python -m bench norms`. EI²'s Figure 4 asks what the temporal module's norm and the spectral "
             "norm of its value and output matrices do; here with the demo model, "
-            f"{', '.join(options.clips)}, {options.seeds} seeds each: {count} tuned edits in each row, mean ± standard "
-            f"error. FFAM with r = {R}, {options.steps} steps of tuning at {LEARNING_RATE:g}, "
+            f"{', '.join(options.clips)}, seeds below {options.seeds}: {count} tuned edits in each row. "
+            "A cell holds the mean and, in brackets, the difference to EI²'s own row over the same clips and seeds ± its "
+            f"standard error. FFAM with r = {R}, {options.steps} steps of tuning at {LEARNING_RATE:g}, "
             f"{options.ddim_steps} DDIM steps, the clip inverted with an empty prompt at gamma {GAMMA:g}, CFG {CFG:g}.",
             "",
             write_table(["norm", "spectral norm", *columns.values()], body),

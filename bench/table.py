@@ -23,6 +23,14 @@ def load_rows(path: Path, case: type) -> dict[Any, dict[str, Any]]:
     return rows
 
 
+def add_row(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to those on disk, on a line of its own even after one that was cut off."""
+    with path.open("a+", encoding="utf-8") as file:
+        file.seek(max(0, file.seek(0, 2) - 1))
+        is_whole = file.read() in ("", "\n")
+        file.write(("" if is_whole else "\n") + json.dumps(row) + "\n")
+
+
 def mean_and_error(values: Sequence[float | None]) -> str:
     """Return mean ± standard error of what is known of some values."""
     known = [value for value in values if value is not None and math.isfinite(value)]

@@ -14,12 +14,13 @@ def diffusion_loss(output: Tensor, target: Tensor, mask: Tensor | None = None) -
 
     Args:
         output, target: shape (f, c, h, w).
-        mask: weight of each position, at least 0, shape (f, 1, h, w); None = all alike.
+        mask: weight of each position, at least 0, shape (f, 1, h, w); None = all alike. Of frames without any the
+            loss is 0.
     """
     errors = (output.float() - target.float()).square()
     if mask is None:
         return errors.mean()
-    return (mask * errors).sum() / (mask.sum() * errors.shape[1])
+    return (mask * errors).sum() / (mask.sum() * errors.shape[1]).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def min_snr_weights(sigma_table: Tensor, gamma: float, prediction: Prediction) -> Tensor:

@@ -155,13 +155,14 @@ class Tuner:
     def whole_step(self) -> Iterator[None]:
         """Put back what a step moves besides the weights where it is left in its middle, as by an interrupt."""
         drawn, iterated = self.generator.get_state(), [buffer.clone() for buffer in self.learned.buffers()]
+        done = len(self.losses)
         try:
             yield
-        except BaseException:
-            self.generator.set_state(drawn)
-            for buffer, value in zip(self.learned.buffers(), iterated, strict=True):
-                buffer.copy_(value)
-            raise
+        finally:
+            if len(self.losses) == done:
+                self.generator.set_state(drawn)
+                for buffer, value in zip(self.learned.buffers(), iterated, strict=True):
+                    buffer.copy_(value)
 
     def advance(self) -> None:
         """Do one step.

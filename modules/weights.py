@@ -50,14 +50,14 @@ class Tune:
         Raises:
             ValueError: it has no snapshots.
         """
-        last = len(self.info["loss"]) if "loss" in self.info else 0
-        if progress == 1 or not last:
+        if progress == 1:
             return self
         if not self.snapshots:
             raise ValueError(
                 f"The tune has no snapshots, so that it is known at its end alone and not at {progress:g} of its "
                 "steps. Set snapshots in One-Shot Tune, or leave progress at 1."
             )
+        last = len(self.info["loss"])
         known = {**self.snapshots, last: self.tensors}
         steps, step = sorted(known), progress * last
         after = steps[bisect_left(steps, step)]
@@ -68,7 +68,7 @@ class Tune:
             return known[step][key].float() if key in known[step] else torch.zeros_like(self.tensors[key])
 
         tensors = {key: torch.lerp(value(before, key), value(after, key), weight) for key in self.tensors}
-        return replace(self, tensors=tensors, info={**self.info, "progress": progress}, snapshots={}, state={})
+        return replace(self, tensors=tensors, snapshots={}, state={})
 
 
 def hash_tensors(tensors: Iterable[Tensor]) -> str:
@@ -85,7 +85,7 @@ def save_tune(tune: Tune, path: Path, with_state: bool = False) -> None:
     Args:
         tune: what to write.
         path: of the file.
-        with_state: also what continuing the tuning needs, three times the rest.
+        with_state: also what continuing the tuning needs, three times the size of `tensors`.
 
     Raises:
         OSError: it could not be written.
@@ -103,10 +103,7 @@ def save_tune(tune: Tune, path: Path, with_state: bool = False) -> None:
         )
         os.replace(unfinished, path)
     except (SafetensorError, OSError) as error:
-        raise OSError(
-            f"{path.name} could not be written ({error}). The tune is still in memory: make room in {path.parent} and "
-            "run again; nothing is tuned anew."
-        ) from error
+        raise OSError(f"{path.name} could not be written ({error}). Make room in {path.parent}.") from error
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -11,7 +11,8 @@ from .inversion import INRBidirectionalDDIMInversion
 from .patch import STAMFFAMPatch
 from .report import CovariateShiftReport
 from .sample import SmoothSample, SmoothSampler
-from .tune import ApplyTune, LoadTune, OneShotTune, SaveTune, TuneDial, TuningOptionsNode, TuningPreviewNode
+from .tune import OneShotTune, TuningOptionsNode, TuningPreviewNode
+from .tune_files import ApplyTune, LoadTune, SaveTune, TuneDial
 
 NODES: list[type[io.ComfyNode]] = [
     LoadDemoModel,

@@ -1,4 +1,4 @@
-"""One-Shot Tune with its options and preview, Tune Dial, and Save, Load and Apply Tune."""
+"""One-Shot Tune, its options and its preview."""
 
 import json
 import time
@@ -9,10 +9,11 @@ import torch
 from comfy_api.latest import io
 
 from ..modules.host.apply import apply_tune
-from ..modules.host.files import read_tune, tune_files, tune_stamp, write_tune
+from ..modules.host.files import write_tune
 from ..modules.host.preview import PreviewSettings
-from ..modules.host.progress import PeakMemory
-from ..modules.host.training import TuneInputs, tune_model
+from ..modules.host.progress import TuningProgress
+from ..modules.host.training import tune_model
+from ..modules.host.tune_inputs import TuneInputs
 from ..modules.learning_rate import Schedule
 from ..modules.plot import plot_loss
 from ..modules.tuning import Optimizer, Precision, TuneSettings, read_steps
@@ -20,31 +21,7 @@ from ..modules.weights import Tune as TuneData
 from .types import MENU, PREFIX, Tune, TuningOptions, TuningPreview
 
 CATEGORY = MENU + "tune"
-
-
-def tune_inputs() -> list[io.Input]:
-    """Return the inputs of the nodes that apply a tune."""
-    return [
-        io.Model.Input("model", tooltip="Model of the structure the tune was made on, without that tune."),
-        Tune.Input("tune", tooltip="From One-Shot Tune or Load Tune."),
-        io.Float.Input(
-            "query_strength",
-            default=1.0,
-            min=0.0,
-            max=2.0,
-            step=0.01,
-            tooltip="Factor of the tuned change of the query projections. Below 1 when the edit looks too much "
-            "like the source.",
-        ),
-        io.Float.Input(
-            "temporal_strength",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Factor of what the temporal modules add. 0 leaves them out.",
-        ),
-    ]
+SNAPSHOTS = "25%, 50%, 75%"
 
 
 def keep_unfinished(tune: TuneData) -> str:
@@ -97,7 +74,7 @@ class OneShotTune(io.ComfyNode):
                 ),
                 io.String.Input(
                     "snapshots",
-                    default="25%, 50%, 75%",
+                    default=SNAPSHOTS,
                     optional=True,
                     advanced=True,
                     tooltip="When the state is kept for Tune Dial: steps or percentages with commas. Each makes the "
@@ -157,7 +134,7 @@ class OneShotTune(io.ComfyNode):
         steps,
         learning_rate,
         seed,
-        snapshots="",
+        snapshots=SNAPSHOTS,
         on_interrupt="keep",
         prompt_to_note="",
         mask=None,
@@ -165,14 +142,13 @@ class OneShotTune(io.ComfyNode):
         options=None,
         preview=None,
     ) -> io.NodeOutput:
-        start, memory = time.monotonic(), PeakMemory()
+        start, progress = time.monotonic(), TuningProgress(cls.hidden.unique_id)
         chosen = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
         settings = replace(options or TuneSettings(), **chosen, snapshots=read_steps(snapshots, steps))
         inputs = TuneInputs(positive, latent, mask, resume, preview, prompt_to_note)
-        tune = tune_model(
-            model, inputs, settings, cls.hidden.unique_id, keep_unfinished if on_interrupt == "keep" else None
-        )
-        spent = {"seconds": round(time.monotonic() - start, 2), "peak_gib": round(memory.look(), 2)}
+        keep = keep_unfinished if on_interrupt == "keep" else None
+        tune = tune_model(model, inputs, settings, progress, keep)
+        spent = {"seconds": round(time.monotonic() - start, 2), "peak_gib": round(progress.memory.look(), 2)}
         losses = tune.info["loss"]
         return io.NodeOutput(
             apply_tune(model, tune),
@@ -311,117 +287,3 @@ class TuningPreviewNode(io.ComfyNode):
     @classmethod
     def execute(cls, positive, negative, every, preview_steps, cfg) -> io.NodeOutput:
         return io.NodeOutput(PreviewSettings(positive, negative, every, preview_steps, cfg))
-
-
-class SaveTune(io.ComfyNode):
-    """A tune becomes a file."""
-
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id=PREFIX + "SaveTune",
-            display_name="Save Tune",
-            category=CATEGORY,
-            description="Writes a tune as one safetensors file below models/consistent_video: only what was trained, "
-            "and how. Copied to models/loras, Load LoRA reads its query projections too.",
-            search_aliases=["save training", "export tune"],
-            inputs=[
-                Tune.Input("tune", tooltip="From One-Shot Tune."),
-                io.String.Input(
-                    "filename_prefix",
-                    default="tune",
-                    tooltip="Name of the file; a number is added. May name a subfolder: clips/swan.",
-                ),
-                io.Boolean.Input(
-                    "with_state",
-                    default=False,
-                    optional=True,
-                    tooltip="Save also what resuming the tuning needs: three times the size.",
-                ),
-            ],
-            outputs=[io.String.Output("path", tooltip="Where the file lies.")],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def execute(cls, tune, filename_prefix, with_state=False) -> io.NodeOutput:
-        path = str(write_tune(tune, filename_prefix, with_state))
-        return io.NodeOutput(path, ui={"text": (path,)})
-
-
-class LoadTune(io.ComfyNode):
-    """A file becomes a tune."""
-
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id=PREFIX + "LoadTune",
-            display_name="Load Tune",
-            category=CATEGORY,
-            description="Reads a tune that Save Tune wrote. A damaged file or one of another kind is refused.",
-            search_aliases=["import tune"],
-            inputs=[io.Combo.Input("tune_name", options=tune_files(), tooltip="File below models/consistent_video.")],
-            outputs=[Tune.Output("tune", tooltip="For Apply Tune.")],
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, tune_name):
-        return tune_stamp(tune_name)
-
-    @classmethod
-    def execute(cls, tune_name) -> io.NodeOutput:
-        return io.NodeOutput(read_tune(tune_name))
-
-
-class ApplyTune(io.ComfyNode):
-    """A model with a tune."""
-
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id=PREFIX + "ApplyTune",
-            display_name="Apply Tune",
-            category=CATEGORY,
-            description="Gives a model the attention across frames, query projections and temporal modules of a tune. "
-            "Works on any checkpoint of the structure the tune was made on, also one with LoRA; an image model is "
-            "inflated on the way.",
-            search_aliases=["use tune", "load trained"],
-            inputs=tune_inputs(),
-            outputs=[io.Model.Output("clip_model", tooltip="The model with the tune. The input is unchanged.")],
-        )
-
-    @classmethod
-    def execute(cls, model, tune, query_strength, temporal_strength) -> io.NodeOutput:
-        return io.NodeOutput(apply_tune(model, tune, query_strength, temporal_strength))
-
-
-class TuneDial(io.ComfyNode):
-    """A model with a tune of adjustable progress."""
-
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id=PREFIX + "TuneDial",
-            display_name="Tune Dial",
-            category=CATEGORY,
-            description="Apply Tune with a dial for how far the tuning went, from the snapshots in the tune: turn it "
-            "back where the edit looks too much like the source, without tuning again.",
-            search_aliases=["overfit", "over-tuning", "tune strength", "snapshot", "checkpoint"],
-            inputs=[
-                *tune_inputs(),
-                io.Float.Input(
-                    "progress",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Part of the tuning's steps: 1 = its end, 0.5 = after half of them, 0 = before. Between "
-                    "snapshots the weights are interpolated.",
-                ),
-            ],
-            outputs=[io.Model.Output("clip_model", tooltip="The model with the tune. The input is unchanged.")],
-        )
-
-    @classmethod
-    def execute(cls, model, tune, query_strength, temporal_strength, progress) -> io.NodeOutput:
-        return io.NodeOutput(apply_tune(model, tune, query_strength, temporal_strength, progress))

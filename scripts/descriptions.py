@@ -59,17 +59,17 @@ def tune(links: dict[str, tuple[str, str]], **values: Any) -> Node:
     return Node("Tune", OURS + "OneShotTune", {**always, "latent": ("Encode", "LATENT"), **links}, values)
 
 
-def tuning(task: Task, **values: Any) -> list[Node]:
+def tuning(task: Task, prefix: str | None = None) -> list[Node]:
     """Return the tuning node with options, a preview of the edit and its reports."""
     sides = {"positive": ("Edited prompt", "CONDITIONING"), "negative": ("Negative prompt", "CONDITIONING")}
     links = {"options": ("Options", "options"), "preview": ("Preview", "preview")}
     return [
         Node("Options", OURS + "TuningOptions", {}, task.options),
         Node("Preview", OURS + "TuningPreview", sides),
-        tune(links, **task.tuning, **values),
+        tune(links, **task.tuning),
         show("Tune report", "Tune", "report"),
         Node("Loss plot", "PreviewImage", {"images": ("Tune", "loss_plot")}),
-        save_tune(Path(task.file).stem),
+        save_tune(prefix or Path(task.file).stem),
     ]
 
 
@@ -222,8 +222,7 @@ def tune_a_video(task: Task) -> list[Group]:
             [
                 INFLATE,
                 patch,
-                *tuning(task)[:-1],
-                save_tune(name),
+                *tuning(task, name),
                 Node("Export", OURS + "ExportTuneAVideo", given, {"filename_prefix": f"{name}_unet"}),
             ],
             "Attention to the first and the previous frame, plain temporal attention. The export is a UNet folder for "

@@ -14,7 +14,7 @@ from torch.nn.utils import skip_init
 from torch.utils.checkpoint import checkpoint
 
 from ..attention import scaled_dot_product
-from .patch import KEY, TemporalBank, clip_settings, run_transformer, transformer_blocks
+from .patch import KEY, TemporalBank, attend_block, clip_settings, run_transformer, transformer_blocks
 
 
 class Learned(nn.Module):
@@ -36,7 +36,7 @@ class Learned(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """Return what is learned as a Tune holds it."""
         pairs = zip(self.keys, self.queries, self.before, strict=True)
-        tensors = {f"{key}.diff": (linear.weight.detach() - before).cpu() for key, linear, before in pairs}
+        tensors = {f"{key}.diff": linear.weight.detach().cpu() - before.cpu() for key, linear, before in pairs}
         return tensors | self.temporal_tensors()
 
     def temporal_tensors(self) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ def temporal_copy(unet: nn.Module, model: ModelPatcher, device: torch.device) ->
     attached = clip_settings(model).temporal
     if attached is None:
         return None
-    bank = TemporalBank(transformer_blocks(unet), attached.config, attached.tensors())
+    bank = TemporalBank(transformer_blocks(unet), attached.config, attached.origin or attached.tensors())
     for module in bank.bank:
         module.tune_spectral_norm()
     return bank.to(device).train()
@@ -105,6 +105,9 @@ def training_options(model: ModelPatcher, bank: TemporalBank | None, checkpointi
     options[KEY] = replace(options[KEY], temporal=bank, num_frames=0)  # a step may take a part of the clip
     options["optimized_attention_override"] = sdpa_override
     options["cond_or_uncond"] = [0]
+    attn1 = options.setdefault("patches_replace", {}).setdefault("attn1", {})
+    for block in transformer_blocks(model.model.diffusion_model):
+        attn1.setdefault(block.place, attend_block)  # refuses rearranged tokens where no attention is replaced, too
     if checkpointing:
         ours = ((SpatialTransformer, ResBlock), run_checkpointed)
         patches = options.setdefault("patches", {})

@@ -57,12 +57,15 @@ class TemporalBank(nn.Module):
         blocks: of the UNet.
         config: of every module.
         tensors: their weights, named as `tensors` returns them; None = as they are before tuning, always the same.
+
+    Attributes:
+        origin: the tensors given, exact where the modules are cast to half precision.
     """
 
     def __init__(self, blocks: list[Block], config: TemporalConfig, tensors: Mapping[str, Tensor] | None = None):
         super().__init__()
         generator = torch.Generator().manual_seed(0) if tensors is None else None
-        self.config, self.is_tuned = config, tensors is not None
+        self.config, self.is_tuned, self.origin = config, tensors is not None, tensors
         self.paths = [block.path for block in blocks]
         self.places = {(block.place, block.index): i for i, block in enumerate(blocks)}
         self.bank = nn.ModuleList(TemporalModule(b.dim, b.heads, config, generator) for b in blocks)

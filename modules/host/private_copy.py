@@ -1,5 +1,6 @@
 """A copy of a model to tune, of which nothing is left afterwards."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -57,6 +58,7 @@ def private_copy(model: ModelPatcher) -> Iterator[ModelPatcher]:
         yield copy
     finally:
         comfy.model_management.unload_model_and_clones(copy)
+        gc.collect()  # what was tuned holds itself in a circle
         comfy.model_management.soft_empty_cache()
 
 

@@ -39,26 +39,34 @@ class TuningProgress:
     """Progress bar with loss, time left, peak memory and, once there is one, a clip; raises the host's interrupt.
 
     Args:
-        steps: how many there are.
         node_id: where to show.
-        done: steps done before.
 
     Attributes:
-        clip: frames of the preview; each step shows the one whose turn it is, at PREVIEW_RATE frames a second.
+        clip: frames of the preview; they play a frame a step, PREVIEW_RATE frames a second at most.
     """
 
-    def __init__(self, steps: int, node_id: str, done: int = 0):
-        self.bar, self.steps, self.node_id = ProgressBar(steps, node_id=node_id), steps, node_id
-        self.start, self.began, self.memory = time.monotonic(), done, PeakMemory()
+    def __init__(self, node_id: str):
+        self.node_id, self.memory = node_id, PeakMemory()
         self.clip: list[Image] = []
+        self.begin(1, 0)
+
+    def begin(self, steps: int, done: int) -> None:
+        """Begin to show.
+
+        Args:
+            steps: how many there are.
+            done: steps done before.
+        """
+        self.bar, self.steps, self.began = ProgressBar(steps, node_id=self.node_id), steps, done
+        self.start, self.turn, self.frame = time.monotonic(), 0, 0
 
     def __call__(self, done: int, loss: float) -> None:
         """Show how many steps are done."""
         elapsed = time.monotonic() - self.start
         left = elapsed / (done - self.began) * (self.steps - done)
-        frame = None
-        if self.clip:
-            frame = ("JPEG", self.clip[int(elapsed * PREVIEW_RATE) % len(self.clip)], PREVIEW_SIDE)
+        turn = int(elapsed * PREVIEW_RATE)
+        self.frame, self.turn = self.frame + (turn != self.turn), turn
+        frame = ("JPEG", self.clip[self.frame % len(self.clip)], PREVIEW_SIDE) if self.clip else None
         self.bar.update_absolute(done, self.steps, frame)
         text = f"step {done} of {self.steps}, loss {loss:.4f}, {left:.0f} s left, peak {self.memory.look():.1f} GiB"
         show_text(text, self.node_id)

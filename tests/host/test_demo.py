@@ -10,8 +10,10 @@ from consistent_video.demo.reader import ShapeReader, read_colour
 from consistent_video.modules.host.apply import apply_tune
 from consistent_video.modules.host.demo import WEIGHTS, load_demo_model
 from consistent_video.modules.host.patch import attach, inflate
+from consistent_video.modules.host.progress import TuningProgress
 from consistent_video.modules.host.sampling import invert_clip, sample_clip
-from consistent_video.modules.host.training import TuneInputs, tune_model
+from consistent_video.modules.host.training import tune_model
+from consistent_video.modules.host.tune_inputs import TuneInputs
 from consistent_video.modules.presets import EI2, method
 from consistent_video.modules.tuning import TuneSettings
 from consistent_video.scripts.clips import read_clip
@@ -65,7 +67,9 @@ def test_the_whole_edit_leaves_the_model_bit_for_bit(demo) -> None:
     latent = {"samples": vae.encode(frames.movedim(1, -1))}
     source, empty = encode(clip, "a red circle on a white background"), encode(clip, "")
     clip_model = attach(inflate(model), *method(EI2, 4, "area"))
-    tuned = apply_tune(clip_model, tune_model(clip_model, TuneInputs(source, latent), TuneSettings(10, 1e-4), "1"))
+    tuned = apply_tune(
+        clip_model, tune_model(clip_model, TuneInputs(source, latent), TuneSettings(10, 1e-4), TuningProgress("1"))
+    )
     smoothed = invert_clip(tuned, empty, latent, 10, 0.5, "both", "next")
     sample_clip(tuned, encode(clip, "a blue square on a white background"), empty, smoothed, 7.5)
     inversion = invert_clip(tuned, source, latent, 20, 0.0, "none", "next")

@@ -19,20 +19,23 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_base import BaseModel
 from comfy.quant_ops import QuantizedTensor
+from comfy_extras.nodes_tomesd import TomePatchModel
 from PIL.Image import Image
 
 from consistent_video.modules.attention.temporal import spectral_normalised
-from consistent_video.modules.host import files, learned, preview, progress, training
+from consistent_video.modules.host import files, learned, preview, private_copy, progress, session
 from consistent_video.modules.host.apply import apply_tune
 from consistent_video.modules.host.patch import attach, clip_settings, inflate, transformer_blocks
 from consistent_video.modules.host.preview import PreviewSettings
 from consistent_video.modules.host.private_copy import choose_precision
 from consistent_video.modules.host.sampling import invert_clip, sample_clip
-from consistent_video.modules.host.training import TuneInputs, latent_mask, tune_model
+from consistent_video.modules.host.training import tune_model
+from consistent_video.modules.host.tune_inputs import TuneInputs, latent_mask
 from consistent_video.modules.presets import EI2, FULL, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
 from consistent_video.modules.tuning import Tuner, TuneSettings
 from consistent_video.modules.weights import Tune, load_tune, save_tune
-from consistent_video.nodes.tune import LoadTune, OneShotTune, SaveTune, TuneDial, TuningOptionsNode, TuningPreviewNode
+from consistent_video.nodes.tune import OneShotTune, TuningOptionsNode, TuningPreviewNode
+from consistent_video.nodes.tune_files import LoadTune, SaveTune, TuneDial
 
 from .small import (
     EDIT,
@@ -71,7 +74,7 @@ def run(model, settings: TuneSettings = SETTINGS, keep=None, **changes) -> Tune:
     """Tune as the node does: the host executes nodes in inference mode."""
     inputs = TuneInputs(**{"positive": SOURCE, "latent": clip_latent(), **changes})
     with torch.inference_mode():
-        return tune_model(model, inputs, settings, "1", keep)
+        return tune_model(model, inputs, settings, progress.TuningProgress("1"), keep)
 
 
 @pytest.fixture(scope="module")
@@ -189,10 +192,12 @@ def test_progress_shows_loss_and_time_left(monkeypatch) -> None:
 
 def test_the_time_left_is_that_of_the_steps_done_now(monkeypatch) -> None:
     """A resumed tuning has steps done before."""
-    shown, clock = [], iter([100.0, 106.0])
+    shown, clock = [], iter([10.0, 100.0, 106.0])
     monkeypatch.setattr(progress, "show_text", lambda text, _node_id: shown.append(text))
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    progress.TuningProgress(50, "1", done=40)(42, 0.5)
+    showing = progress.TuningProgress("1")
+    showing.begin(50, 40)
+    showing(42, 0.5)
     assert shown[0].startswith("step 42 of 50, loss 0.5000, 24 s left")
 
 
@@ -466,27 +471,27 @@ def test_scaled_gradients_go_on_to_the_bit() -> None:
 def test_what_cannot_be_resumed_is_refused(long) -> None:
     with pytest.raises(ValueError, match="resume has no state of its tuning. Save it with with_state on"):
         run(patched(EI2), LONG, resume=replace(long, state={}))
-    with pytest.raises(ValueError, match="resume was tuned with spatial = .*fine-coarse.* model has .*sparse-causal"):
+    with pytest.raises(ValueError, match="resume was tuned with spatial = .*fine-coarse.* here it is .*sparse-causal"):
         run(patched(TUNE_A_VIDEO_PRESET), LONG, resume=long)
     own_norm = attach(inflate(random_model()), *method(EI2, 2, "area", norm="none"))
-    with pytest.raises(ValueError, match="resume was tuned with temporal = .*centering.* model has .*'none'"):
+    with pytest.raises(ValueError, match="resume was tuned with temporal = .*centering.* here it is .*'none'"):
         run(own_norm, LONG, resume=long)
-    with pytest.raises(ValueError, match="resume was tuned with prediction = eps, and the model has v"):
+    with pytest.raises(ValueError, match="resume was tuned with prediction = eps, and here it is v"):
         run(patched(EI2, random_model(SmallV)), LONG, resume=long)
     with pytest.raises(ValueError, match="resume has 6 steps done and steps is 6, .*Set steps higher"):
-        run(patched(EI2), LONG, resume=long)
-    with pytest.raises(ValueError, match=r"queries.0.weight is \(32, 32\) in the tune and \(128, 128\) here"):
+        run(patched(EI2, lively_model()), LONG, resume=long)
+    with pytest.raises(ValueError, match="resume was begun on another model"):
+        run(patched(EI2), replace(LONG, steps=7), resume=long)
+    with pytest.raises(ValueError, match="resume was begun on another model"):
         run(patched(EI2, family_model("SDXL")), replace(LONG, steps=7), resume=long, positive=prompt(3, 56))
 
 
 def test_going_on_with_something_else_is_told(long, caplog) -> None:
     again = run(patched(EI2, lively_model()), replace(LONG, steps=7), resume=long)
     assert len(again.info["loss"]) == 7 and "resume" not in caplog.text
-    run(patched(EI2), replace(LONG, steps=7), resume=long, latent=clip_latent(4, seed=20))
-    told = [record.getMessage() for record in caplog.records if record.name == training.__name__]
-    assert told == [
-        "The tuning to resume was begun with other clip_hash, frames, model_hash; going on with those given."
-    ]
+    run(patched(EI2, lively_model()), replace(LONG, steps=7), resume=long, latent=clip_latent(4, seed=20))
+    told = [record.getMessage() for record in caplog.records if record.name == session.__name__]
+    assert told == ["The tuning to resume was begun with other clip_hash, frames; going on with those given."]
     caplog.clear()
     weaker = attach(inflate(lively_model()), *method(EI2, 2, "area"), spatial_strength=0.5)
     run(weaker, replace(LONG, steps=7, min_snr_gamma=5.0), resume=long)
@@ -495,18 +500,18 @@ def test_going_on_with_something_else_is_told(long, caplog) -> None:
 
 def test_a_tuning_goes_on_with_its_own_optimizer(long) -> None:
     other = replace(long, info={**long.info, "optimizer": "AdamW 8-bit"})
-    with pytest.raises(ValueError, match="resume was tuned with optimizer = AdamW 8-bit, and the model has AdamW"):
+    with pytest.raises(ValueError, match="resume was tuned with optimizer = AdamW 8-bit, and here it is AdamW."):
         run(patched(EI2, lively_model()), replace(LONG, steps=7), resume=other)
 
 
 def test_float16_gradients_that_never_become_finite_end_the_tuning(monkeypatch) -> None:
-    denoise = training.Tuning.denoise
+    denoise = session.Tuning.denoise
 
     def steep(self, x, sigma, frames):
         denoised = denoise(self, x, sigma, frames)
         return denoised + 1e30 * (denoised - denoised.detach())
 
-    monkeypatch.setattr(training.Tuning, "denoise", steep)
+    monkeypatch.setattr(session.Tuning, "denoise", steep)
     with pytest.raises(FloatingPointError, match="gradient's norm became (inf|nan) at step"):
         run(patched(EI2), replace(LONG, steps=60, precision="fp16"))
 
@@ -669,11 +674,16 @@ def test_a_mask_of_the_frame_is_one_for_all(tune) -> None:
 def test_a_mask_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=f"mask has 3 frames and the clip {FRAMES}"):
         run(patched(EI2), mask=white(3))
-    black = white(FRAMES)
-    black[2] = 0
-    for mask in (black, black[2:3]):
-        with pytest.raises(ValueError, match="mask leaves nothing of a frame to tune on. White is where"):
-            run(patched(EI2), mask=mask)
+    with pytest.raises(ValueError, match="mask leaves nothing to tune on. White is where"):
+        run(patched(EI2), mask=0 * white(1))
+
+
+def test_a_frame_that_a_mask_leaves_out_is_not_learned() -> None:
+    """What is to be learned may leave the picture."""
+    mask = white(FRAMES)
+    mask[2:] = 0
+    tune = run(patched(PER_FRAME), replace(SETTINGS, steps=12, frames_per_step=2), mask=mask)
+    assert 0 in tune.info["loss"] and all(torch.isfinite(torch.tensor(tune.info["loss"])))
 
 
 @pytest.mark.parametrize("num_frames", [0, FRAMES])
@@ -744,12 +754,60 @@ def test_an_interrupted_tuning_is_kept_and_goes_on_to_the_bit(long, monkeypatch,
     interrupt_after(2, monkeypatch)
     (kept,) = interrupted(LONG)
     monkeypatch.undo()
-    assert "Tuning ended after 2 steps; kept in unfinished_00007_.safetensors" in caplog.text
+    assert "What was learned in 2 steps is in unfinished_00007_.safetensors." in caplog.text
     assert kept.info["loss"] == long.info["loss"][:2] and set(kept.snapshots) == {0, 1}
     resumed = run(patched(EI2, lively_model()), LONG, resume=kept)
-    assert_same(resumed.tensors, long.tensors)
-    assert_same(resumed.state, long.state)
-    assert resumed.info == long.info
+    assert_same_tuning(resumed, long)
+
+
+def test_what_cannot_be_kept_does_not_hide_the_interrupt(monkeypatch, caplog) -> None:
+    def refuse(_tune: Tune) -> str:
+        raise OSError("x could not be written (No space left on device).")
+
+    interrupt_after(2, monkeypatch)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        run(patched(EI2), keep=refuse)
+    assert "learned in 2 steps is lost: x could not be written (No space" in caplog.text
+
+
+def test_any_other_failure_keeps_what_was_learned(monkeypatch) -> None:
+    def fail(_denoised: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("device lost")
+
+    kept: list[Tune] = []
+    spoil(3, fail, monkeypatch)
+    with pytest.raises(RuntimeError, match="device lost"):
+        run(patched(EI2), keep=keeper(kept))
+    assert [len(tune.info["loss"]) for tune in kept] == [2]
+
+
+def test_nothing_of_a_tuning_is_held_afterwards(monkeypatch) -> None:
+    copies = watch_copies(monkeypatch)
+    gc.disable()
+    try:
+        run(patched(EI2))
+        assert copies and not any(copy() for copy in copies)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("name", [EI2, PER_FRAME])
+def test_rearranged_tokens_are_refused(name: str) -> None:
+    clip_model = patched(name, TomePatchModel.execute(random_model(), ratio=0.3)[0])
+    with pytest.raises(ValueError, match="HyperTile, Token Merging"):
+        run(clip_model)
+
+
+def test_a_preview_minds_where_the_patch_acts() -> None:
+    def draw(percents: tuple[float, float]) -> list:
+        clip_model = attach(inflate(lively_model()), *method(EI2, 2, "area"), percents=percents)
+        with torch.inference_mode(False), private_copy.private_copy(clip_model) as copy:
+            tuning = session.Tuning(copy, clip_model, TuneInputs(SOURCE, clip_latent()), SETTINGS)
+            pictures = tuning.preview(preview.PreviewSettings(EDIT, EMPTY, 1, 3, 4.0)).draw()
+        return [picture.tobytes() for picture in pictures]
+
+    always, seldom, again = (draw(percents) for percents in ((0.0, 1.0), (0.3, 0.31), (0.0, 1.0)))
+    assert always == again and always != seldom
 
 
 def test_the_cause_of_an_interrupt_reaches_the_layers(monkeypatch) -> None:
@@ -772,13 +830,13 @@ def test_an_interrupt_before_the_end_of_the_first_step_keeps_nothing(monkeypatch
 
 def spoil(step: int, what: Callable[[torch.Tensor], torch.Tensor], monkeypatch) -> None:
     """Do something with the UNet's answer at one step."""
-    denoise = training.Tuning.denoise
+    denoise = session.Tuning.denoise
 
     def spoilt(self, x, sigma, frames):
         denoised = denoise(self, x, sigma, frames)
         return what(denoised) if len(self.tuner.losses) == step - 1 else denoised
 
-    monkeypatch.setattr(training.Tuning, "denoise", spoilt)
+    monkeypatch.setattr(session.Tuning, "denoise", spoilt)
 
 
 def test_what_was_learned_before_the_loss_left_the_numbers_is_kept(latent, long, monkeypatch) -> None:
@@ -788,7 +846,7 @@ def test_what_was_learned_before_the_loss_left_the_numbers_is_kept(latent, long,
         run(patched(EI2, base), LONG, keeper(kept))
     assert str(caught.value) == (
         "The loss became nan at step 4; lower learning_rate = 0.001. "
-        "What was learned in 2 steps is in unfinished_00007_.safetensors"
+        "What was learned in 2 steps is in unfinished_00007_.safetensors."
     )
     (good,) = kept
     assert good.info["loss"] == long.info["loss"][:2] and set(good.snapshots) == {0, 1}

@@ -150,7 +150,7 @@ def test_a_failed_save_leaves_no_half_and_keeps_the_older_file(
     with pytest.raises(OSError) as caught:
         save_tune(Tune({}, {}), path)
     said = str(caught.value)
-    assert "clip.safetensors could not be written" in said and f"make room in {tmp_path} and run again" in said
+    assert "clip.safetensors could not be written" in said and f"Make room in {tmp_path}." in said
     assert str(failure) in said and caught.value.__cause__ is failure
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
@@ -250,7 +250,7 @@ def test_a_snapshot_is_met_exactly(step: int) -> None:
     tune = make_long_tune()
     met = tune.at(step / 10)
     assert_same(met.tensors, {key: value.float() for key, value in tune.snapshots[step].items()})
-    assert met.info == {**tune.info, "progress": step / 10} and met.snapshots == met.state == {}
+    assert met.info == tune.info and met.snapshots == met.state == {}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from consistent_video.bench.table import load_rows, mean_and_error, write_table
+from consistent_video.bench.table import add_row, load_rows, mean_and_error, write_table
 
 
 @dataclass(frozen=True)
@@ -45,3 +45,12 @@ def test_few_values(values: list, text: str) -> None:
 
 def test_a_table_is_markdown() -> None:
     assert write_table(["a", "b"], [["1", "2"], ["3", "4"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |"
+
+
+def test_a_row_after_one_that_was_cut_off_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    add_row(path, {"clip": "a", "seed": 0})
+    path.write_text(path.read_text() + '{"clip": "b", "se')
+    add_row(path, {"clip": "c", "seed": 2})
+    add_row(path, {"clip": "d", "seed": 3})
+    assert list(load_rows(path, Case)) == [Case("a", 0), Case("c", 2), Case("d", 3)]
