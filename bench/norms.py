@@ -186,8 +186,8 @@ def make_document(rows: list[Row], options: argparse.Namespace) -> str:
             "Written by `python -m bench norms`. EI²'s Figure 4 asks what the temporal module's norm and the spectral "
             "norm of its value and output matrices do; here with the demo model, "
             f"{', '.join(options.clips)}, seeds below {options.seeds}: {count} tuned edits in each row. "
-            "A cell holds the mean and, in brackets, the difference to EI²'s own row over the same clips and seeds ± its "
-            f"standard error. FFAM with r = {R}, {options.steps} steps of tuning at {LEARNING_RATE:g}, "
+            "A cell holds the mean and, in brackets, the difference to EI²'s own row over the same clips and seeds ± "
+            f"its standard error. FFAM with r = {R}, {options.steps} steps of tuning at {LEARNING_RATE:g}, "
             f"{options.ddim_steps} DDIM steps, the clip inverted with an empty prompt at gamma {GAMMA:g}, CFG {CFG:g}.",
             "",
             write_table(["norm", "spectral norm", *columns.values()], body),
