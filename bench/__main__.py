@@ -24,7 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     norms = commands.add_parser("norms", help="EI²'s Figure 4: each norm of the temporal module, with an edit each")
     norms.add_argument("--clips", nargs="+", default=["red_circle", "yellow_star"], help="of demo/clips")
-    norms.add_argument("--seeds", type=int, default=2, help="how many tunings of each (default 2)")
+    norms.add_argument("--seeds", type=int, default=1, help="how many tunings of each (default 1)")
     norms.add_argument("--steps", type=int, default=200, help="of the tuning (default 200)")
     norms.add_argument("--ddim-steps", type=int, default=50, help="of inversion and sampling (default 50)")
     norms.add_argument("--document", type=Path, default=DOCS / "norms.md", help="file to write (default docs/norms.md)")
