@@ -15,7 +15,7 @@ PRESETS = (EI2, TUNE_A_VIDEO_PRESET, FULL, PER_FRAME)
 CUSTOM = "custom"
 
 AS_PRESET = "as preset"
-SPATIAL_KINDS = ("FFAM", "sparse-causal", "full", "per frame")
+SPATIAL_KINDS = ("FFAM", "sparse-causal", "full", "key-frame", "per frame")
 TEMPORAL_KINDS = ("STAM", "Tune-A-Video", "none")
 NORMS: tuple[str, ...] = get_args(Norm)
 OF_PRESET = {
@@ -45,6 +45,8 @@ def spatial_attention(kind: str, r: int = 4, downsample: Downsample = "area") ->
         return SpatialConfig("sparse-causal")
     if kind == "full":
         return SpatialConfig("full")
+    if kind == "key-frame":
+        return SpatialConfig("key-frame")
     if kind == "per frame":
         return None
     raise ValueError(f"Unknown attention {kind!r}; known are {', '.join(SPATIAL_KINDS)}.")

@@ -89,7 +89,7 @@ class STAMFFAMPatch(io.ComfyNode):
                     options=[AS_PRESET, *SPATIAL_KINDS],
                     default=AS_PRESET,
                     tooltip="Self-attention in the place of the preset's: FFAM (EI²), sparse-causal (Tune-A-Video), "
-                    "full, or per frame.",
+                    "full, key-frame (ControlVideo: all frames attend to the first), or per frame.",
                     optional=True,
                     advanced=True,
                 ),

@@ -8,9 +8,10 @@ from torch import Tensor
 from . import Attend
 from .fine_coarse import Downsample, fine_coarse_attention
 from .full import full_attention
+from .key_frame import key_frame_attention
 from .sparse_causal import sparse_causal_attention
 
-Kind = Literal["fine-coarse", "sparse-causal", "full"]
+Kind = Literal["fine-coarse", "sparse-causal", "full", "key-frame"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class SpatialConfig:
     """Self-attention across frames.
 
     Attributes:
-        kind: fine-coarse frame attention (EI²), sparse-causal attention (Tune-A-Video) or full space-time attention.
+        kind: fine-coarse frame attention (EI²), sparse-causal attention (Tune-A-Video), full space-time attention or
+            key-frame attention (ControlVideo).
         r: downsampling factor of the other frames, fine-coarse only; on a smaller feature map, the map's shorter side.
         downsample: how the other frames are downsampled, fine-coarse only.
     """
@@ -46,6 +48,8 @@ def attend_across_frames(
     """Attend from projected tokens of shape ((b f), h*w, heads*d) as the config says."""
     if config.kind == "sparse-causal":
         return sparse_causal_attention(q, k, v, heads, num_frames, attend)
+    if config.kind == "key-frame":
+        return key_frame_attention(q, k, v, heads, num_frames, attend)
     r = min(config.r, height, width)
     if config.kind == "full" or r == 1:
         return full_attention(q, k, v, heads, num_frames, attend)

@@ -11,6 +11,7 @@ SPATIALS = {
     "FFAM": SpatialConfig("fine-coarse", 4, "area"),
     "sparse-causal": SpatialConfig("sparse-causal"),
     "full": SpatialConfig("full"),
+    "key-frame": SpatialConfig("key-frame"),
     "per frame": None,
 }
 TEMPORALS = {"STAM": STAM, "Tune-A-Video": TUNE_A_VIDEO, "none": None}

@@ -1,0 +1,76 @@
+"""Key-frame attention, against a loop over the frames."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from consistent_video.modules.attention import scaled_dot_product
+from consistent_video.modules.attention.key_frame import key_frame_attention
+from consistent_video.modules.attention.spatial import SpatialConfig, attend_across_frames
+from consistent_video.modules.presets import SPATIAL_KINDS, spatial_attention
+
+HEADS, HEAD_DIM, DIM = 2, 3, 6
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def attend_one(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Softmax attention of one frame, head by head."""
+    parts = []
+    for head in range(HEADS):
+        own = slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
+        weights = (queries[:, own] @ keys[:, own].T / HEAD_DIM**0.5).exp()
+        parts.append(weights / weights.sum(1, keepdim=True) @ values[:, own])
+    return torch.cat(parts, dim=1)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 5])
+def test_every_frame_sees_the_first(num_frames: int) -> None:
+    q, k, v = draw(3, num_frames, 4, DIM)
+    ours = key_frame_attention(q, k, v, HEADS, num_frames)
+    for i in range(num_frames):
+        torch.testing.assert_close(ours[i], attend_one(q[i], k[0], v[0]))
+
+
+def test_one_frame_is_plain_self_attention() -> None:
+    q, k, v = draw(3, 1, 4, DIM)
+    assert torch.equal(key_frame_attention(q, k, v, HEADS, 1), scaled_dot_product(q, k, v, HEADS))
+
+
+def test_only_the_first_frames_keys_and_values_matter() -> None:
+    q, k, v = draw(3, 5, 4, DIM)
+    ours = key_frame_attention(q, k, v, HEADS, 5)
+    for frame, changes in ((0, True), (1, False), (4, False)):
+        other_k, other_v = k.clone(), v.clone()
+        other_k[frame], other_v[frame] = draw(2, 4, DIM, seed=1)
+        assert torch.equal(ours, key_frame_attention(q, other_k, other_v, HEADS, 5)) is not changes
+
+
+def test_clips_do_not_see_each_other() -> None:
+    q, k, v = draw(3, 2 * 3, 4, DIM)
+    both = key_frame_attention(q, k, v, HEADS, 3)
+    for own in (slice(0, 3), slice(3, 6)):
+        torch.testing.assert_close(both[own], key_frame_attention(q[own], k[own], v[own], HEADS, 3))
+
+
+def test_the_given_kernel_attends_to_the_tokens_of_one_frame() -> None:
+    given = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        given.append((q.shape, k.shape, v.shape, heads))
+        return q + 1
+
+    q, k, v = draw(3, 5, 4, DIM)
+    assert torch.equal(key_frame_attention(q, k, v, HEADS, 5, attend), q + 1)
+    assert given == [(q.shape, k.shape, v.shape, HEADS)]
+
+
+def test_it_is_a_kind_of_spatial_attention_by_its_name() -> None:
+    assert "key-frame" in SPATIAL_KINDS
+    config = spatial_attention("key-frame")
+    assert config == SpatialConfig("key-frame")
+    q, k, v = draw(3, 5, 2 * 3, DIM)
+    ours = attend_across_frames(config, q, k, v, HEADS, 5, 2, 3, scaled_dot_product)
+    assert torch.equal(ours, key_frame_attention(q, k, v, HEADS, 5))
