@@ -9,34 +9,25 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any
 
 import torch
-from comfy.model_patcher import ModelPatcher
-from torch import Tensor
 
-from ..demo.reader import ShapeReader, find_object
 from ..modules.covariate_shift import average_shift
 from ..modules.host.apply import apply_tune
-from ..modules.host.demo import load_demo_model
-from ..modules.host.patch import attach, inflate
+from ..modules.host.inversion import InversionSettings, invert_clip
 from ..modules.host.progress import TuningProgress
 from ..modules.host.report import measure_clip
-from ..modules.host.sampling import invert_clip, sample_clip
+from ..modules.host.sampling import SampleSettings, sample_clip
 from ..modules.host.training import tune_model
 from ..modules.host.tune_inputs import TuneInputs
-from ..modules.presets import EI2, NORMS, method
+from ..modules.presets import NORMS
 from ..modules.tuning import TuneSettings
-from ..scripts.clips import read_clip
-from ..scripts.environment import ROOT, say
-from ..scripts.judge import get_motion_errors, read_edit
+from ..scripts.environment import say
 from .table import add_row, load_rows, mean_and_error, write_table
+from .world import Row, World, judge, load_clip
 
-CLIPS = ROOT / "demo" / "clips"
-READER = ROOT / "demo" / "weights" / "reader.safetensors"
 OWN = ("instance centering", "on")
 LEARNING_RATE, R, GAMMA, CFG = 1e-4, 4, 0.5, 7.5
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -55,42 +46,17 @@ class Case:
     cfg: float = CFG
 
 
-class World:
-    """The demo model and what is read from its clips."""
-
-    def __init__(self) -> None:
-        self.model, self.text, self.vae = load_demo_model()
-        self.reader = ShapeReader.load(READER)
-
-    def prompt(self, words: str) -> list:
-        """Encode a prompt."""
-        return self.text.encode_from_tokens_scheduled(self.text.tokenize(words))
-
-    def encode(self, frames: Tensor) -> dict[str, Tensor]:
-        """Encode frames (f, 3, h, w) in 0 ... 1."""
-        return {"samples": self.vae.encode(frames.movedim(1, -1))}
-
-    def decode(self, latent: dict[str, Any]) -> Tensor:
-        """Decode to frames (f, 3, h, w) in 0 ... 1."""
-        return self.vae.decode(latent["samples"]).movedim(-1, 1).cpu()
-
-    def patched(self, norm: str, spectral: str) -> ModelPatcher:
-        """Return EI²'s clip model with another norm in its temporal modules."""
-        return attach(inflate(self.model), *method(EI2, R, norm=norm, spectral=spectral))
-
-
 def run_case(world: World, case: Case) -> Row:
     """Tune, edit and judge; as a node does it, in inference mode."""
     began = time.monotonic()
-    notes = json.loads((CLIPS / f"{case.clip}.json").read_text(encoding="utf-8"))
-    source = read_clip(CLIPS / f"{case.clip}.mp4")[0]
+    source, notes = load_clip(case.clip)
     latent, words = world.encode(source), {name: world.prompt(notes[name]) for name in ("prompt", "edit")}
-    empty, model = world.prompt(""), world.patched(case.norm, case.spectral)
+    empty, model = world.prompt(""), world.patched(case.norm, case.spectral, r=case.r)
     settings = TuneSettings(case.steps, case.learning_rate, case.seed)
     tune = tune_model(model, TuneInputs(words["prompt"], latent), settings, TuningProgress(""))
     tuned = apply_tune(model, tune)
-    inversion = invert_clip(tuned, empty, latent, case.ddim_steps, GAMMA, "both", "next")
-    edit = world.decode(sample_clip(tuned, words["edit"], empty, inversion, CFG))
+    inversion = invert_clip(tuned, empty, empty, latent, InversionSettings(case.ddim_steps, GAMMA))
+    edit = world.decode(sample_clip(tuned, words["edit"], empty, inversion, SampleSettings(CFG))[0])
     shift = average_shift(list(measure_clip(tuned, words["prompt"], latent, 0.5, case.seed)[0].values()))
     return {
         **asdict(case),
@@ -99,26 +65,6 @@ def run_case(world: World, case: Case) -> Row:
         "covariance_ratio": shift.covariance_ratio,
         "loss": fmean(tune.info["loss"][-max(1, case.steps // 5) :]),
         "seconds": round(time.monotonic() - began, 1),
-    }
-
-
-def judge(edit: Tensor, source: Tensor, prompt: str, reader: ShapeReader) -> Row:
-    """Return what is read from an edit, frames (f, 3, h, w) in 0 ... 1: shares of the frames, pixels, and flicker.
-
-    Flicker is the standard deviation over frames of the change of the object's area against the source's, as a part of
-    its mean area.
-    """
-    read = read_edit(edit, prompt, reader)
-    obeyed = {
-        what: sum(word == name for word in read[what]) / len(edit) for what, name in read["wanted"].items() if name
-    }
-    motion = [error for error in get_motion_errors(edit, source) if error is not None]
-    areas, before = (find_object(frames)[0].sum(dim=(1, 2)) for frames in (edit, source))
-    share = areas / before
-    return {
-        "obeyed": fmean(obeyed.values()),
-        "motion_error": fmean(motion) if motion else None,
-        "flicker": (share.diff().std() / share.mean()).item(),
     }
 
 
