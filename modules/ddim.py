@@ -51,6 +51,23 @@ def ddim_step(x: Tensor, eps: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tens
     return x + (sigma_next - sigma) * eps
 
 
+def ddim_trajectory(clean: Tensor, noises: Tensor, sigmas: Tensor) -> Tensor:
+    """Return the states of an inversion from its noises, noise first.
+
+    Args:
+        clean: state at the last of the sigmas, which is 0.
+        noises: what each step went along, in the order of sampling, shape (steps, ...).
+        sigmas: noise levels, descending, steps + 1 of them.
+
+    Returns:
+        Shape (steps + 1, ...).
+    """
+    states = [clean]
+    for i in reversed(range(len(noises))):
+        states.append(ddim_step(states[-1], noises[i].to(clean), sigmas[i + 1], sigmas[i]))
+    return torch.stack(states[::-1])
+
+
 def eps_at(
     model: Callable[..., Tensor], x: Tensor, sigma: Tensor, label: Tensor, prediction: Prediction, **kwargs: Any
 ) -> Tensor:
@@ -71,9 +88,31 @@ def eps_at(
     return output_to_eps(x, unet_output(seen, denoised, label, prediction), sigma, prediction)
 
 
+def split_step(sigma: Tensor, sigma_next: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+    """Return where a DDIM step goes along eps and how much fresh noise it then adds: DDIM (16), in terms of sigma.
+
+    The fresh noise has the standard deviation up = eta sigma' sqrt(1 - (sigma' / sigma)^2), and down^2 + up^2 =
+    sigma'^2. eta 0 is deterministic, 1 ancestral sampling.
+    """
+    up = eta * sigma_next * (1 - (sigma_next / sigma) ** 2).sqrt()
+    return (sigma_next**2 - up**2).sqrt() if eta else sigma_next, up
+
+
 @torch.no_grad()
-def sample_ddim(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """Sample with deterministic DDIM, noise to clean; k-diffusion's sampler contract.
+def sample_ddim(
+    model,
+    x,
+    sigmas,
+    extra_args=None,
+    callback=None,
+    disable=None,
+    *,
+    on_eps: Callable[[int, Tensor, Tensor], Tensor] | None = None,
+    on_state: Callable[[int, Tensor], Tensor] | None = None,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+):
+    """Sample with DDIM, noise to clean; k-diffusion's sampler contract.
 
     Args:
         model: k-diffusion denoiser.
@@ -82,18 +121,41 @@ def sample_ddim(model, x, sigmas, extra_args=None, callback=None, disable=None):
         extra_args: keyword arguments of every model call.
         callback: called before each step with a dict of x, i, sigma, sigma_hat and denoised.
         disable: accepted for the contract; the callback is the progress bar.
+        on_eps: (step, state, predicted noise) -> the noise to go along.
+        on_state: (index of the noise level reached, state there) -> the state to go on with.
+        eta: 0 = deterministic, 1 = ancestral.
+        generator: of the fresh noise where eta is above 0, on the CPU.
     """
     for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         denoised = model(x, sigma * x.new_ones(len(x)), **(extra_args or {}))
+        eps = (x - denoised) / sigma
+        if on_eps is not None:
+            eps = on_eps(i, x, eps)
+            denoised = x - sigma * eps
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-        x = ddim_step(x, (x - denoised) / sigma, sigma, sigma_next)
+        down, up = split_step(sigma, sigma_next, eta)
+        x = ddim_step(x, eps, sigma, down)
+        if eta and sigma_next > 0:
+            x = x + up * torch.randn(x.shape, generator=generator).to(x)
+        if on_state is not None:
+            x = on_state(i + 1, x)
     return x
 
 
 @torch.no_grad()
 def sample_ddim_inversion(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, *, prediction="eps", label="next", on_eps=None
+    model,
+    x,
+    sigmas,
+    extra_args=None,
+    callback=None,
+    disable=None,
+    *,
+    prediction: Prediction = "eps",
+    label: Label = "next",
+    refinements: int = 0,
+    on_eps: Callable[[int, Tensor, Tensor], Tensor] | None = None,
 ):
     """Invert DDIM sampling, clean to noise; k-diffusion's sampler contract with ascending sigmas.
 
@@ -108,14 +170,19 @@ def sample_ddim_inversion(
         label: the noise level the UNet is told at a step: "next" = the noisier end (Tune-A-Video's code, diffusers'
             DDIMInverseScheduler), "current" = the cleaner end (k-diffusion with flipped sigmas; at the first step,
             where that is 0, the next).
-        on_eps: called with (step index, eps) for each predicted noise.
+        refinements: how often a step is taken again with the noise predicted at the state it led to. That is the fixed
+            point x' = x + (sigma' - sigma) eps(x', sigma'), from which the sampling step comes back exactly.
+        on_eps: (step, state, predicted noise) -> the noise to go along.
     """
     for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         told = sigma if label == "current" and sigma > 0 else sigma_next
         eps = eps_at(model, x, sigma, told, prediction, **(extra_args or {}))
+        for _ in range(refinements):
+            reached = ddim_step(x, eps, sigma, sigma_next)
+            eps = eps_at(model, reached, sigma_next, sigma_next, prediction, **(extra_args or {}))
+        if on_eps is not None:
+            eps = on_eps(i, x, eps)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": x - sigma * eps})
-        if on_eps is not None:
-            on_eps(i, eps)
         x = ddim_step(x, eps, sigma, sigma_next)
     return x

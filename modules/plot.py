@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from .covariate_shift import Shift
+from .reconstruction import Reconstruction
 
 
 def draw(figure: Figure) -> Tensor:
@@ -18,21 +20,31 @@ def draw(figure: Figure) -> Tensor:
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).float()[None] / 255
 
 
-def plot_loss(losses: Sequence[float]) -> Tensor:
+def plot_loss(losses: Sequence[float], smoothing: Sequence[float] | None = None) -> Tensor:
     """Plot the loss of each step and its running mean; returns an image of shape (1, 480, 800, 3) in 0 ... 1.
+
+    Args:
+        losses: of each step.
+        smoothing: loss of each step that was added with its weight, if any.
 
     One-shot tuning draws a new noise level at each step, so that single losses scatter; the running mean over a tenth
     of the steps shows where they go.
     """
     figure = Figure(figsize=(8, 4.8), dpi=100, layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss (mean squared error)", yscale="log")
-    steps = np.arange(1, len(losses) + 1)
-    axes.plot(steps, losses, ".", markersize=3, alpha=0.4, label="each step")
-    window = max(1, len(losses) // 10)
-    means = np.convolve(losses, np.ones(window) / window, mode="valid")
-    axes.plot(steps[window - 1 :], means, label=f"mean of {window}")
+    for name, values in (("loss", losses), ("smoothing loss", smoothing)):
+        if values:
+            plot_running_mean(axes, name, values)
     axes.legend()
     return draw(figure)
+
+
+def plot_running_mean(axes: Axes, name: str, values: Sequence[float]) -> None:
+    """Plot a value of each step, and its mean over a tenth of them."""
+    window = max(1, len(values) // 10)
+    means = np.convolve(values, np.ones(window) / window, mode="valid")
+    (line,) = axes.plot(range(window, len(values) + 1), means, label=f"{name}, mean of {window}")
+    axes.plot(range(1, len(values) + 1), values, ".", markersize=3, alpha=0.4, color=line.get_color(), label=name)
 
 
 def plot_shifts(shifts: Mapping[str, Shift]) -> Tensor:
@@ -56,4 +68,20 @@ def plot_shifts(shifts: Mapping[str, Shift]) -> Tensor:
     right.set_xlabel("covariance ratio (1 = unchanged)")
     left.tick_params(axis="y", labelsize=7)
     left.set_ylim(len(shifts) - 0.4, -0.6)
+    return draw(figure)
+
+
+def plot_reconstruction(found: Reconstruction) -> Tensor:
+    """Plot what a reconstruction lost, by frame and by step; returns an image of shape (1, 480, 800, 3) in 0 ... 1."""
+    figure = Figure(figsize=(8, 4.8), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(found.psnr, "o-", color="tab:blue")
+    left.set_xlabel("frame")
+    left.set_ylabel("PSNR against the autoencoder, dB", color="tab:blue")
+    similarity = left.twinx()
+    similarity.plot(found.ssim, "s--", color="tab:orange")
+    similarity.set_ylabel("SSIM", color="tab:orange")
+    right.plot(range(1, len(found.drift) + 1), found.drift)
+    right.set_xlabel("step of sampling")
+    right.set_ylabel("drift from the inversion's state")
     return draw(figure)

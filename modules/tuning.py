@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, parametrize
 
-from .ddim import Prediction, unet_output
+from .ddim import Prediction, output_to_eps, unet_output
 from .learning_rate import Schedule, learning_rate_factor
 from .losses import diffusion_loss, min_snr_weights
+from .smoothing import Coupling, Smoothing, inr_loss, smooth_video_loss
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Optimizer = Literal["AdamW", "AdamW 8-bit"]
@@ -41,6 +42,10 @@ class TuneSettings:
         snapshots: numbers of steps after which the state is kept.
         precision: of the UNet's computations; what is learned is float32 always.
         gradient_checkpointing: compute the UNet's inner values again for the backward instead of holding them.
+        smoothing: loss added that ties neighbouring frames to each other.
+        smoothing_weight, smoothing_end: its weight lambda at the first step and at the last, linear between; it is
+            relative to the diffusion loss, which is a mean over the same elements. An end of None = as at the first.
+        backward_weight, forward_weight, coupling: of INR's loss, see `inr_loss`.
     """
 
     steps: int = 500
@@ -57,6 +62,12 @@ class TuneSettings:
     snapshots: tuple[int, ...] = ()
     precision: Precision = "auto"
     gradient_checkpointing: bool = False
+    smoothing: Smoothing = "none"
+    smoothing_weight: float = 2.0
+    smoothing_end: float | None = None
+    backward_weight: float = 0.5
+    forward_weight: float = 0.5
+    coupling: Coupling = "pairwise"
 
 
 def read_steps(text: str, steps: int) -> tuple[int, ...]:
@@ -114,6 +125,7 @@ class Tuner:
 
     Attributes:
         losses: of each step done: mean squared error of the UNet output, without min-SNR's weight.
+        smoothing_losses: of each step done, without lambda; empty without smoothing.
         last_good: number of steps and state of `learned`, on the CPU, for which the loss was finite.
 
     Raises:
@@ -142,6 +154,7 @@ class Tuner:
         self.weights = min_snr_weights(sigma_table, gamma, prediction) if gamma else torch.ones(len(sigma_table))
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.losses: list[float] = []
+        self.smoothing_losses: list[float] = []
         self.last_good: tuple[int, dict[str, Tensor]] = (0, {})
 
     def steps(self) -> Iterator[int]:
@@ -180,11 +193,13 @@ class Tuner:
         with parametrize.cached():  # one spectral norm a step, also where the forward is computed twice
             output = unet_output(x, self.denoise(x, sigma, frames), sigma, self.prediction)
             loss = diffusion_loss(output, unet_output(x, x_0, sigma, self.prediction), mask)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise self.failure(f"loss became {value}")
+            smoothing = self.smoothing_loss(output_to_eps(x, output, sigma, self.prediction), eps, mask)
+            value, smoothing_value = torch.stack([loss, smoothing]).tolist()
+            if not math.isfinite(value + smoothing_value):
+                raise self.failure(f"loss became {value + smoothing_value}")
             self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss * self.weights[t].to(loss)).backward()
+            total = loss * self.weights[t].to(loss) + self.smoothing_weight(done) * smoothing
+            self.scaler.scale(total).backward()
         if done % max(1, settings.steps // KEPT) == 0:
             self.last_good = (
                 done,
@@ -199,6 +214,26 @@ class Tuner:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.losses.append(value)
+        if settings.smoothing != "none":
+            self.smoothing_losses.append(smoothing_value)
+
+    def smoothing_loss(self, predicted: Tensor, eps: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the smoothing loss of a step from the predicted noise and the true one, without its weight."""
+        settings = self.settings
+        where = 1.0 if mask is None else mask
+        if settings.smoothing == "INR":
+            weights = settings.backward_weight, settings.forward_weight
+            return inr_loss(where * (eps - predicted.float()), *weights, settings.coupling)
+        if settings.smoothing == "SmoothVideo":
+            return smooth_video_loss(where * predicted.float())
+        return predicted.new_zeros((), dtype=torch.float32)
+
+    def smoothing_weight(self, done: int) -> float:
+        """Return lambda at a step, from 0."""
+        start, end = self.settings.smoothing_weight, self.settings.smoothing_end
+        if end is None or self.settings.steps == 1:
+            return start
+        return start + (end - start) * done / (self.settings.steps - 1)
 
     def draw_frames(self) -> slice:
         """Return the frames of a step: all, or consecutive ones at random."""
@@ -223,6 +258,7 @@ class Tuner:
         state |= {f"scaler.{flat_name(name, value)}": value for name, value in self.scaler.state_dict().items()}
         state["generator"] = self.generator.get_state()
         state["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        state["smoothing_losses"] = torch.tensor(self.smoothing_losses, dtype=torch.float64)
         return {key: torch.as_tensor(value).detach().cpu().clone() for key, value in state.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -256,6 +292,7 @@ class Tuner:
             self.scaler.load_state_dict({**self.scaler.state_dict(), **unflatten(state, "scaler.")})
         self.generator.set_state(state["generator"])
         self.losses = losses
+        self.smoothing_losses = state.get("smoothing_losses", torch.empty(0)).tolist()  # older states have none
 
 
 NUMBER = ":number"  # ends the flat name of a value that is no tensor

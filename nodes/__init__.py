@@ -7,10 +7,10 @@ from ..modules.host.files import register_folder
 from .convert import ExportTuneAVideo, ImportTuneAVideo
 from .demo import LoadDemoModel
 from .inflate import InflateUNet
-from .inversion import INRBidirectionalDDIMInversion
+from .inversion import INRBidirectionalDDIMInversion, LoadInversion, SaveInversion
 from .patch import STAMFFAMPatch
-from .report import CovariateShiftReport
-from .sample import SmoothSample, SmoothSampler
+from .report import CovariateShiftReport, ReconstructionReport
+from .sample import ClipMotion, InterframeNoiseRelation, SmoothSample, SmoothSampler
 from .tune import OneShotTune, TuningOptionsNode, TuningPreviewNode
 from .tune_files import ApplyTune, LoadTune, SaveTune, TuneDial
 
@@ -28,8 +28,13 @@ NODES: list[type[io.ComfyNode]] = [
     ImportTuneAVideo,
     ExportTuneAVideo,
     INRBidirectionalDDIMInversion,
+    SaveInversion,
+    LoadInversion,
     SmoothSample,
     SmoothSampler,
+    InterframeNoiseRelation,
+    ClipMotion,
+    ReconstructionReport,
     CovariateShiftReport,
 ]
 

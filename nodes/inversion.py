@@ -1,12 +1,24 @@
-"""INR Bidirectional DDIM Inversion."""
+"""INR Bidirectional DDIM Inversion, and Save and Load Inversion."""
 
 import json
 import time
+from typing import get_args
 
 from comfy_api.latest import io
 
-from ..modules.host.sampling import INVERSION, invert_clip
+from ..modules.ddim import Label
+from ..modules.host.inversion import INVERSION, InversionSettings, Noise, Start, describe, invert_clip
+from ..modules.host.inversion_cache import (
+    inversion_files,
+    inversion_stamp,
+    invert_once,
+    read_inversion,
+    write_inversion,
+)
+from ..modules.noise_relation import Reading
 from .types import MENU, PREFIX
+
+CATEGORY = MENU + "sample"
 
 
 class INRBidirectionalDDIMInversion(io.ComfyNode):
@@ -17,7 +29,7 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
         return io.Schema(
             node_id=PREFIX + "INRBidirectionalDDIMInversion",
             display_name="INR Bidirectional DDIM Inversion",
-            category=MENU + "sample",
+            category=CATEGORY,
             description="Finds the noise that DDIM sampling turns into this clip, and applies the interframe noise "
             "relation of INR Smooth (PLoS One 2025) from both ends: what UNet and noise differ by is to be equal in "
             "neighbouring frames. With gamma 0 or direction none it is plain DDIM inversion, the one to check "
@@ -56,11 +68,80 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "label",
-                    options=["next", "current"],
+                    options=list(get_args(Label)),
                     default="next",
                     tooltip="Noise level the UNet is told at each step: the one it goes to (Tune-A-Video, diffusers) "
                     "or the one it comes from.",
                     advanced=True,
+                ),
+                io.Int.Input(
+                    "refinements",
+                    default=0,
+                    min=0,
+                    max=20,
+                    optional=True,
+                    tooltip="How often each step is taken again with the noise predicted where it led to. 1 to 3 make "
+                    "the reconstruction nearly exact; each costs the inversion's time once more.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=1.0,
+                    max=100.0,
+                    step=0.1,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Classifier-free guidance of the inversion. 1 = none, as in the papers. Above 1, connect "
+                    "negative.",
+                ),
+                io.Combo.Input(
+                    "reading",
+                    options=list(get_args(Reading)),
+                    default="mean",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of the paper's equation 26, which is lost. Mean: gamma is the weight of the neighbours' "
+                    "mean. Sum: gamma times the sum of both. Complementary: gamma of the frame after, the rest of the "
+                    "one before.",
+                ),
+                io.Combo.Input(
+                    "noise",
+                    options=list(get_args(Noise)),
+                    default="implied",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Added noise in equations 24 and 25: implied by the inverted clip, which keeps its motion, "
+                    "or fresh Gaussian noise, which does not.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of the Gaussian noise.",
+                ),
+                io.Combo.Input(
+                    "start",
+                    options=list(get_args(Start)),
+                    default="final latent",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Where the relation is applied: to the latent that sampling starts from, or at every step "
+                    "of the inversion.",
+                ),
+                io.Boolean.Input(
+                    "keep",
+                    default=False,
+                    optional=True,
+                    tooltip="Keep the inversion on disk by what it was made of, and take it from there the next time: "
+                    "other edits of the clip then start at once, also after a restart. A quarter of a MB for each step "
+                    "of 8 frames of 512 x 512.",
+                ),
+                io.Conditioning.Input(
+                    "negative", optional=True, tooltip="Other side of the guidance of the inversion; for cfg above 1."
                 ),
             ],
             outputs=[
@@ -71,16 +152,76 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, latent, steps, gamma, direction, label) -> io.NodeOutput:
-        start = time.monotonic()
-        inversion = invert_clip(model, positive, latent, steps, gamma, direction, label)
-        report = {
-            "frames": inversion[INVERSION]["num_frames"],
-            "steps": steps,
-            "gamma": gamma,
-            "direction": direction,
-            "label": label,
-            "sigma_max": round(float(inversion[INVERSION]["sigmas"][0]), 4),
-            "seconds": round(time.monotonic() - start, 2),
-        }
+    def execute(cls, model, positive, latent, negative=None, keep=False, **values) -> io.NodeOutput:
+        began = time.monotonic()
+        settings = InversionSettings(**values)
+        if settings.cfg > 1 and negative is None:
+            raise ValueError(f"cfg {settings.cfg:g} of the inversion needs a negative. Connect one, or set cfg to 1.")
+        given = model, positive, negative or positive, latent, settings
+        inversion, was_kept = invert_once(*given) if keep else (invert_clip(*given), False)
+        report = {**describe(settings, inversion), "was_kept": was_kept, "seconds": round(time.monotonic() - began, 2)}
         return io.NodeOutput(inversion, inversion[INVERSION]["sigmas"], json.dumps(report))
+
+
+class SaveInversion(io.ComfyNode):
+    """An inversion becomes a file."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "SaveInversion",
+            display_name="Save Inversion",
+            category=CATEGORY,
+            description="Writes an inverted clip as one safetensors file below models/consistent_video_inversions, "
+            "with all that editing it needs.",
+            search_aliases=["cache inversion", "export noise"],
+            inputs=[
+                io.Latent.Input("inversion", tooltip="From INR Bidirectional DDIM Inversion."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="inversion",
+                    tooltip="Name of the file; a number is added. May name a subfolder: clips/swan.",
+                ),
+            ],
+            outputs=[io.String.Output("path", tooltip="Where the file lies.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, inversion, filename_prefix) -> io.NodeOutput:
+        path = str(write_inversion(inversion, filename_prefix))
+        return io.NodeOutput(path, ui={"text": (path,)})
+
+
+class LoadInversion(io.ComfyNode):
+    """A file becomes an inversion."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "LoadInversion",
+            display_name="Load Inversion",
+            category=CATEGORY,
+            description="Reads an inversion that Save Inversion wrote. Sample it with the model it was made with.",
+            search_aliases=["import noise"],
+            inputs=[
+                io.Combo.Input(
+                    "inversion_name",
+                    options=inversion_files(),
+                    tooltip="File below models/consistent_video_inversions.",
+                )
+            ],
+            outputs=[
+                io.Latent.Output("inversion", tooltip="The clip as noise, for Smooth Sample."),
+                io.Sigmas.Output("sigmas", tooltip="Noise levels to sample with, from noise to clean."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, inversion_name):
+        return inversion_stamp(inversion_name)
+
+    @classmethod
+    def execute(cls, inversion_name) -> io.NodeOutput:
+        inversion = read_inversion(inversion_name)
+        return io.NodeOutput(inversion, inversion[INVERSION]["sigmas"])

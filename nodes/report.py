@@ -1,4 +1,4 @@
-"""Covariate Shift Report."""
+"""Reports: Covariate Shift Report, Reconstruction Report."""
 
 import json
 from dataclasses import asdict
@@ -6,8 +6,10 @@ from dataclasses import asdict
 from comfy_api.latest import io
 
 from ..modules.covariate_shift import average_shift, shift_table, worst_shift
+from ..modules.host.reconstruct import reconstruct
 from ..modules.host.report import measure_clip
-from ..modules.plot import plot_shifts
+from ..modules.plot import plot_reconstruction, plot_shifts
+from ..modules.reconstruction import report_text
 from .types import MENU, PREFIX
 
 
@@ -67,3 +69,46 @@ class CovariateShiftReport(io.ComfyNode):
             "worst": asdict(worst_shift(every)),
         }
         return io.NodeOutput(shift_table(shifts), plot_shifts(shifts), json.dumps(data, ensure_ascii=False))
+
+
+class ReconstructionReport(io.ComfyNode):
+    """How well a clip comes back from its inversion."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "ReconstructionReport",
+            display_name="Reconstruction Report",
+            category=MENU + "report",
+            description="Samples an inverted clip back with the prompt it was inverted with and compares every frame "
+            "with what the autoencoder alone makes of it. What does not come back here cannot come through an edit.",
+            search_aliases=["PSNR", "SSIM", "inversion quality", "round trip"],
+            inputs=[
+                io.Model.Input("model", tooltip="The clip model the clip was inverted with."),
+                io.Vae.Input("vae", tooltip="Autoencoder that encoded the clip."),
+                io.Conditioning.Input("positive", tooltip="Prompt that the clip was inverted with."),
+                io.Conditioning.Input("negative", tooltip="Negative prompt. Without effect at CFG 1."),
+                io.Latent.Input("inversion", tooltip="From INR Bidirectional DDIM Inversion."),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=1.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Classifier-free guidance. 1 tells what the inversion keeps; that of the edit, what its "
+                    "guidance takes away.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("images", tooltip="The reconstructed frames."),
+                io.String.Output("report", tooltip="What was lost, the worst frame, and what would help."),
+                io.Image.Output("plot", tooltip="PSNR and SSIM of each frame, drift of each step."),
+                io.String.Output("data", tooltip="The figures as JSON."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, vae, positive, negative, inversion, cfg) -> io.NodeOutput:
+        frames, found, advice = reconstruct(model, vae, positive, negative, inversion, cfg)
+        data = json.dumps({**asdict(found), "worst": found.worst, "remedies": advice})
+        return io.NodeOutput(frames, report_text(found, advice), plot_reconstruction(found), data)

@@ -1,11 +1,67 @@
-"""Smooth Sample and Smooth Sampler."""
+"""Smooth Sample and Smooth Sampler, the noise relation they apply, and the motion it follows."""
+
+import json
 
 from comfy_api.latest import io
 
-from ..modules.host.sampling import InvertedClipSampler, sample_clip
-from .types import MENU, PREFIX
+from ..modules.host.sampling import InvertedClipSampler, RelationSettings, SampleSettings, sample_clip
+from ..modules.motion import estimate_motion
+from .types import MENU, PREFIX, Motion, NoiseRelation
 
 CATEGORY = MENU + "sample"
+
+
+def step_inputs() -> list[io.Input]:
+    """Return the inputs of the nodes that sample an inversion."""
+    return [
+        io.Float.Input(
+            "eta",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="Fresh noise at each step: 0 = deterministic DDIM, 1 = ancestral sampling. It loosens the hold of "
+            "the clip.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**63 - 1,
+            control_after_generate=io.ControlAfterGenerate.fixed,
+            optional=True,
+            advanced=True,
+            tooltip="Of the fresh noise where eta is above 0.",
+        ),
+        io.Int.Input(
+            "start_step",
+            default=0,
+            min=0,
+            max=998,
+            optional=True,
+            advanced=True,
+            tooltip="Step to begin at, from the source as it is there. Later keeps more of it. 0 = from the noise.",
+        ),
+        io.Int.Input(
+            "end_step",
+            default=0,
+            min=0,
+            max=999,
+            optional=True,
+            advanced=True,
+            tooltip="Step to end before, leaving a noisy latent. 0 = to the end.",
+        ),
+        NoiseRelation.Input(
+            "relation", optional=True, tooltip="Ties frames to each other: from Interframe Noise Relation."
+        ),
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="Where the clip is edited: white. Elsewhere it stays the source. One for all frames or one each.",
+        ),
+    ]
 
 
 class SmoothSample(io.ComfyNode):
@@ -35,13 +91,32 @@ class SmoothSample(io.ComfyNode):
                     tooltip="Classifier-free guidance. 7.5 in the papers; higher follows the prompt more and the clip "
                     "less; 1 = none, for reconstruction.",
                 ),
+                io.Float.Input(
+                    "cfg_rescale",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How far the contrast that guidance adds is taken back, as in the host's RescaleCFG.",
+                ),
+                *step_inputs(),
             ],
-            outputs=[io.Latent.Output("latent", tooltip="The edited clip, for VAE Decode.")],
+            outputs=[
+                io.Latent.Output("latent", tooltip="The edited clip, for VAE Decode."),
+                io.String.Output(
+                    "report",
+                    tooltip="Strength of the noise relation and texture energy against the source's at each step, as "
+                    "JSON.",
+                ),
+            ],
         )
 
     @classmethod
-    def execute(cls, model, positive, negative, inversion, cfg) -> io.NodeOutput:
-        return io.NodeOutput(sample_clip(model, positive, negative, inversion, cfg))
+    def execute(cls, model, positive, negative, inversion, cfg, **values) -> io.NodeOutput:
+        latent, report = sample_clip(model, positive, negative, inversion, SampleSettings(cfg, **values))
+        return io.NodeOutput(latent, json.dumps(report))
 
 
 class SmoothSampler(io.ComfyNode):
@@ -56,7 +131,7 @@ class SmoothSampler(io.ComfyNode):
             description="Sampler and noise levels of an inverted clip for SamplerCustomAdvanced, to be used with any "
             "guider. Connect DisableNoise to its noise and the inversion to its latent.",
             search_aliases=["DDIM sampler", "sampler custom"],
-            inputs=[io.Latent.Input("inversion", tooltip="From INR Bidirectional DDIM Inversion.")],
+            inputs=[io.Latent.Input("inversion", tooltip="From INR Bidirectional DDIM Inversion."), *step_inputs()],
             outputs=[
                 io.Sampler.Output("sampler", tooltip="DDIM that starts at an inverted clip."),
                 io.Sigmas.Output("sigmas", tooltip="Noise levels of the inversion."),
@@ -64,6 +139,101 @@ class SmoothSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, inversion) -> io.NodeOutput:
-        sampler = InvertedClipSampler(inversion)
+    def execute(cls, inversion, **values) -> io.NodeOutput:
+        sampler = InvertedClipSampler(inversion, SampleSettings(**values))
         return io.NodeOutput(sampler, sampler.sigmas)
+
+
+class InterframeNoiseRelation(io.ComfyNode):
+    """What ties the frames to each other while they are sampled."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "InterframeNoiseRelation",
+            display_name="Interframe Noise Relation",
+            category=CATEGORY,
+            description="Ties neighbouring frames to each other at each step of Smooth Sample: what the edit changes "
+            "of the inversion's noise is blended with what it changes in the neighbours, along the source clip's "
+            "motion if that is connected. Made of INR Smooth's relation (PLoS One 2025); its use in sampling is ours.",
+            search_aliases=["temporal smoothing", "deflicker", "INR Smooth", "consistency"],
+            inputs=[
+                io.Float.Input(
+                    "strength",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Weight of the neighbours. 0 changes nothing; from 0.8 on at all steps it may diverge.",
+                ),
+                io.Float.Input(
+                    "start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Part of the steps where it begins."
+                ),
+                io.Float.Input(
+                    "end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Part of the steps where it ceases."
+                ),
+                io.Float.Input(
+                    "keep_texture",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Guard against over-smoothing: where a step would leave less texture than this part of "
+                    "the source's, the strength is halved, at last to 0. 0 = no guard.",
+                ),
+                io.String.Input(
+                    "frame_strengths",
+                    default="",
+                    advanced=True,
+                    tooltip="Factors of the strength with commas, one for each frame: 1, 1, 0.5, ... Empty = all 1.",
+                ),
+                Motion.Input(
+                    "motion",
+                    optional=True,
+                    tooltip="Of the source clip, from Clip Motion. Without it neighbours are blended as they lie, "
+                    "which leaves ghosts of what moves.",
+                ),
+                io.Mask.Input("mask", optional=True, tooltip="Where it acts: white. One for all frames or one each."),
+            ],
+            outputs=[NoiseRelation.Output("relation", tooltip="For Smooth Sample or Smooth Sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, strength, start, end, keep_texture, frame_strengths, motion=None, mask=None) -> io.NodeOutput:
+        frames = read_numbers(frame_strengths)
+        return io.NodeOutput(RelationSettings(strength, start, end, motion, mask, frames or (1.0,), keep_texture))
+
+
+class ClipMotion(io.ComfyNode):
+    """Optical flow of a clip."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "ClipMotion",
+            display_name="Clip Motion",
+            category=CATEGORY,
+            description="Estimates how everything in a clip moves from frame to frame (OpenCV's DIS optical flow), and "
+            "what is hidden in the next or the previous frame.",
+            search_aliases=["optical flow", "DIS flow", "motion estimation"],
+            inputs=[io.Image.Input("images", tooltip="The source clip: the frames that are inverted.")],
+            outputs=[Motion.Output("motion", tooltip="For Interframe Noise Relation.")],
+        )
+
+    @classmethod
+    def execute(cls, images) -> io.NodeOutput:
+        return io.NodeOutput(estimate_motion(images))
+
+
+def read_numbers(text: str) -> tuple[float, ...]:
+    """Read numbers with commas.
+
+    Raises:
+        ValueError: an entry is no number.
+    """
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise ValueError(
+            f"frame_strengths {text!r} is not a list of numbers. Write them with commas: 1, 1, 0.5."
+        ) from error

@@ -16,6 +16,7 @@ from ..modules.host.training import tune_model
 from ..modules.host.tune_inputs import TuneInputs
 from ..modules.learning_rate import Schedule
 from ..modules.plot import plot_loss
+from ..modules.smoothing import Coupling, Smoothing
 from ..modules.tuning import Optimizer, Precision, TuneSettings, read_steps
 from ..modules.weights import Tune as TuneData
 from .types import MENU, PREFIX, Tune, TuningOptions, TuningPreview
@@ -98,6 +99,25 @@ class OneShotTune(io.ComfyNode):
                     tooltip="Text noted in the tune file as its source prompt. Empty = none: a file you share then "
                     "says nothing of your prompt.",
                 ),
+                io.Combo.Input(
+                    "smoothing",
+                    options=list(get_args(Smoothing)),
+                    default="none",
+                    optional=True,
+                    tooltip="Loss added that ties neighbouring frames to each other. INR (INR Smooth, PLoS One 2025): "
+                    "what UNet and noise differ by is to be equal in neighbours. SmoothVideo: the predicted noise is "
+                    "to change evenly, which also takes texture away.",
+                ),
+                io.Float.Input(
+                    "smoothing_weight",
+                    default=2.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Weight lambda of the smoothing loss against the diffusion loss: 2 on Tune-A-Video and "
+                    "0.2 on ControlVideo in INR Smooth; 0.2 in SmoothVideo.",
+                ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
@@ -137,6 +157,8 @@ class OneShotTune(io.ComfyNode):
         snapshots=SNAPSHOTS,
         on_interrupt="keep",
         prompt_to_note="",
+        smoothing="none",
+        smoothing_weight=2.0,
         mask=None,
         resume=None,
         options=None,
@@ -144,7 +166,8 @@ class OneShotTune(io.ComfyNode):
     ) -> io.NodeOutput:
         start, progress = time.monotonic(), TuningProgress(cls.hidden.unique_id)
         chosen = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
-        settings = replace(options or TuneSettings(), **chosen, snapshots=read_steps(snapshots, steps))
+        smooth = {"smoothing": smoothing, "smoothing_weight": smoothing_weight}
+        settings = replace(options or TuneSettings(), **chosen, **smooth, snapshots=read_steps(snapshots, steps))
         inputs = TuneInputs(positive, latent, mask, resume, preview, prompt_to_note)
         keep = keep_unfinished if on_interrupt == "keep" else None
         tune = tune_model(model, inputs, settings, progress, keep)
@@ -153,7 +176,7 @@ class OneShotTune(io.ComfyNode):
         return io.NodeOutput(
             apply_tune(model, tune),
             tune,
-            plot_loss(losses),
+            plot_loss(losses, tune.info.get("smoothing_loss")),
             json.dumps({**tune.info, **spent}, ensure_ascii=False),
             {"loss": torch.tensor(losses)},
         )
@@ -232,13 +255,54 @@ class TuningOptionsNode(io.ComfyNode):
                     default="AdamW",
                     tooltip="AdamW 8-bit needs the package bitsandbytes and a quarter of the optimiser's memory.",
                 ),
+                io.Combo.Input(
+                    "coupling",
+                    options=list(get_args(Coupling)),
+                    default="pairwise",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of INR's smoothing loss, whose published equations are lost. Pairwise: gradients reach "
+                    "both frames of a pair. Detached neighbour: only the one that is corrected. Cumulative: the first "
+                    "or last frame stands for the neighbour.",
+                ),
+                io.Float.Input(
+                    "backward_weight",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of INR's loss from the last frame to the first.",
+                ),
+                io.Float.Input(
+                    "forward_weight",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of INR's loss from the first frame to the last.",
+                ),
+                io.Float.Input(
+                    "smoothing_end",
+                    default=-1.0,
+                    min=-1.0,
+                    max=100.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Weight of the smoothing loss at the last step, changing evenly from smoothing_weight at "
+                    "the first. -1 = the same at all steps.",
+                ),
             ],
             outputs=[TuningOptions.Output("options", tooltip="For One-Shot Tune.")],
         )
 
     @classmethod
-    def execute(cls, **settings) -> io.NodeOutput:
-        return io.NodeOutput(TuneSettings(**settings))
+    def execute(cls, smoothing_end=-1.0, **settings) -> io.NodeOutput:
+        return io.NodeOutput(TuneSettings(**settings, smoothing_end=None if smoothing_end < 0 else smoothing_end))
 
 
 class TuningPreviewNode(io.ComfyNode):

@@ -8,3 +8,5 @@ MENU = "Consistent Video/"
 Tune = io.Custom("CONSISTENT_VIDEO_TUNE")
 TuningOptions = io.Custom("CONSISTENT_VIDEO_TUNING_OPTIONS")
 TuningPreview = io.Custom("CONSISTENT_VIDEO_TUNING_PREVIEW")
+NoiseRelation = io.Custom("CONSISTENT_VIDEO_NOISE_RELATION")
+Motion = io.Custom("CONSISTENT_VIDEO_MOTION")

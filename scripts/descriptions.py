@@ -326,14 +326,100 @@ def tuning_settings(task: Task, side: int) -> list[Group]:
                 INFLATE,
                 PATCH,
                 Node("Options", OURS + "TuningOptions", {}, {**task.options, **values, "gradient_checkpointing": True}),
-                tune(links, **task.tuning, snapshots="10%, 50%"),
+                tune(links, **task.tuning, snapshots="10%, 50%", smoothing="INR"),
                 show("Tune report", "Tune", "report"),
                 Node("Loss plot", "PreviewImage", {"images": ("Tune", "loss_plot")}),
                 save_tune(Path(task.file).stem),
             ],
-            "frames_per_step and gradient_checkpointing save memory. Schedule, warm-up and min-SNR are not in the "
-            "papers.",
+            "INR smoothing ties neighbouring frames. frames_per_step and gradient_checkpointing save memory. "
+            "Schedule, warm-up and min-SNR are not in the papers.",
         ),
+    ]
+
+
+def noise_relation(task: Task, file: str) -> list[Group]:
+    """Return an edit whose frames are tied to each other along the clip's motion, beside one that is not."""
+    apply = {"model": ("Model", "MODEL"), "tune": ("Load tune", "tune")}
+    frames = ("Scale", "IMAGE") if task.crop else ("Frames", "images")
+    tied = sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)
+    tied = replace(tied, links={**tied.links, "relation": ("Relation", "relation")})
+    return [
+        task.nodes(),
+        Group(
+            "2 Saved tune, invert",
+            [
+                Node("Load tune", OURS + "LoadTune", {}, {"tune_name": file}),
+                Node("Tune", OURS + "ApplyTune", apply),
+                invert("Invert", "Tune", "Empty prompt", keep=True),
+            ],
+            "Run the main workflow first. The inversion is kept on disk, so that the next edit starts at once.",
+        ),
+        Group(
+            "3 Sample",
+            [
+                Node("Motion", OURS + "ClipMotion", {"images": frames}),
+                Node("Relation", OURS + "InterframeNoiseRelation", {"motion": ("Motion", "motion")}),
+                tied,
+                show("Sample report", "Edit", "report"),
+            ],
+            "The report shows the texture energy against the source's: a fall tells of over-smoothing. keep_texture "
+            "guards against it.",
+        ),
+        Group("4 Edited clip", save("edit", ("Edit", "latent"))),
+    ]
+
+
+def reconstruction(task: Task, file: str) -> list[Group]:
+    """Return the check of an inversion, which is saved."""
+    apply = {"model": ("Model", "MODEL"), "tune": ("Load tune", "tune")}
+    report = {"model": ("Tune", "clip_model"), "vae": ("Model", "VAE"), "inversion": ("Invert", "inversion")}
+    report |= {"positive": ("Source prompt", "CONDITIONING"), "negative": ("Negative prompt", "CONDITIONING")}
+    plain = {"gamma": 0.0, "direction": "none", "refinements": 2}
+    return [
+        task.nodes(names_source=True),
+        Group(
+            "2 Saved tune, invert",
+            [
+                Node("Load tune", OURS + "LoadTune", {}, {"tune_name": file}),
+                Node("Tune", OURS + "ApplyTune", apply),
+                invert("Invert", "Tune", "Source prompt", **plain),
+                Node(
+                    "Save inversion",
+                    OURS + "SaveInversion",
+                    {"inversion": ("Invert", "inversion")},
+                    {"filename_prefix": Path(task.file).stem},
+                ),
+            ],
+            "A plain inversion with refinements comes back nearly exactly.",
+        ),
+        Group(
+            "3 Report",
+            [
+                Node("Reconstruct", OURS + "ReconstructionReport", report),
+                show("Findings", "Reconstruct", "report"),
+                Node("Plot", "PreviewImage", {"images": ("Reconstruct", "plot")}),
+                Node("Reconstructed frames", "PreviewImage", {"images": ("Reconstruct", "images")}),
+            ],
+        ),
+    ]
+
+
+def saved_inversion(task: Task, tune_file: str, file: str) -> list[Group]:
+    """Return an edit that needs no inversion."""
+    apply = {"model": ("Model", "MODEL"), "tune": ("Load tune", "tune")}
+    return [
+        task.nodes(),
+        Group(
+            "2 Saved tune and inversion",
+            [
+                Node("Load tune", OURS + "LoadTune", {}, {"tune_name": tune_file}),
+                Node("Tune", OURS + "ApplyTune", apply),
+                Node("Invert", OURS + "LoadInversion", {}, {"inversion_name": file}),
+            ],
+            "Run the workflow reconstruction first: it saves the inversion. The tune must be the one it was made with.",
+        ),
+        Group("3 Sample", [sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)]),
+        Group("4 Edited clip", save("edit", ("Edit", "latent"))),
     ]
 
 
@@ -403,5 +489,8 @@ def workflows() -> dict[str, list[Group]]:
         **twins("tuning_settings", lambda task: tuning_settings(task, task.crop[1] if task.crop else 128)),
         **twins("tune_a_video", tune_a_video),
         **twins("import_tune_a_video", lambda task: import_tune_a_video(task, exported(task))),
+        **twins("noise_relation", lambda task: noise_relation(task, first_tune(task))),
+        **twins("reconstruction", lambda task: reconstruction(task, first_tune(task))),
+        **twins("saved_inversion", lambda task: saved_inversion(task, first_tune(task), first_tune(task))),
         **twins("covariate_shift", lambda task: covariate_shift(task, first_tune(task))),
     }

@@ -10,14 +10,17 @@ from ..weights import Tune, load_tune, save_tune
 FOLDER = "consistent_video"
 IMPORTS = "consistent_video_import"  # the host's name of the same folder, with more kinds of files
 EXTENSIONS = {FOLDER: {".safetensors"}, IMPORTS: {".safetensors", ".bin", ".pt", ".pth"}}
+INVERSIONS = "consistent_video_inversions"
 
 
 def register_folder() -> None:
-    """Tell the host of the folder; safe to call again."""
+    """Tell the host of the folders; safe to call again."""
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
     paths, _ = folder_paths.folder_names_and_paths[FOLDER]
     for name, extensions in EXTENSIONS.items():
         folder_paths.folder_names_and_paths[name] = (paths, extensions)
+    folder_paths.add_model_folder_path(INVERSIONS, str(Path(folder_paths.models_dir) / INVERSIONS))
+    folder_paths.folder_names_and_paths[INVERSIONS] = (folder_paths.get_folder_paths(INVERSIONS), {".safetensors"})
 
 
 def tune_files() -> list[str]:
@@ -25,26 +28,27 @@ def tune_files() -> list[str]:
     return folder_paths.get_filename_list(FOLDER)
 
 
-def free_path(prefix: str, ending: str = "") -> Path:
+def free_path(prefix: str, ending: str = "", folder: str = FOLDER) -> Path:
     """Return the path under the next free number of a prefix, which may name subfolders; the folder is made.
 
     Args:
         prefix: name without number, below the folder.
         ending: of the name, after the number.
+        folder: the host's name of the models folder.
 
     Raises:
         ValueError: the prefix names no file or leads outside the folder.
     """
-    root = Path(folder_paths.get_folder_paths(FOLDER)[0])
+    root = Path(folder_paths.get_folder_paths(folder)[0])
     if prefix.endswith(("/", "\\")) or not Path(prefix.strip()).name:
         raise ValueError(f"filename_prefix {prefix!r} names no file. Add a name: clips/swan.")
     if not (root / prefix).resolve().is_relative_to(root.resolve()):
         raise ValueError(
-            f"filename_prefix {prefix!r} leads outside models/{FOLDER}. Give a name, with subfolders if any."
+            f"filename_prefix {prefix!r} leads outside models/{folder}. Give a name, with subfolders if any."
         )
     root.mkdir(parents=True, exist_ok=True)
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
-    free = (Path(folder) / f"{name}_{number:05}_{ending}" for number in itertools.count(counter))
+    place, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
+    free = (Path(place) / f"{name}_{number:05}_{ending}" for number in itertools.count(counter))
     return next(path for path in free if not path.exists())
 
 

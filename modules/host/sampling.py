@@ -1,169 +1,205 @@
-"""Inversion and sampling through the host's own sampler machinery, so that its conditionings and patches all apply."""
+"""Sampling of inverted clips through the host's own sampler machinery."""
 
-import logging
-import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import comfy.sample
-import comfy.utils
-import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import KSAMPLER
+from comfy_extras.nodes_model_advanced import RescaleCFG
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..ddim import Label, sample_ddim, sample_ddim_inversion
-from ..noise_relation import Direction, implied_noise, smooth_noise
-from ..schedule import ddim_sigmas
-from .latent import clip_latent, prediction_of, sigma_table
-from .patch import clip_settings
+from ..ddim import ddim_trajectory, sample_ddim
+from ..motion import Motion
+from ..noise_relation import smooth_edit
+from ..texture import texture_energy
+from .inversion import INVERSION, MASKED, check_power, inversion_of
+from .run import run_sampler, warn_of_frames
 
-log = logging.getLogger(__name__)
-INVERSION = "consistent_video_inversion"
-MASKED = "The inversion has a noise mask, which cannot be used with an inverted clip. Remove the node that sets it."
-
-
-def run_sampler(
-    model: ModelPatcher, samples: Tensor, sampler: KSAMPLER, sigmas: Tensor, cfg: float, positive: list, negative: list
-) -> Tensor:
-    """Run a sampler from a latent as it is, without added noise; VAE latents in and out."""
-    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
-    silent = not comfy.utils.PROGRESS_BAR_ENABLED
-    return comfy.sample.sample_custom(
-        model, torch.zeros_like(samples), cfg, sampler, sigmas, positive, negative, samples, None, callback, silent, 0
-    )
+Watch = Callable[[int, Tensor], None]
+BACK_OFF = (1.0, 0.5, 0.25, 0.0)
 
 
-def invert_clip(
-    model: ModelPatcher,
-    positive: list,
-    latent: dict[str, Any],
-    steps: int,
-    gamma: float,
-    direction: Direction,
-    label: Label,
-) -> dict[str, Any]:
-    """Invert a clip by DDIM and smooth its noise by the interframe noise relation, INR Smooth (23-26).
+@dataclass(frozen=True)
+class RelationSettings:
+    """The interframe noise relation at each sampling step; ours, see `noise_relation.smooth_edit`.
 
-    With direction "none" or gamma 0 it is plain DDIM inversion, which reconstructs. Otherwise sampling starts at
-    x_0 + sigma_T * smoothed noise: eps of (24, 25) is the noise implied by the inverted latent, eps_inv the one the
-    UNet predicts at the last step. That start is our reading of the paper. The two are not one family: as gamma goes
-    to 0 the start approaches x_0 + sigma_T * eps_inv, not the inverted latent.
+    Attributes:
+        strength: weight w of the neighbours, 0 ... 1.
+        start, end: part of the steps in which it acts, 0 ... 1.
+        motion: of the source clip; None = the neighbours as they lie.
+        mask: where it acts, shape (f or 1, height, width), 0 ... 1; None = everywhere.
+        frames: factor of the strength for each frame, or one for all.
+        keep_texture: least texture energy against the source's, to which the strength backs off; 0 = never.
+    """
+
+    strength: float = 0.5
+    start: float = 0.0
+    end: float = 1.0
+    motion: Motion | None = None
+    mask: Tensor | None = None
+    frames: tuple[float, ...] = (1.0,)
+    keep_texture: float = 0.0
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Settings of the sampling of an inverted clip.
+
+    Attributes:
+        cfg, cfg_rescale: classifier-free guidance, and how far its contrast is brought back (0 ... 1).
+        eta: 0 = deterministic, 1 = ancestral; seed: of its noise.
+        start_step: first step, from the source's own state there; end_step: step to end before, 0 = to the end.
+        relation: the noise relation at each step, None = none.
+        mask: where the clip is edited, shape (f or 1, height, width), 0 ... 1; elsewhere it keeps the source's states.
+    """
+
+    cfg: float = 7.5
+    cfg_rescale: float = 0.0
+    eta: float = 0.0
+    seed: int = 0
+    start_step: int = 0
+    end_step: int = 0
+    relation: RelationSettings | None = None
+    mask: Tensor | None = None
+
+
+def to_positions(mask: Tensor, like: Tensor, name: str = "mask") -> Tensor:
+    """Return a mask of pictures as weights of a latent's positions, shape (f, 1, h, w).
+
+    Raises:
+        ValueError: it has other frames than the clip.
+    """
+    if len(mask) not in (1, len(like)):
+        raise ValueError(
+            f"{name} has {len(mask)} frames and the clip {len(like)}. Give one for all frames or one for each."
+        )
+    weights = F.interpolate(mask.clone().to(like)[:, None], size=like.shape[-2:], mode="area")
+    return weights.expand(len(like), -1, -1, -1)
+
+
+class Relating:
+    """Applies the noise relation at the steps of a sampling, and meters the texture.
 
     Args:
-        model: inflated model.
-        positive: conditioning, usually of the source prompt.
-        latent: the clip, VAE latent.
-        steps: number of UNet evaluations.
-        gamma: inverse noise weight, 0 ... 1.
-        direction: which neighbours.
-        label: noise level the UNet is told, see `ddim.sample_ddim_inversion`.
+        settings: of the relation; None only meters.
+        noises: that the inversion went along, in the order of the steps sampled.
+        states: of the inversion at these steps.
+        sigmas: their noise levels.
+        first, total: number of the first step and of all, for the part in which it acts.
 
-    Returns:
-        LATENT with the samples at sigma_T and, under INVERSION, the sigmas to sample with and the number of frames.
+    Attributes:
+        used: strength at each step.
+        texture: texture energy of what each step predicts, against the source's.
     """
-    samples = clip_latent(model, latent, clip_settings(model).num_frames)
-    warn_of_frames(model, len(samples))
-    sigmas = ddim_sigmas(sigma_table(model), steps)
-    predicted: list[Tensor] = []
 
-    def keep_last(_step: int, eps: Tensor) -> None:
-        predicted[:] = [eps]
+    def __init__(
+        self,
+        settings: RelationSettings | None,
+        noises: Tensor,
+        states: Tensor,
+        sigmas: Tensor,
+        first: int = 0,
+        total: int | None = None,
+    ):
+        self.settings, self.noises, self.states, self.sigmas = settings, noises, states, sigmas
+        self.first, self.total = first, total or len(noises)
+        self.used: list[float] = []
+        self.texture: list[float] = []
+        self.weights: Tensor | None = None
+        self.motion: Motion | None = None
 
-    options = {"prediction": prediction_of(model), "label": label, "on_eps": keep_last}
-    sampler = KSAMPLER(sample_ddim_inversion, options)
-    inverted = run_sampler(model, samples, sampler, sigmas.flip(0), 1.0, positive, positive)
-    if gamma > 0 and direction != "none":
-        x_0, x = model.model.process_latent_in(samples.float()), model.model.process_latent_in(inverted.float())
-        eps = implied_noise(x, x_0, sigmas[0])
-        smoothed = smooth_noise(predicted[0].to(eps), eps, gamma, direction)
-        inverted = model.model.process_latent_out(x_0 + sigmas[0] * smoothed).to(inverted.dtype)
-    made = {"sigmas": sigmas, "num_frames": len(samples), "power": power(inverted)}
-    kept = {key: value for key, value in latent.items() if key != "noise_mask"}  # means nothing for an inversion
-    return {**kept, "samples": inverted, INVERSION: made}
-
-
-def warn_of_frames(model: ModelPatcher, frames: int) -> None:
-    """Tell where a clip has another number of frames than the one that the model's tune was made on."""
-    tuned = clip_settings(model).tuned_frames
-    if tuned and tuned != frames:
-        log.warning(
-            "The clip has %d frames and the model's tune was made on %d; it works, less steadily.", frames, tuned
-        )
-
-
-def power(samples: Tensor) -> float:
-    """Return the mean square of a latent, by which a changed one is recognised."""
-    return samples.float().square().mean().item()
-
-
-def check_power(samples: Tensor, expected: float) -> None:
-    """Raise ValueError where a latent is not the inverted one any more."""
-    found = power(samples)
-    if not math.isfinite(found):
-        raise ValueError("inversion holds values that are not finite. Invert again; if it recurs, use a float32 model.")
-    if not math.isclose(found, expected, rel_tol=0.01):
-        raise ValueError(
-            f"inversion was changed after it was made: its mean square is {found:.1f}, not {expected:.1f}. Connect the "
-            "inversion output itself, not the clip and not a latent that was sampled or edited from it."
-        )
-
-
-def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> Tensor:
-    """Return the sigmas that an inverted latent is to be sampled with.
-
-    Raises:
-        ValueError: the latent is not inverted, or its frames or noise levels are not the model's.
-    """
-    if INVERSION not in latent:
-        raise ValueError(
-            "inversion is a latent that was not inverted. Connect the inversion output of INR Bidirectional DDIM "
-            "Inversion."
-        )
-    if "noise_mask" in latent:
-        raise ValueError(MASKED)
-    made, samples = latent[INVERSION], latent["samples"]
-    if len(samples) != made["num_frames"]:
-        raise ValueError(
-            f"inversion was made of {made['num_frames']} frames and now has {len(samples)}. Cut or repeat frames "
-            "before the inversion, not after it."
-        )
-    check_power(samples, made["power"])
-    if model is not None:
-        prediction_of(model)  # raises for a model that samples in another way
-        clip_latent(model, latent, clip_settings(model).num_frames, "inversion")
-        table = sigma_table(model)
-        if (table[:, None] - made["sigmas"][None, :-1]).abs().amin(dim=0).max() > 1e-4:
+    def prepare(self, x: Tensor) -> None:
+        """Bring what the settings hold to the size and place of the state."""
+        settings = self.settings
+        if settings is None or self.weights is not None:
+            return
+        if len(settings.frames) not in (1, len(x)):
             raise ValueError(
-                f"inversion has noise levels up to {made['sigmas'][0]:.4f} that are not the model's (up to "
-                f"{table[-1]:.4f}). Invert and sample with models of the same noise schedule."
+                f"frame_strengths has {len(settings.frames)} numbers and the clip {len(x)} frames. Give one for each "
+                "frame, or leave it empty."
             )
-    return made["sigmas"]
+        weights = x.new_tensor(settings.frames).reshape(-1, 1, 1, 1).expand(len(x), 1, *x.shape[2:])
+        self.weights = weights * to_positions(settings.mask, x) if settings.mask is not None else weights
+        if settings.motion is not None:
+            if len(settings.motion.forward) != len(x) - 1:
+                raise ValueError(
+                    f"motion is of {len(settings.motion.forward) + 1} frames and the clip has {len(x)}. Take it from "
+                    "the frames that were inverted."
+                )
+            self.motion = settings.motion.resized(*x.shape[-2:]).to(x)
+
+    def __call__(self, step: int, x: Tensor, eps: Tensor) -> Tensor:
+        """Return the noise to go along at a step."""
+        self.prepare(x)
+        sigma, source = self.sigmas[step].to(x), self.noises[step].to(x)
+        energy = texture_energy(self.states[step].to(x) - sigma * source).mean()
+        related, used, texture = eps, 0.0, (texture_energy(x - sigma * eps).mean() / energy).item()
+        floor = min(1.0, texture) * (self.settings.keep_texture if self.settings else 0.0)
+        for part in BACK_OFF if self.acts_at(step) else ():
+            assert self.settings is not None and self.weights is not None, "it acts"
+            used = part * self.settings.strength
+            related = source + smooth_edit(eps - source, used * self.weights, self.motion)
+            texture = (texture_energy(x - sigma * related).mean() / energy).item()
+            if texture >= floor:
+                break
+        self.used.append(used)
+        self.texture.append(texture)
+        return related
+
+    def acts_at(self, step: int) -> bool:
+        """Whether the relation acts at a step."""
+        if self.settings is None or self.settings.strength == 0:
+            return False
+        return self.settings.start <= (self.first + step) / self.total < self.settings.end
 
 
-def sample_clip(
-    model: ModelPatcher, positive: list, negative: list, inversion: dict[str, Any], cfg: float
-) -> dict[str, Any]:
-    """Sample an inverted clip with deterministic DDIM and classifier-free guidance; returns a LATENT.
+class Reached:
+    """What is done with the state that a step led to: outside of a mask it becomes the source's.
 
-    Raises:
-        ValueError: the latent is not an inversion that fits the model.
+    Args:
+        mask: of pictures, where the clip is edited; None = everywhere.
+        states: of the inversion, from the first step sampled on.
+        watch: called with each step and its state.
     """
-    sigmas = inversion_of(inversion, model)
-    samples = run_sampler(model, inversion["samples"], KSAMPLER(sample_ddim), sigmas, cfg, positive, negative)
-    return {**{key: value for key, value in inversion.items() if key != INVERSION}, "samples": samples}
+
+    def __init__(self, mask: Tensor | None, states: Tensor, watch: Watch | None):
+        self.mask, self.states, self.watch = mask, states, watch
+
+    def __call__(self, level: int, x: Tensor) -> Tensor:
+        """Return the state to go on with from a noise level."""
+        if self.mask is not None:
+            x = torch.lerp(self.states[level].to(x), x, to_positions(self.mask, x))
+        if self.watch is not None:
+            self.watch(level, x)
+        return x
 
 
 class InvertedClipSampler(KSAMPLER):
-    """DDIM for SamplerCustomAdvanced, from an inverted latent: refuses another latent, noise and other noise levels.
+    """DDIM from an inverted latent: refuses another latent, noise and other noise levels.
 
     Args:
         inversion: LATENT to start from.
+        settings: of the sampling; its guidance is the caller's.
+        watch: called with each step and the state it led to.
     """
 
-    def __init__(self, inversion: dict[str, Any]):
+    def __init__(self, inversion: dict[str, Any], settings: SampleSettings | None = None, watch: Watch | None = None):
         super().__init__(sample_ddim)
-        self.sigmas, self.power = inversion_of(inversion), inversion[INVERSION]["power"]
+        made = inversion[INVERSION] if INVERSION in inversion else {}
+        self.settings, self.watch = settings or SampleSettings(), watch
+        self.all_sigmas, self.inversion = inversion_of(inversion), inversion
+        end = self.settings.end_step or len(self.all_sigmas) - 1
+        if not 0 <= self.settings.start_step < end <= len(self.all_sigmas) - 1:
+            raise ValueError(
+                f"start_step {self.settings.start_step} and end_step {self.settings.end_step} leave nothing of the "
+                f"{len(self.all_sigmas) - 1} steps. Set both to 0 for all of them."
+            )
+        self.steps = slice(self.settings.start_step, end)
+        self.sigmas, self.power = self.all_sigmas[self.settings.start_step : end + 1], made["power"]
+        self.relating: Relating | None = None
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
@@ -180,4 +216,52 @@ class InvertedClipSampler(KSAMPLER):
                 "same node."
             )
         check_power(model_wrap.inner_model.process_latent_out(latent_image), self.power)
+        made, settings = self.inversion[INVERSION], self.settings
+        clean = model_wrap.inner_model.process_latent_in(made["source"].float())
+        states = ddim_trajectory(clean, made["noises"].float(), self.all_sigmas)[settings.start_step :]
+        self.relating = Relating(
+            settings.relation, made["noises"][self.steps], states, self.sigmas, settings.start_step, len(made["noises"])
+        )
+        if settings.start_step:
+            latent_image = states[0].to(latent_image)
+        self.extra_options = {
+            "on_eps": self.relating,
+            "on_state": Reached(settings.mask, states, self.watch),
+            "eta": settings.eta,
+            "generator": torch.Generator().manual_seed(settings.seed),
+        }
         return super().sample(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
+
+
+def sample_clip(
+    model: ModelPatcher,
+    positive: list,
+    negative: list,
+    inversion: dict[str, Any],
+    settings: SampleSettings,
+    watch: Watch | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sample an inverted clip with DDIM and classifier-free guidance.
+
+    Args:
+        model: inflated model of the inversion's noise levels.
+        positive, negative: conditionings.
+        inversion: LATENT from the inversion.
+        settings: of the sampling.
+        watch: called with each step and the state it led to.
+
+    Returns:
+        LATENT, and a report: strength of the relation and texture energy against the source's at each step.
+
+    Raises:
+        ValueError: the latent is not an inversion that fits the model.
+    """
+    inversion_of(inversion, model)
+    warn_of_frames(model, len(inversion["samples"]))
+    sampler = InvertedClipSampler(inversion, settings, watch)
+    if settings.cfg_rescale:
+        (model,) = RescaleCFG().patch(model, settings.cfg_rescale)
+    samples = run_sampler(model, inversion["samples"], sampler, sampler.sigmas, settings.cfg, positive, negative)
+    latent = {**{key: value for key, value in inversion.items() if key != INVERSION}, "samples": samples}
+    assert sampler.relating is not None, "made by the sampling"
+    return latent, {"relation": sampler.relating.used, "texture": sampler.relating.texture}

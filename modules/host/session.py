@@ -142,9 +142,14 @@ class Tuning:
 
     def tune(self) -> Tune:
         """Return what has been learned."""
-        losses = list(self.tuner.losses)
-        snapshots = {step: value for step, value in self.snapshots.items() if step < len(losses)}
-        return Tune(self.learned.tensors(), {**self.info, "loss": losses}, snapshots, self.tuner.state_dict())
+        done = len(self.tuner.losses)
+        snapshots = {step: value for step, value in self.snapshots.items() if step < done}
+        return Tune(self.learned.tensors(), self.info_after(done), snapshots, self.tuner.state_dict())
+
+    def info_after(self, done: int) -> dict[str, Any]:
+        """Return a Tune's info after some steps."""
+        losses = {"loss": self.tuner.losses[:done], "smoothing_loss": self.tuner.smoothing_losses[:done]}
+        return {**self.info, **{name: values for name, values in losses.items() if values}}
 
     def last_good(self) -> Tune | None:
         """Return what had been learned when the loss was last seen finite, None = nothing."""
@@ -153,7 +158,7 @@ class Tuning:
             return None
         self.learned.load_state_dict(learned)
         snapshots = {step: value for step, value in self.snapshots.items() if step < done}
-        return Tune(self.learned.tensors(), {**self.info, "loss": self.tuner.losses[:done]}, snapshots)
+        return Tune(self.learned.tensors(), self.info_after(done), snapshots)
 
 
 def halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import comfy.cldm.cldm
+import comfy.controlnet
 import comfy.memory_management
 import comfy.model_management
 import comfy.model_patcher
@@ -156,6 +158,14 @@ def random_model(kind: type[Small] = Small, dtype: torch.dtype = torch.float32) 
 def family_model(name: str, dtype: torch.dtype = torch.float32) -> ModelPatcher:
     """Return a model of a family's structure with lively weights, by its name in FAMILIES."""
     return make_model(*FAMILIES[name], lively_weights, dtype)
+
+
+def control_net() -> comfy.controlnet.ControlNet:
+    """Return a ControlNet of the small model's structure with random weights, its zero convolutions too."""
+    net = comfy.cldm.cldm.ControlNet(hint_channels=3, num_heads=8, **UNET)
+    net.load_state_dict(random_weights({key: value.shape for key, value in net.state_dict().items()}, 0.1, net.dtype))
+    device = comfy.model_management.get_torch_device()
+    return comfy.controlnet.ControlNet(net, load_device=device)
 
 
 def clip_latent(frames: int = FRAMES, seed: int = 2) -> dict[str, Tensor]:

@@ -9,9 +9,10 @@ from consistent_video.demo.clips import CLIPS
 from consistent_video.demo.reader import ShapeReader, read_colour
 from consistent_video.modules.host.apply import apply_tune
 from consistent_video.modules.host.demo import WEIGHTS, load_demo_model
+from consistent_video.modules.host.inversion import InversionSettings, invert_clip
 from consistent_video.modules.host.patch import attach, inflate
 from consistent_video.modules.host.progress import TuningProgress
-from consistent_video.modules.host.sampling import invert_clip, sample_clip
+from consistent_video.modules.host.sampling import SampleSettings, sample_clip
 from consistent_video.modules.host.training import tune_model
 from consistent_video.modules.host.tune_inputs import TuneInputs
 from consistent_video.modules.presets import EI2, method
@@ -70,10 +71,10 @@ def test_the_whole_edit_leaves_the_model_bit_for_bit(demo) -> None:
     tuned = apply_tune(
         clip_model, tune_model(clip_model, TuneInputs(source, latent), TuneSettings(10, 1e-4), TuningProgress("1"))
     )
-    smoothed = invert_clip(tuned, empty, latent, 10, 0.5, "both", "next")
-    sample_clip(tuned, encode(clip, "a blue square on a white background"), empty, smoothed, 7.5)
-    inversion = invert_clip(tuned, source, latent, 20, 0.0, "none", "next")
-    back = vae.decode(sample_clip(tuned, source, empty, inversion, 1.0)["samples"]).movedim(-1, 1)
+    smoothed = invert_clip(tuned, empty, empty, latent, InversionSettings(10))
+    sample_clip(tuned, encode(clip, "a blue square on a white background"), empty, smoothed, SampleSettings())
+    inversion = invert_clip(tuned, source, source, latent, InversionSettings(20, 0.0, "none"))
+    back = vae.decode(sample_clip(tuned, source, empty, inversion, SampleSettings(1.0))[0]["samples"]).movedim(-1, 1)
     round_trip = vae.decode(latent["samples"]).movedim(-1, 1)
     assert get_psnr(back.clamp(0, 1), frames) > get_psnr(round_trip.clamp(0, 1), frames) - 2
     assert torch.equal(draw(model, clip, "a pink heart on sand", 4), before)

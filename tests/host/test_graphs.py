@@ -160,7 +160,14 @@ def test_the_dial_takes_a_saved_tune_back(host: Host, tuned, demo_clip: Path) ->
 def test_everything_that_can_be_set_is_heeded(host: Host, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_tuning_settings", **{"Tune.steps": 4, "Options.warmup_steps": 1})
     report = json.loads(host.run(prompt, patience=PATIENCE).text(find_node(prompt, "Tune report")))
-    heeded = {"schedule": "cosine", "warmup_steps": 1, "min_snr_gamma": 5.0, "frames_per_step": 4, "masked": True}
+    heeded = {
+        "schedule": "cosine",
+        "warmup_steps": 1,
+        "min_snr_gamma": 5.0,
+        "frames_per_step": 4,
+        "masked": True,
+        "smoothing": "INR",
+    }
     assert heeded.items() <= report.items() and report["gradient_checkpointing"] and report["snapshots"] == [1, 2]
 
 
@@ -168,6 +175,24 @@ def test_tune_a_video_goes_out_and_comes_back(host: Host, demo_clip: Path) -> No
     prompt = load_workflow(host, "demo_tune_a_video")
     assert saved_frames(host, prompt, host.run(prompt, patience=PATIENCE), "Save edit").isfinite().all()
     prompt = load_workflow(host, "demo_import_tune_a_video")
+    run = host.run(prompt, patience=PATIENCE)
+    assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
+
+
+def test_an_edit_tied_along_the_motion(host: Host, tuned, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_noise_relation")
+    run = host.run(prompt, patience=PATIENCE)
+    assert json.loads(run.text(find_node(prompt, "Sample report")))["relation"] == [0.5] * 3
+    assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
+    (kept,) = (host.base / "models" / "consistent_video_inversions" / "cache").glob("*.safetensors")
+    assert kept.stat().st_size > 0
+
+
+def test_a_reconstruction_is_judged_and_its_inversion_serves_an_edit(host: Host, tuned, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_reconstruction")
+    run = host.run(prompt, patience=PATIENCE)
+    assert "dB in the worst frame" in run.text(find_node(prompt, "Findings")).replace("\n", " ")
+    prompt = load_workflow(host, "demo_saved_inversion")
     run = host.run(prompt, patience=PATIENCE)
     assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
 
@@ -183,6 +208,9 @@ SD15 = {  # in this order: the first save what the others load
     "saved_tune": {},
     "tune_dial": {},
     "covariate_shift": {},
+    "noise_relation": {},
+    "reconstruction": {},
+    "saved_inversion": {},
     "tuning_settings": {"Tune.steps": 2, "Tune.snapshots": "", "Options.warmup_steps": 1, "Save tune.with_state": True}
     | {"Region.x": 8, "Region.y": 8}
     | {f"{title}.{side}": 64 for title in ("Nothing", "Rectangle") for side in ("width", "height")},

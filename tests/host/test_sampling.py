@@ -1,8 +1,5 @@
 """Inversion and sampling in the host, against diffusers on the same UNet."""
 
-import comfy.cldm.cldm
-import comfy.controlnet
-import comfy.model_management
 import comfy.model_sampling
 import comfy.samplers
 import pytest
@@ -11,15 +8,10 @@ from comfy_extras.nodes_custom_sampler import DisableNoise, Guider_Basic, Random
 from comfy_extras.nodes_model_advanced import LCM
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
+from consistent_video.modules.host.inversion import INVERSION, InversionSettings, inversion_of, invert_clip
 from consistent_video.modules.host.patch import attach, inflate
-from consistent_video.modules.host.sampling import (
-    INVERSION,
-    InvertedClipSampler,
-    inversion_of,
-    invert_clip,
-    run_sampler,
-    sample_clip,
-)
+from consistent_video.modules.host.run import run_sampler
+from consistent_video.modules.host.sampling import InvertedClipSampler, SampleSettings, sample_clip
 from consistent_video.modules.presets import EI2, method
 
 from .small import (
@@ -28,13 +20,12 @@ from .small import (
     FRAMES,
     HEIGHT,
     SOURCE,
-    UNET,
     WIDTH,
     Small,
     SmallV,
     clip_latent,
+    control_net,
     random_model,
-    random_weights,
 )
 
 STEPS = 20
@@ -54,8 +45,16 @@ def latent():
     return clip_latent()
 
 
+def invert(model, latent, steps: int, gamma: float, direction: str, **settings) -> dict:
+    return invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(steps, gamma, direction, **settings))
+
+
+def sample(model, positive, negative, inversion, cfg: float, **settings) -> dict:
+    return sample_clip(model, positive, negative, inversion, SampleSettings(cfg, **settings))[0]
+
+
 def plain(model, latent, steps: int = STEPS):
-    return invert_clip(model, SOURCE, latent, steps, 0.0, "none", "next")
+    return invert(model, latent, steps, 0.0, "none")
 
 
 def schedule(kind, prediction: str):
@@ -90,7 +89,7 @@ def test_inversion_and_sampling_agree_with_diffusers(latent, kind, prediction) -
     expected = diffusers_walk(model, DDIMInverseScheduler, prediction, x, SOURCE)
     ours = (0.18215 * inversion["samples"] / (1 + sigma**2).sqrt()).to(expected)
     assert (ours - expected).norm() / expected.norm() < 1e-4
-    sampled = sample_clip(model, EDIT, EMPTY, inversion, 4.0)["samples"]
+    sampled = sample(model, EDIT, EMPTY, inversion, 4.0)["samples"]
     expected = diffusers_walk(model, DDIMScheduler, prediction, expected, EDIT, 4.0).cpu() / 0.18215
     assert (sampled.cpu() - expected).norm() / expected.norm() < 1e-4
 
@@ -98,7 +97,7 @@ def test_inversion_and_sampling_agree_with_diffusers(latent, kind, prediction) -
 def test_reconstruction_gets_better_with_steps(model, latent) -> None:
     errors = []
     for steps in (10, 100):
-        back = sample_clip(model, SOURCE, EMPTY, plain(model, latent, steps), 1.0)["samples"].cpu()
+        back = sample(model, SOURCE, EMPTY, plain(model, latent, steps), 1.0)["samples"].cpu()
         errors.append(((back - latent["samples"]).norm() / latent["samples"].norm()).item())
     assert errors[1] < errors[0] / 3
     assert errors[1] < 0.05
@@ -106,7 +105,7 @@ def test_reconstruction_gets_better_with_steps(model, latent) -> None:
 
 @pytest.mark.parametrize(("gamma", "direction"), [(0.0, "both"), (0.7, "none")])
 def test_without_relation_it_is_plain_inversion_bit_for_bit(model, latent, gamma, direction) -> None:
-    inversion = invert_clip(model, SOURCE, latent, STEPS, gamma, direction, "next")
+    inversion = invert(model, latent, STEPS, gamma, direction)
     assert torch.equal(inversion["samples"], plain(model, latent)["samples"])
 
 
@@ -156,12 +155,12 @@ def test_the_start_is_that_of_equations_24_to_26(model, latent, inverted, last_p
         predicted = [eps_inv[m] + eps[n] - eps[m] for m in neighbours] or [eps_inv[n]]
         expected.append((1 - gamma) * eps_inv[n] + gamma * sum(predicted) / len(predicted))
     start = x_0 + sigma * torch.stack(expected)
-    found = invert_clip(model, SOURCE, latent, STEPS, gamma, direction, "next")["samples"].cpu()
+    found = invert(model, latent, STEPS, gamma, direction)["samples"].cpu()
     assert (0.18215 * found - start).norm() / start.norm() < 1e-4
 
 
 def test_the_other_label_is_another_inversion(model, latent) -> None:
-    current = invert_clip(model, SOURCE, latent, STEPS, 0.0, "none", "current")
+    current = invert(model, latent, STEPS, 0.0, "none", label="current")
     assert not torch.equal(current["samples"], plain(model, latent)["samples"])
 
 
@@ -171,7 +170,7 @@ def test_the_input_latent_stays_and_its_other_keys_survive(model) -> None:
     inversion = plain(model, latent)
     assert torch.equal(latent["samples"], before) and INVERSION not in latent
     assert inversion["batch_index"] == latent["batch_index"] and "noise_mask" not in inversion
-    assert INVERSION not in sample_clip(model, SOURCE, EMPTY, inversion, 1.0)
+    assert INVERSION not in sample(model, SOURCE, EMPTY, inversion, 1.0)
 
 
 def test_the_hosts_sampler_node_gives_the_same_clip(model, latent) -> None:
@@ -182,7 +181,7 @@ def test_the_hosts_sampler_node_gives_the_same_clip(model, latent) -> None:
     sigmas = inversion_of(inversion)
     (noise,) = DisableNoise.execute().args
     out = SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(inversion), sigmas, inversion)
-    assert torch.equal(out.args[0]["samples"], sample_clip(model, EDIT, EMPTY, inversion, 4.0)["samples"])
+    assert torch.equal(out.args[0]["samples"], sample(model, EDIT, EMPTY, inversion, 4.0)["samples"])
 
 
 def test_noise_on_top_of_an_inversion_is_refused(model, latent) -> None:
@@ -206,18 +205,18 @@ def test_noise_on_top_of_an_inversion_is_refused(model, latent) -> None:
 def test_what_does_not_match_the_inversion_is_refused(model, latent) -> None:
     inversion = plain(model, latent)
     with pytest.raises(ValueError, match="changed after it was made"):
-        sample_clip(model, EDIT, EMPTY, {**inversion, "samples": 0.5 * inversion["samples"]}, 4.0)
+        sample(model, EDIT, EMPTY, {**inversion, "samples": 0.5 * inversion["samples"]}, 4.0)
     with pytest.raises(ValueError, match="not inverted"):
-        sample_clip(model, EDIT, EMPTY, latent, 4.0)
+        sample(model, EDIT, EMPTY, latent, 4.0)
     with pytest.raises(ValueError, match="noise mask"):
-        sample_clip(model, EDIT, EMPTY, {**inversion, "noise_mask": torch.ones(1, 8, 8)}, 4.0)
+        sample(model, EDIT, EMPTY, {**inversion, "noise_mask": torch.ones(1, 8, 8)}, 4.0)
     with pytest.raises(ValueError, match="made of 5 frames and now has 3"):
-        sample_clip(model, EDIT, EMPTY, {**inversion, "samples": inversion["samples"][:3]}, 4.0)
+        sample(model, EDIT, EMPTY, {**inversion, "samples": inversion["samples"][:3]}, 4.0)
     with pytest.raises(ValueError, match="num_frames = 2"):
-        sample_clip(inflate(model, 2), EDIT, EMPTY, inversion, 4.0)
+        sample(inflate(model, 2), EDIT, EMPTY, inversion, 4.0)
     other = {**inversion[INVERSION], "sigmas": inversion[INVERSION]["sigmas"] * 1.5}
     with pytest.raises(ValueError, match="noise schedule"):
-        sample_clip(model, EDIT, EMPTY, {**inversion, INVERSION: other}, 4.0)
+        sample(model, EDIT, EMPTY, {**inversion, INVERSION: other}, 4.0)
     with pytest.raises(ValueError, match="Inflate UNet"):
         plain(random_model(), latent)
     with pytest.raises(ValueError, match="image latents"):
@@ -225,20 +224,12 @@ def test_what_does_not_match_the_inversion_is_refused(model, latent) -> None:
     with pytest.raises(ValueError, match="16 channels and the model's latents have 4"):
         plain(model, {"samples": torch.ones(3, 16, 8, 8)})
     with pytest.raises(ValueError, match="not finite"):
-        sample_clip(model, EDIT, EMPTY, {**inversion, "samples": inversion["samples"] * float("nan")}, 4.0)
+        sample(model, EDIT, EMPTY, {**inversion, "samples": inversion["samples"] * float("nan")}, 4.0)
     distilled = model.clone()
     sampling = type("ModelSampling", (comfy.model_sampling.ModelSamplingDiscrete, LCM), {})
     distilled.add_object_patch("model_sampling", sampling(model.model.model_config))
     with pytest.raises(ValueError, match="LCM"):
         plain(distilled, latent)
-
-
-def control_net() -> comfy.controlnet.ControlNet:
-    """Return a ControlNet of the small model's structure with random weights, its zero convolutions too."""
-    net = comfy.cldm.cldm.ControlNet(hint_channels=3, num_heads=8, **UNET)
-    net.load_state_dict(random_weights({key: value.shape for key, value in net.state_dict().items()}, 0.1, net.dtype))
-    device = comfy.model_management.get_torch_device()
-    return comfy.controlnet.ControlNet(net, load_device=device)
 
 
 def test_controlnet_steers_the_edit_frame_by_frame(model, latent) -> None:
@@ -248,11 +239,11 @@ def test_controlnet_steers_the_edit_frame_by_frame(model, latent) -> None:
     def edit(strength: float, hints: torch.Tensor) -> torch.Tensor:
         control = control_net().set_cond_hint(hints, strength, (0.0, 1.0))
         positive = [[EDIT[0][0], {"control": control, "control_apply_to_uncond": True}]]
-        return sample_clip(model, positive, EMPTY, inversion, 4.0)["samples"]
+        return sample(model, positive, EMPTY, inversion, 4.0)["samples"]
 
     steered = edit(1.0, hints)
     assert steered.isfinite().all() and len(steered) == FRAMES
-    without = sample_clip(model, EDIT, EMPTY, inversion, 4.0)["samples"]
+    without = sample(model, EDIT, EMPTY, inversion, 4.0)["samples"]
     assert torch.equal(edit(0.0, hints), without)
     assert not torch.allclose(steered, without, rtol=1e-2)
     assert not torch.allclose(edit(1.0, hints.flip(0)), steered, rtol=1e-2)

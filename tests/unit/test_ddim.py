@@ -9,12 +9,15 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler
 from torch import Tensor
 
 from consistent_video.modules.ddim import (
+    Label,
     Prediction,
     ddim_step,
+    ddim_trajectory,
     eps_at,
     output_to_eps,
     sample_ddim,
     sample_ddim_inversion,
+    split_step,
     unet_output,
 )
 from consistent_video.modules.schedule import ddim_sigmas
@@ -199,7 +202,11 @@ def test_inversion_reports_the_noise_of_each_step() -> None:
     sigmas, clean = ddim_sigmas(TABLE, 5).flip(0), draw(2, 3, 4, 5)
     calls, noises = list[dict](), list[tuple[int, Tensor]]()
     end = sample_ddim_inversion(
-        Denoiser(FakeUNet()), clean, sigmas, callback=calls.append, on_eps=lambda i, eps: noises.append((i, eps))
+        Denoiser(FakeUNet()),
+        clean,
+        sigmas,
+        callback=calls.append,
+        on_eps=lambda i, x, eps: (noises.append((i, eps)), eps)[1],
     )
     assert [call["i"] for call in calls] == [i for i, _ in noises] == [0, 1, 2, 3, 4]
     assert [call["sigma"].item() for call in calls] == sigmas[:-1].tolist()
@@ -243,3 +250,161 @@ def test_a_step_along_the_true_noise_keeps_the_clean_latent() -> None:
     for sigma, sigma_next in ((2.0, 0.5), (0.5, 2.0), (3.0, 0.0)):
         moved = ddim_step(clean + sigma * noise, noise, torch.tensor(sigma), torch.tensor(sigma_next))
         torch.testing.assert_close(moved, clean + sigma_next * noise)
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_fresh_noise_is_that_of_diffusers(prediction: Prediction, eta: float) -> None:
+    unet, scheduler, steps = FakeUNet(), DDIMScheduler(**SETTINGS, prediction_type=TYPES[prediction]), 9
+    start, drawn = draw(2, 3, 5, 4), torch.Generator().manual_seed(21)
+    fresh = [torch.randn(start.shape, generator=drawn).double() for _ in range(steps - 1)] + [torch.zeros(1)]
+    scheduler.set_timesteps(steps)
+    theirs = start
+    for t, noise in zip(scheduler.timesteps, fresh, strict=True):
+        theirs = scheduler.step(unet(theirs, t), t, theirs, eta=eta, variance_noise=noise).prev_sample
+    sigmas = ddim_sigmas(TABLE, steps)
+
+    def ours(seed: int, eta: float = eta) -> Tensor:
+        noisy, generator = start * (1 + sigmas[0] ** 2).sqrt(), torch.Generator().manual_seed(seed)
+        return sample_ddim(Denoiser(unet, prediction), noisy, sigmas, eta=eta, generator=generator)
+
+    assert_relatively_close(ours(21), theirs)
+    assert torch.equal(ours(21), ours(21))
+    assert (ours(22) - theirs).norm() > 0.1 * theirs.norm()
+    assert (ours(21, 0) - theirs).norm() > 0.1 * theirs.norm()
+
+
+def test_without_eta_nothing_is_drawn() -> None:
+    sigmas, start, generator = ddim_sigmas(TABLE, 4), draw(2, 3, 5, 4), torch.Generator().manual_seed(3)
+    before = generator.get_state(), torch.get_rng_state()
+    end = sample_ddim(Denoiser(FakeUNet()), start, sigmas, eta=0.0, generator=generator)
+    assert torch.equal(end, sample_ddim(Denoiser(FakeUNet()), start, sigmas))
+    assert torch.equal(generator.get_state(), before[0]) and torch.equal(torch.get_rng_state(), before[1])
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize(("sigma", "sigma_next"), [(14.6, 11.0), (2.0, 0.3), (0.5, 0.0)])
+def test_a_split_step_keeps_the_noise_level(eta: float, sigma: float, sigma_next: float) -> None:
+    levels = torch.tensor([sigma, sigma_next], dtype=torch.float64)
+    down, up = split_step(*levels, eta)
+    assert (down**2 + up**2).item() == pytest.approx(sigma_next**2)
+    assert up.item() == pytest.approx(eta * sigma_next * (1 - sigma_next**2 / sigma**2) ** 0.5)
+    if eta == 0:
+        assert down is levels[1] or torch.equal(down, levels[1])
+    if eta == 1:  # the ancestral step of k-diffusion
+        expected = (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5
+        assert (down.item(), up.item()) == pytest.approx((sigma_next**2 / sigma, expected))
+
+
+def test_hooks_come_in_order_and_what_they_return_is_gone_on_with() -> None:
+    sigmas, start, seen = ddim_sigmas(TABLE, 3), 10 * draw(2, 3, 5, 4), list[tuple]()
+    inner = Denoiser(FakeUNet())
+
+    def model(x: Tensor, sigma: Tensor) -> Tensor:
+        seen.append(("model", x, inner(x, sigma)))
+        return seen[-1][2]
+
+    def on_eps(step: int, x: Tensor, eps: Tensor) -> Tensor:
+        seen.append(("eps", step, x, eps))
+        return 0.5 * eps
+
+    def on_state(level: int, x: Tensor) -> Tensor:
+        seen.append(("state", level, x))
+        return x + 1
+
+    def callback(state: dict) -> None:
+        seen.append(("callback", state["i"], state["x"], state["denoised"]))
+
+    end = sample_ddim(model, start, sigmas, callback=callback, on_eps=on_eps, on_state=on_state)
+    assert [entry[0] for entry in seen] == ["model", "eps", "callback", "state"] * 3
+    x = start
+    for i in range(3):
+        (_, given, denoised), (_, step, at, eps), (_, called, shown, predicted), (_, level, reached) = seen[
+            4 * i : 4 * i + 4
+        ]
+        assert (step, called, level) == (i, i, i + 1)
+        for state in (given, at, shown):
+            torch.testing.assert_close(state, x)
+        torch.testing.assert_close(eps, (x - denoised) / sigmas[i])
+        torch.testing.assert_close(predicted, x - sigmas[i] * 0.5 * eps)
+        torch.testing.assert_close(reached, x + (sigmas[i + 1] - sigmas[i]) * 0.5 * eps)
+        x = reached + 1
+    torch.testing.assert_close(end, x)
+
+
+def test_a_noise_hook_steers_the_inversion() -> None:
+    sigmas, clean, fixed = ddim_sigmas(TABLE, 6).flip(0), draw(2, 3, 4, 5), draw(2, 3, 4, 5, seed=8)
+    end = sample_ddim_inversion(Denoiser(FakeUNet()), clean, sigmas, refinements=1, on_eps=lambda i, x, eps: fixed)
+    torch.testing.assert_close(end, clean + sigmas[-1] * fixed)
+
+
+def invert(model: Denoiser, clean: Tensor, sigmas: Tensor, **how: Any) -> Tensor:
+    """Invert, sigmas given as for sampling."""
+    return sample_ddim_inversion(model, clean, sigmas.flip(0), **how)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("label", ["next", "current"])
+def test_each_refinement_brings_the_way_back_nearer(prediction: Prediction, label: Label) -> None:
+    sigmas, clean, model = ddim_sigmas(TABLE, 50), draw(2, 3, 5, 4), Denoiser(FakeUNet(), prediction)
+    errors = []
+    for refinements in range(5):
+        noisy = invert(model, clean, sigmas, prediction=prediction, label=label, refinements=refinements)
+        back = sample_ddim(model, noisy, sigmas)
+        errors.append(((back - clean).norm() / clean.norm()).item())
+    assert errors[0] > 0.01
+    assert all(after < 0.6 * before for before, after in zip(errors[:-1], errors[1:], strict=True)), errors
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_a_refined_step_of_a_linear_denoiser_comes_back_exactly(prediction: Prediction) -> None:
+    mix = 0.2 * draw(3, 3, seed=4)
+    model = Denoiser(lambda x_vp, t: torch.einsum("ij, f j h w -> f i h w", mix, x_vp), prediction)
+    sigmas, clean = ddim_sigmas(TABLE, 30), draw(2, 3, 5, 4)
+    noisy = invert(model, clean, sigmas, prediction=prediction, refinements=60)
+    torch.testing.assert_close(sample_ddim(model, noisy, sigmas), clean, rtol=0, atol=1e-9)
+    plain = sample_ddim(model, invert(model, clean, sigmas, prediction=prediction), sigmas)
+    assert (plain - clean).norm() > 1e-3 * clean.norm()
+
+
+def test_a_refined_step_ends_where_the_noise_it_took_is_predicted() -> None:
+    sigma, sigma_next, clean = TABLE[200], TABLE[240], draw(2, 3, 5, 4)
+    model, taken = Denoiser(FakeUNet()), list[Tensor]()
+
+    def keep(_step: int, _x: Tensor, eps: Tensor) -> Tensor:
+        taken.append(eps)
+        return eps
+
+    levels = torch.stack([sigma, sigma_next])
+    reached = sample_ddim_inversion(model, clean, levels, refinements=40, on_eps=keep)
+    torch.testing.assert_close(eps_at(model, reached, sigma_next, sigma_next, "eps"), taken[0])
+    torch.testing.assert_close(reached, clean + (sigma_next - sigma) * taken[0])
+
+
+@pytest.mark.parametrize("refinements", [0, 3])
+def test_a_refinement_is_one_more_call_at_the_noisier_end(refinements: int) -> None:
+    sigmas, model = ddim_sigmas(TABLE, 4), Denoiser(FakeUNet())
+    invert(model, draw(3, 3, 2, 5), sigmas, label="current", refinements=refinements)
+    told = [rows[0] for rows in model.told]
+    ends = sigmas.flip(0)[1:].tolist()
+    starts = [ends[0], *ends[:-1]]
+    assert told == [level for start, end in zip(starts, ends, strict=True) for level in [start, *[end] * refinements]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_trajectory_is_the_states_that_inversion_went_through(dtype: torch.dtype) -> None:
+    sigmas, clean, noises, states = ddim_sigmas(TABLE, 7), draw(2, 3, 4, 5), list[Tensor](), list[Tensor]()
+
+    def keep(_step: int, _x: Tensor, eps: Tensor) -> Tensor:
+        noises.append(eps.to(dtype))
+        return eps
+
+    end = invert(
+        Denoiser(FakeUNet()), clean, sigmas, refinements=1, on_eps=keep, callback=lambda s: states.append(s["x"])
+    )
+    found = ddim_trajectory(clean, torch.stack(noises[::-1]), sigmas)
+    assert found.shape == (8, 2, 3, 4, 5) and found.dtype == clean.dtype
+    bound = 1e-3 if dtype == torch.float16 else 1e-9
+    for mine, expected in zip(found, [end, *states[::-1]], strict=True):
+        torch.testing.assert_close(mine, expected, rtol=bound, atol=bound * sigmas[0].item())
+    assert torch.equal(found[-1], clean)

@@ -13,8 +13,19 @@ PARTS = ("modules", "nodes", "demo")
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview",
         "node_helpers", "server"}  # fmt: skip
 # What ComfyUI brings along.
-BROUGHT = {"PIL", "aiohttp", "av", "numpy", "psutil", "torch", "torchvision", "transformers", "typing_extensions"}
-OPTIONAL = {"bitsandbytes"}  # an extra of pyproject.toml, with a message where it is absent
+BROUGHT = {
+    "PIL",
+    "aiohttp",
+    "av",
+    "kornia",
+    "numpy",
+    "psutil",
+    "torch",
+    "torchvision",
+    "transformers",
+    "typing_extensions",
+}
+OPTIONAL = {"bitsandbytes", "cv2"}  # extras of pyproject.toml, with a message where they are absent
 FILES = sorted(path.relative_to(ROOT) for part in PARTS for path in (ROOT / part).rglob("*.py"))
 
 

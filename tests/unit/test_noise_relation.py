@@ -6,15 +6,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from consistent_video.modules.motion import Motion
 from consistent_video.modules.noise_relation import (
     Direction,
+    Reading,
     implied_noise,
     relate_backward,
     relate_forward,
+    smooth_edit,
     smooth_noise,
+    with_std_of,
 )
 
 DIRECTIONS = ("both", "forward", "backward", "none")
+READINGS = ("mean", "sum", "complementary")
 directions = st.sampled_from(DIRECTIONS)
 gammas = st.floats(0, 1)
 lengths = st.integers(1, 6)
@@ -137,3 +142,140 @@ def test_implied_noise_is_that_of_the_papers_start(sigma: float) -> None:
     x_vp = alpha_bar**0.5 * x
     expected = (x_vp - alpha_bar**0.5 * x_0) / (1 - alpha_bar) ** 0.5
     torch.testing.assert_close(implied_noise(x, x_0, torch.tensor(sigma, dtype=torch.float64)), expected)
+
+
+def read(eps_inv: Tensor, eps: Tensor, gamma: float, direction: Direction, reading: Reading) -> Tensor:
+    """The other readings of equation (26), frame by frame; what is missing is stood for by what there is."""
+    removed, added = number(eps_inv), number(eps)
+    after = predict_backward(removed, added) if direction in ("both", "backward") else {}
+    before = predict_forward(removed, added) if direction in ("both", "forward") else {}
+    frames = []
+    for n in removed:
+        a = after.get(n, before.get(n, removed[n]))
+        b = before.get(n, after.get(n, removed[n]))
+        frames.append(gamma * (a + b) if reading == "sum" else gamma * a + (1 - gamma) * b)
+    return torch.stack(frames)
+
+
+@pytest.mark.parametrize("reading", ["sum", "complementary"])
+@pytest.mark.parametrize("direction", ["both", "forward", "backward"])
+@pytest.mark.parametrize("num_frames", [2, 3, 5])
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.5, 1.0])
+def test_the_other_readings_are_what_they_say(
+    reading: Reading, direction: Direction, num_frames: int, gamma: float
+) -> None:
+    eps_inv, eps = draw(num_frames, 7)
+    expected = read(eps_inv, eps, gamma, direction, reading)
+    torch.testing.assert_close(smooth_noise(eps_inv, eps, gamma, direction, reading), expected)
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_without_neighbours_every_reading_leaves_the_noise(reading: Reading, direction: Direction) -> None:
+    eps_inv, eps = draw(1, 4)
+    assert torch.equal(smooth_noise(eps_inv, eps, 0.6, direction, reading), eps_inv)
+    eps_inv, eps = draw(3, 4)
+    assert torch.equal(smooth_noise(eps_inv, eps, 0.6, "none", reading), eps_inv)
+
+
+@given(num_frames=st.integers(2, 6), seed=st.integers(0, 99))
+def test_at_one_half_two_readings_are_the_mean_of_both_sides(num_frames: int, seed: int) -> None:
+    eps_inv, eps = draw(num_frames, seed)
+    mean = smooth_noise(eps_inv, eps, 1.0)
+    for reading in ("sum", "complementary"):
+        torch.testing.assert_close(smooth_noise(eps_inv, eps, 0.5, "both", reading), mean)
+
+
+@given(num_frames=st.integers(2, 6), gamma=gammas, seed=st.integers(0, 99))
+def test_time_reversal_turns_the_complementary_reading_round(num_frames: int, gamma: float, seed: int) -> None:
+    eps_inv, eps = draw(num_frames, seed)
+    turned = smooth_noise(eps_inv.flip(0), eps.flip(0), 1 - gamma, "both", "complementary").flip(0)
+    torch.testing.assert_close(turned, smooth_noise(eps_inv, eps, gamma, "both", "complementary"))
+
+
+def test_a_frames_noise_gets_the_standard_deviation_of_another() -> None:
+    noise, like = draw(3, 8)
+    like = like * torch.tensor([0.5, 2.0, 3.0], dtype=like.dtype).view(-1, 1, 1, 1) + 1
+    scaled = with_std_of(noise, like)
+    for mine, other, before in zip(scaled, like, noise, strict=True):
+        assert mine.std().item() == pytest.approx(other.std().item())
+        torch.testing.assert_close(mine / mine.norm(), before / before.norm())
+
+
+def draw_edit(num_frames: int = 4, height: int = 5, width: int = 7, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(num_frames, 3, height, width, generator=generator, dtype=torch.float64)
+
+
+def blend_edit(delta: Tensor, weights: Tensor) -> Tensor:
+    """The noise relation at sampling time as it is written, with a weight for each element."""
+    frames = []
+    for n in range(len(delta)):
+        around = [delta[m] for m in (n - 1, n + 1) if 0 <= m < len(delta)]
+        neighbours = sum(around) / len(around) if around else delta[n]
+        frames.append((1 - weights[n]) * delta[n] + weights[n] * neighbours)
+    return torch.stack(frames)
+
+
+def motion_like(
+    delta: Tensor, flow: tuple[float, float] = (0, 0), seen_forward: float = 1, seen_backward: float = 1
+) -> Motion:
+    """A motion that is the same everywhere, x and y to the next frame."""
+    shape = (len(delta) - 1, 1, *delta.shape[2:])
+    forward = delta.new_tensor(flow).view(1, 2, 1, 1).expand(shape[0], 2, *shape[2:])
+    return Motion(forward, -forward, delta.new_full(shape, seen_forward), delta.new_full(shape, seen_backward))
+
+
+@given(num_frames=lengths, weight=gammas, seed=st.integers(0, 99))
+def test_an_edit_is_blended_with_its_neighbours(num_frames: int, weight: float, seed: int) -> None:
+    delta = draw_edit(num_frames, seed=seed)
+    expected = blend_edit(delta, torch.full_like(delta, weight))
+    torch.testing.assert_close(smooth_edit(delta, weight), expected)
+    torch.testing.assert_close(smooth_edit(delta, weight, motion_like(delta)), expected)
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 1, 1), (1, 1, 5, 7), (4, 1, 5, 7), (4, 3, 5, 7)])
+@pytest.mark.parametrize("is_moving", [False, True])
+def test_the_weight_may_differ_from_frame_to_frame_and_from_place_to_place(shape: tuple, is_moving: bool) -> None:
+    delta, generator = draw_edit(), torch.Generator().manual_seed(2)
+    weights = torch.rand(shape, generator=generator, dtype=delta.dtype)
+    smoothed = smooth_edit(delta, weights, motion_like(delta) if is_moving else None)
+    torch.testing.assert_close(smoothed, blend_edit(delta, weights.expand_as(delta)))
+
+
+@pytest.mark.parametrize("weight", [0.0, torch.zeros(4, 1, 1, 1, dtype=torch.float64)])
+@pytest.mark.parametrize("is_moving", [False, True])
+def test_without_weight_an_edit_is_itself(weight: float | Tensor, is_moving: bool) -> None:
+    delta = draw_edit()
+    before = delta.clone()
+    smoothed = smooth_edit(delta, weight, motion_like(delta, (1.3, -0.4)) if is_moving else None)
+    assert torch.equal(smoothed, before) and torch.equal(delta, before)
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+def test_where_no_neighbour_is_seen_an_edit_is_itself(weight: float) -> None:
+    delta = draw_edit()
+    unseen = motion_like(delta, (1.3, -0.4), 0, 0)
+    torch.testing.assert_close(smooth_edit(delta, weight, unseen), delta)
+    assert torch.equal(smooth_edit(delta[:1], weight), delta[:1])
+    assert torch.equal(smooth_edit(delta[:1], weight, motion_like(delta[:1])), delta[:1])
+
+
+def test_a_neighbour_that_is_not_seen_has_no_part() -> None:
+    delta = draw_edit()
+    after = smooth_edit(delta, 1.0, motion_like(delta, seen_backward=0))
+    torch.testing.assert_close(after, torch.cat([delta[1:], delta[-1:]]))
+    before = smooth_edit(delta, 1.0, motion_like(delta, seen_forward=0))
+    torch.testing.assert_close(before, torch.cat([delta[:1], delta[:-1]]))
+
+
+@pytest.mark.parametrize(("right", "down"), [(2, 0), (0, -1), (-3, 2)])
+@pytest.mark.parametrize("weight", [0.2, 0.5, 1.0])
+def test_an_edit_that_moves_with_the_clip_is_left_alone(right: int, down: int, weight: float) -> None:
+    scene = draw_edit(1, 24, 28)[0]
+    delta = torch.stack([scene.roll((n * down, n * right), (-2, -1)) for n in range(4)])
+    inside = (slice(None), slice(None), slice(9, -9), slice(10, -10))
+    smoothed = smooth_edit(delta, weight, motion_like(delta, (right, down)))
+    torch.testing.assert_close(smoothed[inside], delta[inside])
+    for other in (smooth_edit(delta, weight), smooth_edit(delta, weight, motion_like(delta, (-right, -down)))):
+        assert (other - delta)[inside].norm() > 0.1 * weight * delta[inside].norm()

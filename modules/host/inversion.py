@@ -1,0 +1,200 @@
+"""Inversion through the host's own sampler, and what is known of an inverted clip."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.samplers import KSAMPLER
+from torch import Tensor
+
+from ..ddim import Label, ddim_trajectory, sample_ddim_inversion
+from ..noise_relation import Direction, Reading, implied_noise, smooth_noise, with_std_of
+from ..schedule import ddim_sigmas
+from .latent import clip_latent, prediction_of, sigma_table
+from .patch import clip_settings
+from .run import run_sampler, warn_of_frames
+
+INVERSION = "consistent_video_inversion"
+MASKED = "The inversion has a noise mask, which cannot be used with an inverted clip. Remove the node that sets it."
+
+Noise = Literal["implied", "Gaussian"]
+Start = Literal["final latent", "every step"]
+
+
+@dataclass(frozen=True)
+class InversionSettings:
+    """Settings of an inversion.
+
+    Attributes:
+        steps: number of UNet evaluations, without refinements.
+        gamma, direction, reading: of the interframe noise relation, see `noise_relation.smooth_noise`.
+        noise: eps of (24, 25): implied by the inverted latent, or fresh Gaussian noise, after which each frame is
+            scaled to the standard deviation of its predicted noise.
+        seed: of the fresh noise.
+        start: where the relation is applied: to the latent that sampling starts from, or at every step.
+        label: noise level the UNet is told, see `ddim.sample_ddim_inversion`.
+        cfg: classifier-free guidance of the inversion; 1 = none.
+        refinements: fixed-point iterations of each step.
+    """
+
+    steps: int = 50
+    gamma: float = 0.5
+    direction: Direction = "both"
+    reading: Reading = "mean"
+    noise: Noise = "implied"
+    seed: int = 0
+    start: Start = "final latent"
+    label: Label = "next"
+    cfg: float = 1.0
+    refinements: int = 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is DDIM inversion without the noise relation."""
+        return self.direction == "none" or (self.gamma == 0 and self.reading != "complementary")
+
+
+class Relation:
+    """The interframe noise relation during an inversion; collects the noise of each step.
+
+    Args:
+        settings: of the inversion.
+        sigmas: its noise levels, ascending.
+    """
+
+    def __init__(self, settings: InversionSettings, sigmas: Tensor):
+        self.settings, self.sigmas = settings, sigmas
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.noises: list[Tensor] = []
+        self.clean = self.last = torch.empty(0)
+
+    def __call__(self, step: int, x: Tensor, eps: Tensor) -> Tensor:
+        """Take the predicted noise of a step, return the one to go along."""
+        if step == 0:
+            self.clean = x
+        self.last = eps
+        is_smoothed = self.settings.start == "every step" and not self.settings.is_plain
+        if is_smoothed and self.sigmas[step] > 0:
+            eps = self.smooth(eps, x, self.sigmas[step].to(x))
+        self.noises.append(eps.to("cpu", torch.float16))
+        return eps
+
+    def smooth(self, eps: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """Smooth the predicted noise of the state x at sigma."""
+        how = self.settings.gamma, self.settings.direction, self.settings.reading
+        if self.settings.noise == "implied":
+            return smooth_noise(eps, implied_noise(x, self.clean, sigma), *how)
+        fresh = torch.randn(x.shape, generator=self.generator).to(x)
+        return with_std_of(smooth_noise(eps, fresh, *how), eps)
+
+    def start_of_sampling(self, x: Tensor, clean: Tensor) -> Tensor:
+        """Return the state that sampling starts from, given the inverted state and the clean one, model latents."""
+        self.clean, sigma = clean, self.sigmas[-1].to(x)
+        return clean + sigma * self.smooth(self.last.to(x), x, sigma)
+
+
+def invert_clip(
+    model: ModelPatcher, positive: list, negative: list, latent: dict[str, Any], settings: InversionSettings
+) -> dict[str, Any]:
+    """Invert a clip by DDIM and smooth its noise by the interframe noise relation, INR Smooth (23-26).
+
+    Plain DDIM inversion reconstructs. Otherwise sampling starts at x_0 + sigma_T * smoothed noise: eps_inv is the noise
+    the UNet predicts at the last step. That start is our reading of the paper. The two are not one family: as gamma
+    goes to 0 the start approaches x_0 + sigma_T * eps_inv, not the inverted latent.
+
+    Args:
+        model: inflated model.
+        positive: conditioning, usually of the empty or the source prompt.
+        negative: of the other side of the guidance, without effect at CFG 1.
+        latent: the clip, VAE latent.
+        settings: of the inversion.
+
+    Returns:
+        LATENT with the samples at sigma_T and, under INVERSION, "sigmas" to sample with, "num_frames", "power" of the
+        samples, "noises" that the inversion went along, one for each of these steps, shape (steps, f, c, h, w), model
+        latent, float16, "source", the VAE latent that was inverted, and "made", the settings.
+    """
+    samples = clip_latent(model, latent, clip_settings(model).num_frames)
+    warn_of_frames(model, len(samples))
+    sigmas = ddim_sigmas(sigma_table(model), settings.steps)
+    relation = Relation(settings, sigmas.flip(0))
+    options = {"prediction": prediction_of(model), "label": settings.label, "refinements": settings.refinements}
+    sampler = KSAMPLER(sample_ddim_inversion, {**options, "on_eps": relation})
+    inverted = run_sampler(model, samples, sampler, sigmas.flip(0), settings.cfg, positive, negative)
+    if not settings.is_plain and settings.start == "final latent":
+        x, clean = (model.model.process_latent_in(latents.float()) for latents in (inverted, samples))
+        inverted = model.model.process_latent_out(relation.start_of_sampling(x, clean)).to(inverted.dtype)
+    made = {
+        "sigmas": sigmas,
+        "num_frames": len(samples),
+        "power": power(inverted),
+        "noises": torch.stack(relation.noises[::-1]),
+        "source": samples,
+        "made": asdict(settings),
+    }
+    kept = {key: value for key, value in latent.items() if key != "noise_mask"}  # means nothing for an inversion
+    return {**kept, "samples": inverted, INVERSION: made}
+
+
+def trajectory(model: ModelPatcher, inversion: dict[str, Any]) -> Tensor:
+    """Return the states that the inversion went through, model latent, one for each of its sigmas, noise first."""
+    made = inversion[INVERSION]
+    clean = model.model.process_latent_in(made["source"].float())
+    return ddim_trajectory(clean, made["noises"].float(), made["sigmas"])
+
+
+def describe(settings: InversionSettings, inversion: dict[str, Any]) -> dict[str, Any]:
+    """Return what an inversion's report says."""
+    made = inversion[INVERSION]
+    return {"frames": made["num_frames"], **asdict(settings), "sigma_max": round(float(made["sigmas"][0]), 4)}
+
+
+def power(samples: Tensor) -> float:
+    """Return the mean square of a latent, by which a changed one is recognised."""
+    return samples.float().square().mean().item()
+
+
+def check_power(samples: Tensor, expected: float) -> None:
+    """Raise ValueError where a latent is not the inverted one any more."""
+    found = power(samples)
+    if not math.isfinite(found):
+        raise ValueError("inversion holds values that are not finite. Invert again; if it recurs, use a float32 model.")
+    if not math.isclose(found, expected, rel_tol=0.01):
+        raise ValueError(
+            f"inversion was changed after it was made: its mean square is {found:.1f}, not {expected:.1f}. Connect the "
+            "inversion output itself, not the clip and not a latent that was sampled or edited from it."
+        )
+
+
+def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> Tensor:
+    """Return the sigmas that an inverted latent is to be sampled with.
+
+    Raises:
+        ValueError: the latent is not inverted, or its frames or noise levels are not the model's.
+    """
+    if INVERSION not in latent:
+        raise ValueError(
+            "inversion is a latent that was not inverted. Connect the inversion output of INR Bidirectional DDIM "
+            "Inversion."
+        )
+    if "noise_mask" in latent:
+        raise ValueError(MASKED)
+    made, samples = latent[INVERSION], latent["samples"]
+    if len(samples) != made["num_frames"]:
+        raise ValueError(
+            f"inversion was made of {made['num_frames']} frames and now has {len(samples)}. Cut or repeat frames "
+            "before the inversion, not after it."
+        )
+    check_power(samples, made["power"])
+    if model is not None:
+        prediction_of(model)  # raises for a model that samples in another way
+        clip_latent(model, latent, clip_settings(model).num_frames, "inversion")
+        table = sigma_table(model)
+        if (table[:, None] - made["sigmas"][None, :-1]).abs().amin(dim=0).max() > 1e-4:
+            raise ValueError(
+                f"inversion has noise levels up to {made['sigmas'][0]:.4f} that are not the model's (up to "
+                f"{table[-1]:.4f}). Invert and sample with models of the same noise schedule."
+            )
+    return made["sigmas"]

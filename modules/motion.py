@@ -1,0 +1,117 @@
+"""The motion of a clip: optical flow between neighbouring frames, and warping along it.
+
+A flow from frame n to frame m holds, at each pixel of n, how far right and down (x, y, in pixels) the same point of the
+scene lies in m. Warping m to n therefore looks up m at the pixel plus the flow.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Flows between the neighbouring frames of a clip of f frames, and where they hold.
+
+    Attributes:
+        forward: from each frame but the last to the next, shape (f - 1, 2, h, w), pixels of this size.
+        backward: from each frame but the first to the one before, same shape.
+        seen_forward: 1 where a point of a frame but the last is seen in the next too, else 0, shape (f - 1, 1, h, w).
+        seen_backward: the same of each frame but the first and the one before.
+    """
+
+    forward: Tensor
+    backward: Tensor
+    seen_forward: Tensor
+    seen_backward: Tensor
+
+    def resized(self, height: int, width: int) -> "Motion":
+        """Return the motion on frames of another size; flows are in its pixels, and what is half seen is not."""
+        scale = self.forward.new_tensor([width / self.forward.shape[-1], height / self.forward.shape[-2]])
+
+        def flow(value: Tensor) -> Tensor:
+            return F.interpolate(value, size=(height, width), mode="area") * scale[:, None, None]
+
+        def seen(value: Tensor) -> Tensor:
+            return (F.interpolate(value, size=(height, width), mode="area") > 0.5).to(value)
+
+        return Motion(flow(self.forward), flow(self.backward), seen(self.seen_forward), seen(self.seen_backward))
+
+    def to(self, like: Tensor) -> "Motion":
+        """Return the motion on the device and in the precision of a tensor."""
+        return Motion(*(value.to(like) for value in vars(self).values()))
+
+
+def warp(frames: Tensor, flow: Tensor) -> Tensor:
+    """Look frames up along a flow, bilinearly; beyond an edge the edge.
+
+    Args:
+        frames: what the flow leads to, shape (n, c, h, w).
+        flow: shape (n, 2, h, w), pixels.
+
+    Returns:
+        Shape (n, c, h, w), at the pixels the flow starts from.
+    """
+    height, width = frames.shape[-2:]
+    rows, columns = torch.meshgrid(
+        torch.arange(height, device=flow.device), torch.arange(width, device=flow.device), indexing="ij"
+    )
+    x = (columns + flow[:, 0] + 0.5) * 2 / width - 1
+    y = (rows + flow[:, 1] + 0.5) * 2 / height - 1
+    return F.grid_sample(frames, torch.stack([x, y], dim=-1), padding_mode="border", align_corners=False)
+
+
+def seen_in_both(flow: Tensor, back: Tensor) -> Tensor:
+    """Return where a flow and the one back agree, so that a point is seen in both frames; shape (n, 1, h, w), 0 or 1.
+
+    The check of Sundaram et al. (ECCV 2010): |w + w'|^2 <= 0.01 (|w|^2 + |w'|^2) + 0.5 with w' the flow back at the
+    point the flow leads to. A point that leaves the frame is not seen.
+
+    Args:
+        flow: from some frames to their neighbours, shape (n, 2, h, w), pixels.
+        back: from the neighbours to them, same shape.
+    """
+    there = warp(back, flow)
+    apart = (flow + there).square().sum(dim=1, keepdim=True)
+    size = flow.square().sum(dim=1, keepdim=True) + there.square().sum(dim=1, keepdim=True)
+    height, width = flow.shape[-2:]
+    rows, columns = torch.meshgrid(
+        torch.arange(height, device=flow.device), torch.arange(width, device=flow.device), indexing="ij"
+    )
+    x, y = columns + flow[:, 0], rows + flow[:, 1]
+    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    return ((apart <= 0.01 * size + 0.5) & inside[:, None]).to(flow)
+
+
+def motion_of(forward: Tensor, backward: Tensor) -> Motion:
+    """Return the motion of a clip from its flows, each shape (f - 1, 2, h, w)."""
+    return Motion(forward, backward, seen_in_both(forward, backward), seen_in_both(backward, forward))
+
+
+def estimate_motion(frames: Tensor) -> Motion:
+    """Estimate the motion of a clip by OpenCV's DIS optical flow (Kroeger et al., ECCV 2016).
+
+    Args:
+        frames: shape (f, h, w, 3), 0 ... 1.
+
+    Raises:
+        ImportError: OpenCV is absent.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise ImportError(
+            "Optical flow needs the package opencv-python-headless, which is not installed. Install it into ComfyUI's "
+            "Python: pip install opencv-python-headless"
+        ) from error
+    pictures = (frames.clamp(0, 1) * 255).round().byte().cpu().numpy()
+    grey = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in pictures]
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
+    def flows(first: list, second: list) -> Tensor:
+        found = [torch.from_numpy(dis.calc(a, b, None)).permute(2, 0, 1) for a, b in zip(first, second, strict=True)]
+        return torch.stack(found) if found else torch.zeros(0, 2, *frames.shape[1:3])
+
+    return motion_of(flows(grey[:-1], grey[1:]), flows(grey[1:], grey[:-1]))

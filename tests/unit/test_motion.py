@@ -1,0 +1,168 @@
+"""Optical flow and warping, against rolled pictures, dots and drawn scenes."""
+
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from consistent_video.modules.motion import Motion, estimate_motion, motion_of, seen_in_both, warp
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def even_flow(frames: int, height: int, width: int, right: float, down: float) -> Tensor:
+    """A flow that is the same everywhere."""
+    return torch.tensor([right, down], dtype=torch.float64).view(1, 2, 1, 1).expand(frames, 2, height, width)
+
+
+@pytest.mark.parametrize(("right", "down"), [(0, 0), (3, 0), (0, 2), (-1, -4)])
+def test_warping_by_whole_pixels_is_rolling(right: int, down: int) -> None:
+    frames = draw(2, 3, 13, 17)
+    warped = warp(frames, even_flow(2, 13, 17, right, down))
+    inside = (slice(None), slice(None), slice(4, -4), slice(4, -4))
+    torch.testing.assert_close(warped[inside], frames.roll((-down, -right), (-2, -1))[inside])
+
+
+def test_a_flow_leads_to_where_a_point_lies_in_the_other_frame() -> None:
+    here, there = torch.zeros(2, 1, 1, 8, 11).double()
+    here[0, 0, 2, 7], there[0, 0, 6, 4] = 1, 1  # it goes 3 to the left and 4 down
+    flow = even_flow(1, 8, 11, -3, 4)
+    torch.testing.assert_close(warp(there, flow), here)
+    torch.testing.assert_close(warp(here, -flow), there)
+
+
+def test_between_pixels_warping_is_bilinear() -> None:
+    frames = draw(2, 3, 6, 9)
+    half = warp(frames, even_flow(2, 6, 9, 0.5, 0))
+    torch.testing.assert_close(half[..., :-1], (frames[..., :-1] + frames[..., 1:]) / 2)
+    quarter = warp(frames, even_flow(2, 6, 9, 0, -0.25))
+    torch.testing.assert_close(quarter[..., 1:, :], 0.75 * frames[..., 1:, :] + 0.25 * frames[..., :-1, :])
+
+
+def test_beyond_an_edge_lies_the_edge() -> None:
+    frames = draw(1, 2, 4, 5)
+    torch.testing.assert_close(warp(frames, even_flow(1, 4, 5, 9, 0)), frames[..., -1:].expand_as(frames))
+    torch.testing.assert_close(warp(frames, even_flow(1, 4, 5, 0, -9)), frames[..., :1, :].expand_as(frames))
+
+
+def test_each_frame_and_pixel_has_its_own_flow() -> None:
+    frames, flow = draw(2, 1, 6, 7), torch.zeros(2, 2, 6, 7, dtype=torch.float64)
+    flow[1, 0, 2, 3], flow[1, 1, 2, 3] = 2, -1
+    expected = frames.clone()
+    expected[1, 0, 2, 3] = frames[1, 0, 1, 5]
+    torch.testing.assert_close(warp(frames, flow), expected)
+
+
+@pytest.mark.parametrize(("right", "down"), [(0, 0), (2, 0), (0, -3), (1.5, 2.5)])
+def test_flows_that_agree_see_all_but_what_leaves_the_frame(right: float, down: float) -> None:
+    flow = even_flow(2, 9, 12, right, down)
+    seen = seen_in_both(flow, -flow)
+    rows, columns = torch.meshgrid(torch.arange(9) + down, torch.arange(12) + right, indexing="ij")
+    inside = (rows >= 0) & (rows <= 8) & (columns >= 0) & (columns <= 11)
+    assert torch.equal(seen, inside.double().expand(2, 1, 9, 12))
+
+
+def test_flows_that_contradict_each_other_see_nothing() -> None:
+    flow = even_flow(1, 9, 12, 2, 1)
+    assert not seen_in_both(flow, flow).any()
+    assert seen_in_both(flow, -flow + 0.4)[..., 1:7, 1:9].all(), "within the check's half a pixel"
+    assert not seen_in_both(flow, -flow + 0.6).any()
+
+
+def square_flows(height: int, width: int, left: int, right: int, step: int) -> tuple[Tensor, Tensor]:
+    """The flows there and back of a square between two columns that moves right before a still background."""
+    flow, back = torch.zeros(2, 1, 2, height, width, dtype=torch.float64)
+    flow[:, 0, 3:8, left:right] = step
+    back[:, 0, 3:8, left + step : right + step] = -step
+    return flow, back
+
+
+def test_what_is_hidden_in_the_other_frame_is_not_seen() -> None:
+    flow, back = square_flows(11, 20, 4, 9, 6)
+    expected = torch.ones(1, 1, 11, 20, dtype=torch.float64)
+    covered = expected.clone()
+    covered[..., 3:8, 10:15] = 0  # where the square comes to lie
+    covered[..., 3:8, 9] = 1
+    assert torch.equal(seen_in_both(flow, back), covered)
+    uncovered = expected.clone()
+    uncovered[..., 3:8, 4:9] = 0  # where it lay
+    assert torch.equal(seen_in_both(back, flow), uncovered)
+    motion = motion_of(flow, back)
+    assert torch.equal(motion.seen_forward, covered) and torch.equal(motion.seen_backward, uncovered)
+    assert motion.forward is flow and motion.backward is back
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 3), (8, 12), (16, 24), (3, 5)])
+def test_on_another_size_flows_are_in_its_pixels(height: int, width: int) -> None:
+    flow = even_flow(2, 8, 12, 6, -4)
+    resized = motion_of(flow, -flow).resized(height, width)
+    expected = even_flow(2, height, width, 6 * width / 12, -4 * height / 8)
+    torch.testing.assert_close(resized.forward, expected)
+    torch.testing.assert_close(resized.backward, -expected)
+    assert resized.seen_forward.shape == resized.seen_backward.shape == (2, 1, height, width)
+
+
+def test_on_a_smaller_size_flows_are_means_and_half_seen_is_unseen() -> None:
+    flow, back = draw(2, 1, 2, 8, 12)
+    seen = (draw(1, 1, 8, 12, seed=3) > 0).double()
+    seen[..., :4, :4] = torch.tensor([1.0, 0.0]).repeat(2)  # half of it
+    motion = Motion(flow, back, seen, 1 - seen)
+    small = motion.resized(2, 3)
+    blocks = flow.reshape(1, 2, 2, 4, 3, 4).mean(dim=(3, 5)) / 4
+    torch.testing.assert_close(small.forward, blocks)
+    part = seen.reshape(1, 1, 2, 4, 3, 4).mean(dim=(3, 5))
+    assert torch.equal(small.seen_forward, (part > 0.5).double())
+    assert torch.equal(small.seen_backward, (part < 0.5).double())
+    assert small.seen_forward[0, 0, 0, 0] == small.seen_backward[0, 0, 0, 0] == 0
+
+
+def test_a_motion_takes_the_precision_of_what_it_is_used_on() -> None:
+    flow = even_flow(1, 4, 5, 1, 0)
+    motion = motion_of(flow, -flow).to(torch.zeros(1, dtype=torch.float32))
+    assert {value.dtype for value in vars(motion).values()} == {torch.float32}
+
+
+def texture(height: int, width: int, seed: int = 0) -> Tensor:
+    """A smooth random picture in 0 ... 1, shape (3, height, width)."""
+    coarse = torch.rand(1, 3, height // 4, width // 4, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, size=(height, width), mode="bicubic")[0].clamp(0, 1)
+
+
+def moving_scene(frames: int, right: int, down: int, height: int = 64, width: int = 80) -> Tensor:
+    """Frames (f, h, w, 3) of a texture that moves."""
+    scene = texture(height + 40, width + 40)
+    cut = [scene[:, 20 - n * down : 20 - n * down + height, 20 - n * right :][..., :width] for n in range(frames)]
+    return torch.stack(cut).movedim(1, -1)
+
+
+@pytest.mark.parametrize(("right", "down"), [(3, 0), (-2, 4)])
+def test_the_motion_of_a_scene_is_found(right: int, down: int) -> None:
+    frames = moving_scene(3, right, down)
+    motion = estimate_motion(frames)
+    inside = (slice(None), slice(None), slice(12, -12), slice(12, -12))
+    expected = even_flow(2, 64, 80, right, down).float()
+    assert (motion.forward - expected)[inside].abs().median() < 0.1
+    assert (motion.backward + expected)[inside].abs().median() < 0.1
+    assert motion.seen_forward[inside].mean() > 0.95 and motion.seen_backward[inside].mean() > 0.95
+    pictures = frames.movedim(-1, 1)
+    warped = (warp(pictures[1:], motion.forward) - pictures[:-1])[inside].square().mean()
+    back = (warp(pictures[:-1], motion.backward) - pictures[1:])[inside].square().mean()
+    still = (pictures[1:] - pictures[:-1])[inside].square().mean()
+    assert warped < 0.05 * still and back < 0.05 * still
+
+
+def test_one_frame_has_no_motion() -> None:
+    motion = estimate_motion(moving_scene(1, 0, 0))
+    assert motion.forward.shape == motion.backward.shape == (0, 2, 64, 80)
+    assert motion.seen_forward.shape == motion.seen_backward.shape == (0, 1, 64, 80)
+    assert motion.resized(8, 10).forward.shape == (0, 2, 8, 10)
+
+
+def test_without_opencv_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ImportError, match=r"opencv-python-headless.*pip install opencv-python-headless"):
+        estimate_motion(moving_scene(2, 1, 0))

@@ -1,0 +1,191 @@
+"""One-shot tuning with a smoothing loss, against the sum of both losses written out."""
+
+import math
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from consistent_video.modules.ddim import Prediction
+from consistent_video.modules.tuning import Tuner, TuneSettings
+
+TABLE = torch.logspace(-1.5, 1.1, 37)
+SETTINGS = TuneSettings(steps=4, learning_rate=1e-2, seed=2, max_grad_norm=0, smoothing="INR")
+KINDS = ("INR", "SmoothVideo")
+
+
+class Toy(nn.Module):
+    """A denoiser of two channels that learns a matrix, and notes what it was asked and was then."""
+
+    def __init__(self, seed: int = 4) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(0.5 * torch.randn(2, 2, generator=torch.Generator().manual_seed(seed)))
+        self.asked: list[tuple[Tensor, Tensor, slice, Tensor]] = []
+
+    def denoise(self, x: Tensor, sigma: Tensor, frames: slice) -> Tensor:
+        self.asked.append((x, sigma, frames, self.mix.detach().clone()))
+        return predict(x, sigma, self.mix)
+
+
+def predict(x: Tensor, sigma: Tensor, mix: Tensor) -> Tensor:
+    """A prediction of x_0 that is not linear."""
+    return torch.einsum("ij, f j h w -> f i h w", mix, x / (1 + sigma**2).sqrt()).tanh()
+
+
+def draw_clip() -> Tensor:
+    return torch.randn(5, 2, 4, 3, generator=torch.Generator().manual_seed(0))
+
+
+def draw_mask() -> Tensor:
+    return torch.rand(5, 1, 4, 3, generator=torch.Generator().manual_seed(8)).sub(0.3).clamp(min=0)
+
+
+def make_tuner(
+    toy: Toy,
+    settings: TuneSettings = SETTINGS,
+    prediction: Prediction = "eps",
+    mask: Tensor | None = None,
+) -> Tuner:
+    return Tuner(toy.denoise, toy, draw_clip(), TABLE, prediction, settings, mask)
+
+
+def finish(tuner: Tuner) -> Tuner:
+    for _ in tuner.steps():
+        pass
+    return tuner
+
+
+def take(tuner: Tuner, steps: int) -> Tuner:
+    for _ in islice(tuner.steps(), steps):
+        pass
+    return tuner
+
+
+def diffusion(x: Tensor, x_0: Tensor, denoised: Tensor, sigma: Tensor, prediction: Prediction, mask: Tensor) -> Tensor:
+    """The diffusion loss; both targets are linear in x and x_0, so that their error is that of x_0 times a factor."""
+    factor = 1 / sigma if prediction == "eps" else (1 + 1 / sigma**2).sqrt()
+    errors = (factor * (denoised - x_0)).square()
+    return (mask * errors).sum() / mask.expand_as(errors).sum()
+
+
+def smoothing(residual: Tensor, predicted: Tensor, settings: TuneSettings) -> Tensor:
+    """INR Smooth (19-22) or SmoothVideo's loss, frame by frame."""
+    frames = range(len(residual))
+    if settings.smoothing == "SmoothVideo":
+        return torch.stack([2 * predicted[n] - predicted[n - 1] - predicted[n + 1] for n in frames[1:-1]]).abs().mean()
+    held = residual.detach() if settings.coupling == "detached neighbour" else residual
+    ends = (held[-1], held[0]) if settings.coupling == "cumulative" else (None, None)
+    after = [residual[n] - (held[n + 1] if ends[0] is None else ends[0]) for n in frames[:-1]]
+    before = [residual[n] - (held[n - 1] if ends[1] is None else ends[1]) for n in frames[1:]]
+    losses = [torch.stack(side).square().mean() for side in (after, before)]
+    return settings.backward_weight * losses[0] + settings.forward_weight * losses[1]
+
+
+def by_hand(
+    toy: Toy, step: int, settings: TuneSettings, prediction: Prediction, mask: Tensor | None
+) -> tuple[float, float, Tensor]:
+    """Return both losses of a step and the gradient of their weighted sum, from what the toy was asked."""
+    x, sigma, frames, mix = (value.double() if isinstance(value, Tensor) else value for value in toy.asked[step])
+    x_0, mix = draw_clip()[frames].double(), mix.requires_grad_()
+    where = torch.ones(len(x_0), 1, 4, 3).double() if mask is None else mask[frames].double()
+    denoised = predict(x, sigma, mix)
+    loss = diffusion(x, x_0, denoised, sigma, prediction, where)
+    eps, predicted = (x - x_0) / sigma, (x - denoised) / sigma
+    smooth = smoothing(where * (eps - predicted), where * predicted, settings)
+    end = settings.smoothing_weight if settings.smoothing_end is None else settings.smoothing_end
+    part = step / max(1, settings.steps - 1)
+    weight = (1 - part) * settings.smoothing_weight + part * end
+    snr = sigma.item() ** -2
+    min_snr = min(snr, settings.min_snr_gamma or math.inf) / (snr + (prediction == "v"))
+    total = loss * (min_snr if settings.min_snr_gamma else 1) + weight * smooth
+    (gradient,) = torch.autograd.grad(total, mix)
+    return loss.item(), smooth.item(), gradient
+
+
+CASES = {
+    "INR": {},
+    "SmoothVideo": {"smoothing": "SmoothVideo", "smoothing_weight": 0.2},
+    "weights": {"backward_weight": 0.9, "forward_weight": 0.2, "coupling": "cumulative"},
+    "detached": {"coupling": "detached neighbour"},
+    "rising": {"smoothing_weight": 0.5, "smoothing_end": 4.0},
+    "falling to nothing": {"smoothing_weight": 3.0, "smoothing_end": 0.0},
+    "one step": {"steps": 1, "smoothing_end": 7.0},
+    "windows": {"frames_per_step": 3},
+    "min-SNR": {"min_snr_gamma": 0.3},
+    "windows of SmoothVideo": {"smoothing": "SmoothVideo", "frames_per_step": 4},
+}
+
+
+@pytest.mark.parametrize("mask", [None, draw_mask()], ids=["everywhere", "masked"])
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("case", CASES)
+def test_each_step_follows_the_gradient_of_both_losses(case: str, prediction: Prediction, mask: Tensor | None) -> None:
+    settings, toy = replace(SETTINGS, **CASES[case]), Toy()
+    tuner = make_tuner(toy, settings, prediction, mask)
+    for step in range(settings.steps):
+        tuner.advance()
+        loss, smooth, gradient = by_hand(toy, step, settings, prediction, mask)
+        assert tuner.losses[step] == pytest.approx(loss, rel=1e-3)
+        assert tuner.smoothing_losses[step] == pytest.approx(smooth, rel=1e-3)
+        torch.testing.assert_close(toy.mix.grad.double(), gradient, rtol=1e-3, atol=1e-4)
+    assert len(tuner.losses) == len(tuner.smoothing_losses) == settings.steps
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_diffusion_loss_means_the_same_with_smoothing(kind: str) -> None:
+    toys = Toy(), Toy()
+    plain, smooth = (
+        make_tuner(toy, replace(SETTINGS, smoothing=what, smoothing_weight=50.0))
+        for toy, what in zip(toys, ("none", kind), strict=True)
+    )
+    for tuner in (plain, smooth):
+        take(tuner, 1)
+    assert plain.losses == smooth.losses
+    assert not torch.equal(toys[0].mix.grad, toys[1].mix.grad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_smoothing_of_weight_0_is_none_to_the_bit(kind: str) -> None:
+    toys = Toy(), Toy()
+    plain = finish(make_tuner(toys[0], replace(SETTINGS, smoothing="none", smoothing_weight=9.0, smoothing_end=2.0)))
+    smooth = finish(make_tuner(toys[1], replace(SETTINGS, smoothing=kind, smoothing_weight=0.0)))
+    assert torch.equal(toys[0].mix, toys[1].mix) and plain.losses == smooth.losses
+    assert plain.smoothing_losses == [] and plain.state_dict()["smoothing_losses"].shape == (0,)
+    assert len(smooth.smoothing_losses) == 4 and min(smooth.smoothing_losses) > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tuning_with_smoothing_goes_on_to_the_bit(kind: str) -> None:
+    settings = replace(SETTINGS, smoothing=kind, steps=6, smoothing_end=0.5)
+    tuner = take(make_tuner(Toy(), settings), 2)
+    state = tuner.state_dict()
+    finish(tuner)
+    again = make_tuner(Toy(5), settings)
+    again.load_state_dict(state)
+    assert list(again.steps()) == [3, 4, 5, 6]
+    assert (again.losses, again.smoothing_losses) == (tuner.losses, tuner.smoothing_losses)
+    assert again.state_dict().keys() == tuner.state_dict().keys()
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in tuner.state_dict().items())
+
+
+def test_a_state_from_before_there_was_smoothing_is_continued() -> None:
+    settings = replace(SETTINGS, smoothing="none")
+    tuner = take(make_tuner(Toy(), settings), 2)
+    state = {key: value for key, value in tuner.state_dict().items() if key != "smoothing_losses"}
+    finish(tuner)
+    again = make_tuner(Toy(5), settings)
+    again.load_state_dict(state)
+    assert finish(again).losses == tuner.losses and again.smoothing_losses == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_smoothing_loss_that_is_not_finite_ends_the_tuning(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Toy()
+    tuner = take(make_tuner(toy), 1)
+    before = toy.mix.detach().clone()
+    monkeypatch.setattr(tuner, "smoothing_loss", lambda predicted, eps, mask: value * predicted.sum())
+    with pytest.raises(FloatingPointError, match=r"loss became \S+ at step 2"):
+        tuner.advance()
+    assert len(tuner.losses) == len(tuner.smoothing_losses) == 1 and torch.equal(toy.mix, before)
