@@ -43,8 +43,8 @@ def plot_running_mean(axes: Axes, name: str, values: Sequence[float]) -> None:
     """Plot a value of each step, and its mean over a tenth of them."""
     window = max(1, len(values) // 10)
     means = np.convolve(values, np.ones(window) / window, mode="valid")
-    (line,) = axes.plot(range(window, len(values) + 1), means, label=f"{name}, mean of {window}")
-    axes.plot(range(1, len(values) + 1), values, ".", markersize=3, alpha=0.4, color=line.get_color(), label=name)
+    axes.plot(range(1, len(values) + 1), values, ".", markersize=3, alpha=0.4, label=name)
+    axes.plot(range(window, len(values) + 1), means, label=f"{name}, mean of {window}")
 
 
 def plot_shifts(shifts: Mapping[str, Shift]) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from consistent_video.modules.covariate_shift import Shift
 from consistent_video.modules.host.patch import attach, clip_settings, inflate, transformer_blocks
 from consistent_video.modules.host.report import measure_clip, sigma_at
-from consistent_video.modules.host.sampling import run_sampler
+from consistent_video.modules.host.run import run_sampler
 from consistent_video.modules.presets import AS_PRESET, EI2, PER_FRAME, TUNE_A_VIDEO_PRESET, method
 from consistent_video.nodes.report import CovariateShiftReport
 

@@ -25,10 +25,11 @@ from PIL.Image import Image
 from consistent_video.modules.attention.temporal import spectral_normalised
 from consistent_video.modules.host import files, learned, preview, private_copy, progress, session
 from consistent_video.modules.host.apply import apply_tune
+from consistent_video.modules.host.inversion import InversionSettings, invert_clip
 from consistent_video.modules.host.patch import attach, clip_settings, inflate, transformer_blocks
 from consistent_video.modules.host.preview import PreviewSettings
 from consistent_video.modules.host.private_copy import choose_precision
-from consistent_video.modules.host.sampling import invert_clip, sample_clip
+from consistent_video.modules.host.sampling import SampleSettings, sample_clip
 from consistent_video.modules.host.training import tune_model
 from consistent_video.modules.host.tune_inputs import TuneInputs, latent_mask
 from consistent_video.modules.presets import EI2, FULL, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
@@ -601,8 +602,8 @@ def test_a_preview_is_the_edit_that_the_tuned_model_makes(latent, monkeypatch) -
     base = lively_model()
     tune = run(patched(EI2, base), SETTINGS, preview=PREVIEW)
     tuned = apply_tune(base, tune)
-    inversion = invert_clip(tuned, EMPTY, latent, PREVIEW.steps, 0.0, "none", "next")
-    edit = sample_clip(tuned, EDIT, EMPTY, inversion, PREVIEW.cfg)["samples"]
+    inversion = invert_clip(tuned, EMPTY, EMPTY, latent, InversionSettings(PREVIEW.steps, 0.0, "none"))
+    edit = sample_clip(tuned, EDIT, EMPTY, inversion, SampleSettings(PREVIEW.cfg))[0]["samples"]
     latents = base.model.latent_format
     previewer = latent_preview.Latent2RGBPreviewer(latents.latent_rgb_factors, latents.latent_rgb_factors_bias)
     for i, frame in enumerate(clips[-1]):
