@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
 from ..modules.host.files import register_folder
+from .control import AttentionControl
 from .convert import ExportTuneAVideo, ImportTuneAVideo
 from .demo import LoadDemoModel
 from .inflate import InflateUNet
@@ -18,6 +19,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadDemoModel,
     InflateUNet,
     STAMFFAMPatch,
+    AttentionControl,
     OneShotTune,
     TuningOptionsNode,
     TuningPreviewNode,

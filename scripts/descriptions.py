@@ -369,6 +369,27 @@ def noise_relation(task: Task, file: str) -> list[Group]:
     ]
 
 
+def attention_control(task: Task) -> list[Group]:
+    """Return an edit without tuning that follows the attention of the source."""
+    given = {"model": ("Patch", "clip_model"), "inversion": ("Invert", "inversion"), "clip": ("Model", "CLIP")}
+    given |= {"source_positive": ("Source prompt", "CONDITIONING")}
+    values = {"source_text": task.before, "edit_text": task.after, "cross_end": 0.3, "self_end": 0.3}
+    return [
+        task.nodes(names_source=True),
+        Group("2 Clip model, invert", [INFLATE, PATCH, invert("Invert", "Patch", "Source prompt", gamma=0.0)]),
+        Group(
+            "3 Control, sample",
+            [
+                Node("Control", OURS + "AttentionControl", given, values),
+                sample("Edit", "Control", "Edited prompt", "Invert", 7.5),
+            ],
+            "The texts must be those of the two prompts. Lower cross_end and self_end where the edit changes shapes, "
+            "raise them where it changes looks.",
+        ),
+        Group("4 Edited clip", save("edit", ("Edit", "latent"))),
+    ]
+
+
 def reconstruction(task: Task, file: str) -> list[Group]:
     """Return the check of an inversion, which is saved."""
     apply = {"model": ("Model", "MODEL"), "tune": ("Load tune", "tune")}
@@ -490,6 +511,7 @@ def workflows() -> dict[str, list[Group]]:
         **twins("tune_a_video", tune_a_video),
         **twins("import_tune_a_video", lambda task: import_tune_a_video(task, exported(task))),
         **twins("noise_relation", lambda task: noise_relation(task, first_tune(task))),
+        **twins("attention_control", attention_control),
         **twins("reconstruction", lambda task: reconstruction(task, first_tune(task))),
         **twins("saved_inversion", lambda task: saved_inversion(task, first_tune(task), first_tune(task))),
         **twins("covariate_shift", lambda task: covariate_shift(task, first_tune(task))),

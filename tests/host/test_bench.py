@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from consistent_video.bench import norms
+from consistent_video.bench import inr, norms, world
 from consistent_video.scripts.clips import read_clip
 
 
@@ -35,17 +35,35 @@ def test_the_norms_are_measured_kept_and_written(options, monkeypatch) -> None:
 
 
 def test_the_source_as_its_own_edit_is_judged_as_itself() -> None:
-    source = read_clip(norms.CLIPS / "red_circle.mp4")[0]
-    reader = norms.ShapeReader.load(norms.READER)
-    read = norms.judge(source, source, "a red circle on a white background", reader)
+    source = read_clip(world.CLIPS / "red_circle.mp4")[0]
+    reader = world.ShapeReader.load(world.READER)
+    read = world.judge(source, source, "a red circle on a white background", reader)
     assert read["obeyed"] == 1 and read["motion_error"] == 0 and read["flicker"] == 0
-    assert norms.judge(source, source, "a blue square on a white background", reader)["obeyed"] == 0
+    assert world.judge(source, source, "a blue square on a white background", reader)["obeyed"] == 0
 
 
 def test_an_object_that_jumps_and_grows_is_told() -> None:
-    source = read_clip(norms.CLIPS / "red_circle.mp4")[0]
+    source = read_clip(world.CLIPS / "red_circle.mp4")[0]
     edit = torch.roll(source, 6, dims=3)
     edit[::2] = source[::2]
     edit[3, :, :64] = 1.0
-    read = norms.judge(edit, source, "a red circle on a white background", norms.ShapeReader.load(norms.READER))
+    read = world.judge(edit, source, "a red circle on a white background", world.ShapeReader.load(world.READER))
     assert 2 < read["motion_error"] < 20 and read["flicker"] > 0
+
+
+def test_the_noise_relation_is_measured_and_written(options, monkeypatch) -> None:
+    chosen = {
+        ("training-free", "plain", "none"),
+        ("training-free", "plain", "motion, 0.5"),
+        ("EI² + INR", "plain", "none"),
+    }
+    everything = inr.list_cases
+    monkeypatch.setattr(inr, "list_cases", lambda given: (case for case in everything(given) if case.name in chosen))
+    inr.measure_inr(options)
+    rows = json.loads(options.json.read_text())
+    assert len(rows) == 3 and all(row["warp_error"] > 0 and row["texture"] > 0 for row in rows)
+    written = options.document.read_text(encoding="utf-8")
+    assert all(f"| {' | '.join(name)} | " in written for name in chosen)
+    monkeypatch.setattr(inr, "run_case", lambda *_: pytest.fail("what is done is not done again"))
+    inr.measure_inr(options)
+    assert options.document.read_text(encoding="utf-8") == written

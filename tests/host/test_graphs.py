@@ -188,6 +188,12 @@ def test_an_edit_tied_along_the_motion(host: Host, tuned, demo_clip: Path) -> No
     assert kept.stat().st_size > 0
 
 
+def test_an_edit_follows_the_attention_of_the_source(host: Host, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_attention_control")
+    run = host.run(prompt, patience=PATIENCE)
+    assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
+
+
 def test_a_reconstruction_is_judged_and_its_inversion_serves_an_edit(host: Host, tuned, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_reconstruction")
     run = host.run(prompt, patience=PATIENCE)
@@ -209,6 +215,7 @@ SD15 = {  # in this order: the first save what the others load
     "tune_dial": {},
     "covariate_shift": {},
     "noise_relation": {},
+    "attention_control": {},
     "reconstruction": {},
     "saved_inversion": {},
     "tuning_settings": {"Tune.steps": 2, "Tune.snapshots": "", "Options.warmup_steps": 1, "Save tune.with_state": True}

@@ -10,6 +10,7 @@ from consistent_video.scripts.host import PACK, Host, HostError
 PREFIX = "ConsistentVideo_"
 NODES = (
     "ApplyTune",
+    "AttentionControl",
     "ClipMotion",
     "CovariateShiftReport",
     "ExportTuneAVideo",

@@ -1,0 +1,114 @@
+"""Prompt-to-prompt control of attention (Hertz et al. 2022, arXiv 2208.01626), as FateZero and Video-P2P use it.
+
+Maps are softmax(Q K^T / sqrt(d)) in float32, shape (f, heads, l, tokens): where each of the l positions of a frame
+looks among the tokens of the prompt.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def text_length(ids: Sequence[int], end: int) -> int:
+    """Return the number of tokens before the first end token, that of the beginning included."""
+    return list(ids).index(end)
+
+
+def longest_common(source: Sequence[int], edited: Sequence[int]) -> list[int]:
+    """Return for each token of the second sequence its partner in a longest common subsequence, -1 = none.
+
+    Of several such subsequences the one that pairs earlier tokens of both.
+    """
+    longest = [[0] * (len(edited) + 1) for _ in range(len(source) + 1)]
+    for i in reversed(range(len(source))):
+        for j in reversed(range(len(edited))):
+            same = source[i] == edited[j]
+            longest[i][j] = longest[i + 1][j + 1] + 1 if same else max(longest[i + 1][j], longest[i][j + 1])
+    partners, i, j = [-1] * len(edited), 0, 0
+    while i < len(source) and j < len(edited):
+        if source[i] == edited[j]:
+            partners[j] = i
+            i, j = i + 1, j + 1
+        elif longest[i + 1][j] >= longest[i][j + 1]:
+            i += 1
+        else:
+            j += 1
+    return partners
+
+
+def align_tokens(source: Sequence[int], edited: Sequence[int], end: int) -> list[int]:
+    """Return for each token of the edited prompt the token of the source prompt that it is, -1 where it is new.
+
+    Prompt-to-prompt's sequence aligner: words are paired in a longest common subsequence. The end token and the padding
+    after it are paired by their distance from the end of the text, which is ours; there they are by position.
+
+    Args:
+        source, edited: token ids, padded, equally many.
+        end: id of the end token, which pads in SD1.x.
+    """
+    if len(source) != len(edited):
+        raise ValueError(f"prompts of {len(source)} and {len(edited)} tokens cannot be aligned")
+    words, own = text_length(source, end), text_length(edited, end)
+    after = [words + i if words + i < len(source) else -1 for i in range(len(edited) - own)]
+    return longest_common(source[:words], edited[:own]) + after
+
+
+def find_tokens(ids: Sequence[int], word: Sequence[int]) -> list[int]:
+    """Return the positions of every occurrence of a word's tokens."""
+    starts = [i for i in range(len(ids) - len(word) + 1) if word and list(ids[i : i + len(word)]) == list(word)]
+    return [start + i for start in starts for i in range(len(word))]
+
+
+def cross_maps(q: Tensor, k: Tensor, heads: int) -> Tensor:
+    """Return the attention maps of projected tokens q, shape (f, l, heads d), and k, shape (f, tokens, heads d)."""
+    q, k = (rearrange(x.float(), "f n (heads d) -> f heads n d", heads=heads) for x in (q, k))
+    return (einsum(q, k, "f heads l d, f heads tokens d -> f heads l tokens") * q.shape[-1] ** -0.5).softmax(dim=-1)
+
+
+def attend_by_maps(maps: Tensor, v: Tensor) -> Tensor:
+    """Return the values, shape (f, tokens, heads d), weighted by the maps, shape (f, l, heads d)."""
+    values = rearrange(v.float(), "f tokens (heads d) -> f heads tokens d", heads=maps.shape[1])
+    return rearrange(maps @ values, "f heads l d -> f l (heads d)").to(v.dtype)
+
+
+def refine_maps(source: Tensor, edited: Tensor, alignment: Sequence[int]) -> Tensor:
+    """Take the maps of the tokens common to both prompts from the source; new tokens keep the edit's.
+
+    As in prompt-to-prompt the result is not normalised anew.
+
+    Args:
+        source, edited: maps.
+        alignment: of each edited token, from `align_tokens`.
+    """
+    index = torch.tensor(alignment, device=edited.device)
+    return torch.where(index >= 0, source[..., index.clamp(min=0)], edited)
+
+
+def reweight(maps: Tensor, weights: Sequence[float]) -> Tensor:
+    """Scale the map of each token, without normalising them anew: prompt-to-prompt's attention re-weighting."""
+    return maps * maps.new_tensor(weights)
+
+
+def word_map(maps: Tensor, positions: Sequence[int], height: int, width: int) -> Tensor:
+    """Return how much each position looks at some tokens, mean over the heads, shape (f, 1, h, w)."""
+    looked = maps[..., list(positions)].sum(dim=-1).mean(dim=1)
+    return rearrange(looked, "f (h w) -> f 1 h w", h=height, w=width)
+
+
+def threshold_mask(attention: Tensor, threshold: float, height: int, width: int) -> Tensor:
+    """Return where words are looked at most: prompt-to-prompt's local blend.
+
+    Args:
+        attention: sum of word maps, shape (f, 1, h, w).
+        threshold: part of each frame's largest value from which a position counts.
+        height, width: of the mask.
+
+    Returns:
+        0 or 1, shape (f, 1, height, width): a maximum over 3 x 3 positions, resized, divided by each frame's maximum.
+    """
+    spread = F.max_pool2d(attention, 3, stride=1, padding=1)
+    spread = F.interpolate(spread, size=(height, width), mode="bilinear", align_corners=False)
+    return (spread / spread.amax(dim=(1, 2, 3), keepdim=True) > threshold).to(attention.dtype)
