@@ -94,5 +94,8 @@ def invert_once(
         except ValueError as error:
             log.warning("%s", error)
     inversion = invert_clip(model, positive, negative, latent, settings)
-    to_file(inversion, path)
+    try:
+        to_file(inversion, path)
+    except OSError as error:  # the inversion is there, only not kept
+        log.warning("The inversion is not kept: %s", error)
     return inversion, False

@@ -24,7 +24,7 @@ from comfy_extras.nodes_custom_sampler import DisableNoise, SamplerCustomAdvance
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from torch import Tensor
 
-from consistent_video.modules.host import identity, run
+from consistent_video.modules.host import identity, inversion_cache, run
 from consistent_video.modules.host.apply import apply_tune
 from consistent_video.modules.host.demo import WEIGHTS
 from consistent_video.modules.host.files import INVERSIONS
@@ -353,6 +353,19 @@ def test_the_relation_backs_off_where_texture_would_go(keep: float, contrast: fl
     used = next(strength for strength in (0.4, 0.2, 0.1, 0.0) if textured(strength) >= floor * (1 - 1e-6))
     assert relating.used == [used] and relating.texture == [pytest.approx(textured(used), rel=1e-4)]
     assert away(x - sigma * related, blend_by_hand(target, torch.full((FRAMES, 1, 1, 1), used))) < 1e-4
+
+
+def test_the_texture_told_is_that_of_what_each_step_predicts_against_the_sources(model, plain) -> None:
+    made, states = plain[INVERSION], [FACTOR * plain["samples"]]
+    _, told = sample_clip(model, EDIT, EMPTY, plain, SampleSettings(4.0), lambda _, x: states.append(x.cpu()))
+    levels, sources = made["sigmas"], trajectory(model, plain)
+    expected = []
+    for i in range(STEPS):
+        eps = (states[i + 1] - states[i]) / (levels[i + 1] - levels[i])
+        predicted = states[i] - levels[i] * eps, sources[i] - levels[i] * made["noises"][i].float()
+        energy, of_source = (texture_energy(clip).mean().item() for clip in predicted)
+        expected.append(energy / of_source)
+    assert told["texture"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_report_tells_strength_and_texture_of_each_step(model, plain) -> None:
@@ -802,6 +815,16 @@ def test_a_damaged_file_is_replaced(model, latent, folder, caplog, spoil: Callab
     assert not was_there and "is damaged" in caplog.text
     assert_same(again, first)
     assert len(file.read_bytes()) == len(whole) and keep(model, latent)[1]
+
+
+def test_a_full_disk_costs_the_file_and_not_the_inversion(model, latent, folder, caplog, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("x could not be written (No space left on device).")
+
+    monkeypatch.setattr(inversion_cache, "save_inversion", refuse)
+    found, was_there = keep(model, latent)
+    assert not was_there and found["samples"].isfinite().all()
+    assert "not kept: x could not be written" in caplog.text
 
 
 def test_what_cannot_be_told_apart_is_inverted_and_not_kept(model, latent, folder, caplog) -> None:
