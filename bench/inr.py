@@ -11,6 +11,7 @@ from statistics import fmean
 
 import torch
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 from ..modules.host.apply import apply_tune
 from ..modules.host.inversion import InversionSettings, invert_clip
@@ -20,11 +21,12 @@ from ..modules.host.training import tune_model
 from ..modules.host.tune_inputs import TuneInputs
 from ..modules.motion import estimate_motion
 from ..modules.noise_relation import Direction
+from ..modules.reconstruction import psnr
 from ..modules.smoothing import Smoothing
 from ..modules.tuning import TuneSettings
 from ..scripts.environment import say
 from .table import add_row, load_rows, mean_and_error, write_table
-from .world import Row, World, judge, load_clip, texture_kept, warp_error
+from .world import Row, World, judge, load_clip, load_motion, texture_kept, warp_error
 
 LEARNING_RATE, CFG = 1e-4, 7.5
 TUNED: dict[str, Smoothing | None] = {"training-free": None, "EI²": "none", "EI² + INR": "INR"}
@@ -100,19 +102,24 @@ def run_case(world: World, models: Models, case: Case) -> Row:
     began = time.monotonic()
     source, notes = load_clip(case.clip)
     latent, empty, model = world.encode(source), world.prompt(""), models.get(case)
-    motion = estimate_motion(source.movedim(1, -1))
     relation = None
     if case.relation != "none":
-        relation = RelationSettings(case.strength, motion=motion if case.relation == "motion" else None)
+        motion = estimate_motion(source.movedim(1, -1)) if case.relation == "motion" else None
+        relation = RelationSettings(case.strength, motion=motion)
     settings = InversionSettings(case.ddim_steps, case.gamma, case.direction)
     inversion = invert_clip(model, empty, empty, latent, settings)
-    sampling = SampleSettings(CFG, relation=relation)
-    edit = world.decode(sample_clip(model, world.prompt(notes["edit"]), empty, inversion, sampling)[0])
+
+    def sample(prompt: str, cfg: float) -> Tensor:
+        settings = SampleSettings(cfg, relation=relation)
+        return world.decode(sample_clip(model, world.prompt(prompt), empty, inversion, settings)[0])
+
+    edit = sample(notes["edit"], CFG)
     return {
         **asdict(case),
         **judge(edit, source, notes["edit"], world.reader),
-        "warp_error": 1000 * warp_error(edit, motion),
+        "warp_error": 1000 * warp_error(edit, load_motion(case.clip)),
         "texture": texture_kept(edit, source),
+        "reconstruction": fmean(psnr(sample("", 1.0), world.decode(latent))),
         "seconds": round(time.monotonic() - began, 1),
     }
 
@@ -144,6 +151,7 @@ def make_document(rows: list[tuple[Case, Row]], options: argparse.Namespace) -> 
         "flicker": "flicker of area",
         "warp_error": "warp error, 10⁻³",
         "texture": "texture",
+        "reconstruction": "reconstruction, dB",
     }
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for case, row in rows:
@@ -163,10 +171,13 @@ def make_document(rows: list[tuple[Case, Row]], options: argparse.Namespace) -> 
             write_table(["tuning", "inversion", "relation at sampling", *columns.values()], body),
             "",
             "- *Attributes read right*, *motion error*, *flicker of area*: as in [norms.md](norms.md).",
-            "- *Warp error*: mean squared difference of neighbouring frames of the edit along the source's optical "
-            "flow (DIS), where points are seen in both.",
+            "- *Warp error*: mean squared difference of neighbouring frames of the edit along the source's own motion, "
+            "known exactly, where points are seen in both.",
             "- *Texture*: mean square of the Laplacian of the edit's frames against the source's. The edit has other "
             "shapes and colours, so that 1 is no aim; compare within a tuning.",
+            "- *Reconstruction*: PSNR of the same inversion sampled with the empty prompt it was made with, without "
+            "guidance and with the same relation at sampling, against the autoencoder's round trip.",
+            "- Motion compensation at sampling uses the flow that Clip Motion estimates (DIS), not the known one.",
             "",
         ]
     )

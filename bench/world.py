@@ -9,10 +9,11 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..demo.clips import RECIPES, draw_recipe
 from ..demo.reader import ShapeReader, find_object
 from ..modules.host.demo import load_demo_model
 from ..modules.host.patch import attach, inflate
-from ..modules.motion import Motion, warp
+from ..modules.motion import Motion, motion_of, warp
 from ..modules.presets import AS_PRESET, EI2, method
 from ..modules.texture import texture_energy
 from ..scripts.clips import read_clip
@@ -28,6 +29,12 @@ def load_clip(name: str) -> tuple[Tensor, dict[str, Any]]:
     """Return a demo clip's frames (f, 3, h, w) in 0 ... 1, and what is noted of it: "prompt", "edit" and the truth."""
     notes = json.loads((CLIPS / f"{name}.json").read_text(encoding="utf-8"))
     return read_clip(CLIPS / f"{name}.mp4")[0], notes
+
+
+def load_motion(name: str) -> Motion:
+    """Return the exact motion of a demo clip, as it was drawn."""
+    clip = draw_recipe(next(recipe for recipe in RECIPES if recipe.name == name))
+    return motion_of(clip.flow, clip.flow_back)
 
 
 class World:

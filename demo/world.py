@@ -55,12 +55,14 @@ class Clip:
         path: (f, 2) the centroid of the mask as x, y in pixels.
         flow: (f - 1, 2, 128, 128) where each pixel moves to in the next frame, as x, y offsets
             in pixels; the object's motion inside it, the ground's elsewhere.
+        flow_back: the same of each frame but the first to the one before.
     """
 
     frames: torch.Tensor
     mask: torch.Tensor
     path: torch.Tensor
     flow: torch.Tensor
+    flow_back: torch.Tensor
 
 
 def is_held_out(colour: torch.Tensor, shape: torch.Tensor) -> torch.Tensor:
@@ -235,4 +237,5 @@ def draw_clip(
     given = {"size": size, "angle": angle, "pan": pan}
     moving = replace(moving, **{name: value for name, value in given.items() if value is not None})
     frames, mask = draw(moving)
-    return Clip(frames=frames, mask=mask, path=get_centroid(mask), flow=get_flow(moving, mask))
+    flow_back = get_flow(moving[torch.arange(len(path)).flip(0)], mask.flip(0)).flip(0)
+    return Clip(frames, mask, get_centroid(mask), get_flow(moving, mask), flow_back)

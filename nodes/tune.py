@@ -205,8 +205,8 @@ class TuningOptionsNode(io.ComfyNode):
                 io.Boolean.Input(
                     "gradient_checkpointing",
                     default=False,
-                    tooltip="Compute inner values twice in the place of holding them: far less memory, about a third "
-                    "slower, the same result.",
+                    tooltip="Compute inner values twice in the place of holding them: less memory, more "
+                    "time, the same result to rounding.",
                 ),
                 io.Int.Input(
                     "frames_per_step",

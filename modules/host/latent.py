@@ -8,6 +8,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import EPS, V_PREDICTION
 from comfy.sample import fix_empty_latent_channels
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..ddim import Prediction
 
@@ -66,3 +67,22 @@ def clip_latent(model: ModelPatcher, latent: dict[str, Any], num_frames: int, na
 def to_model_latent(model: ModelPatcher, samples: Tensor) -> Tensor:
     """Scale a VAE latent to the model's latent in float32 on the model's device, as a tensor that takes gradients."""
     return model.model.process_latent_in(samples.clone().to(get_torch_device(), torch.float32))
+
+
+def to_positions(mask: Tensor, like: Tensor) -> Tensor:
+    """Return a mask of pictures as weights of a latent's positions, shape (f, 1, h, w).
+
+    Args:
+        mask: shape (f or 1, height, width) or (height, width), 0 ... 1.
+        like: latent of the clip, shape (f, c, h, w).
+
+    Raises:
+        ValueError: it has other frames than the clip.
+    """
+    mask = mask.reshape(-1, *mask.shape[-2:])
+    if len(mask) not in (1, len(like)):
+        raise ValueError(
+            f"mask has {len(mask)} frames and the clip {len(like)}. Give one for all frames or one for each."
+        )
+    weights = F.interpolate(mask.clone().to(like)[:, None], size=like.shape[-2:], mode="area")
+    return weights.expand(len(like), -1, -1, -1)

@@ -64,7 +64,7 @@ def memory_advice(model: ModelPatcher, inputs: TuneInputs, settings: TuneSetting
     per_step = min(settings.frames_per_step or frames, frames)
     advice = []
     if not settings.gradient_checkpointing:
-        advice.append("turn gradient_checkpointing on in Tuning Options (about a third slower)")
+        advice.append("turn gradient_checkpointing on in Tuning Options (slower)")
     if per_step > 2:
         advice.append(f"set frames_per_step to {max(2, per_step // 2)} there")
     if spatial is not None and spatial.kind == "fine-coarse" and spatial.r < 8:

@@ -9,13 +9,13 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import KSAMPLER
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..ddim import ddim_trajectory, sample_ddim
 from ..motion import Motion
 from ..noise_relation import smooth_edit
 from ..texture import texture_energy
 from .inversion import INVERSION, MASKED, check_power, inversion_of
+from .latent import to_positions
 from .run import run_sampler, warn_of_frames
 
 Watch = Callable[[int, Tensor], None]
@@ -64,20 +64,6 @@ class SampleSettings:
     end_step: int = 0
     relation: RelationSettings | None = None
     mask: Tensor | None = None
-
-
-def to_positions(mask: Tensor, like: Tensor, name: str = "mask") -> Tensor:
-    """Return a mask of pictures as weights of a latent's positions, shape (f, 1, h, w).
-
-    Raises:
-        ValueError: it has other frames than the clip.
-    """
-    if len(mask) not in (1, len(like)):
-        raise ValueError(
-            f"{name} has {len(mask)} frames and the clip {len(like)}. Give one for all frames or one for each."
-        )
-    weights = F.interpolate(mask.clone().to(like)[:, None], size=like.shape[-2:], mode="area")
-    return weights.expand(len(like), -1, -1, -1)
 
 
 class Relating:

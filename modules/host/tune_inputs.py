@@ -8,9 +8,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sampler_helpers import convert_cond
 from comfy.samplers import encode_model_conds
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..weights import Tune
+from .latent import to_positions
 from .preview import PreviewSettings
 
 NOT_TUNED_WITH = ("control", "mask", "area", "gligen", "hooks", "timestep_start", "start_percent", "end_percent")
@@ -70,14 +70,7 @@ def latent_mask(mask: Tensor | None, x_0: Tensor) -> Tensor | None:
     """
     if mask is None:
         return None
-    mask = mask.reshape(-1, *mask.shape[-2:])
-    if len(mask) not in (1, len(x_0)):
-        raise ValueError(
-            f"mask has {len(mask)} frames and the clip {len(x_0)}. Give one for all frames or one for each."
-        )
-    weights = F.interpolate(mask.clone().to(x_0)[:, None], size=x_0.shape[-2:], mode="area").expand(
-        len(x_0), -1, -1, -1
-    )
+    weights = to_positions(mask, x_0)
     if weights.sum() <= 0:
         raise ValueError("mask leaves nothing to tune on. White is where the loss counts; invert it if needed.")
     return weights
