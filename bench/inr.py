@@ -62,7 +62,9 @@ def list_cases(options: argparse.Namespace) -> Iterator[Case]:
     for seed in range(options.seeds):
         for clip in options.clips:
             worked = clip, seed, options.steps, options.ddim_steps
-            for tuned in TUNED:
+            for tuned, smoothing in TUNED.items():
+                if seed and smoothing is None:
+                    continue  # nothing is drawn: it would be the same edit again
                 for direction, gamma in inversions:
                     yield Case(tuned, direction, gamma, "none", 0.0, *worked)
                 for relation, strength in relations:
@@ -156,19 +158,19 @@ def make_document(rows: list[tuple[Case, Row]], options: argparse.Namespace) -> 
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for case, row in rows:
         groups.setdefault(case.name, []).append(row)
-    body = [[*name, *(compare(groups, name, key) for key in columns)] for name in groups]
+    body = [[*name, str(len(groups[name])), *(compare(groups, name, key) for key in columns)] for name in groups]
     return "\n".join(
         [
             "# The interframe noise relation",
             "",
             f"Written by `python -m bench inr --seeds {options.seeds} --ddim-steps {options.ddim_steps}`. The demo "
-            f"model, {', '.join(options.clips)}: {len(rows) // len(groups)} edits in each row. A cell holds the mean "
-            "and, in brackets, the difference to the first row of the same tuning (plain inversion, nothing at "
-            "sampling) over the same clips and seeds ± its standard error. Tuned for "
+            f"model, {', '.join(options.clips)}. A cell holds the mean of the row's edits and, in brackets, the "
+            "difference to the first row of the same tuning (plain inversion, nothing at sampling) over the same clips "
+            "and seeds ± its standard error. Tuned for "
             f"{options.steps} steps at {LEARNING_RATE:g}, EI² + INR with lambda 2; {options.ddim_steps} DDIM steps, "
             f"inverted with an empty prompt, CFG {CFG:g}.",
             "",
-            write_table(["tuning", "inversion", "relation at sampling", *columns.values()], body),
+            write_table(["tuning", "inversion", "relation at sampling", "edits", *columns.values()], body),
             "",
             "- *Attributes read right*, *motion error*, *flicker of area*: as in [norms.md](norms.md).",
             "- *Warp error*: mean squared difference of neighbouring frames of the edit along the source's own motion, "

@@ -67,3 +67,11 @@ def test_the_noise_relation_is_measured_and_written(options, monkeypatch) -> Non
     monkeypatch.setattr(inr, "run_case", lambda *_: pytest.fail("what is done is not done again"))
     inr.measure_inr(options)
     assert options.document.read_text(encoding="utf-8") == written
+
+
+def test_what_nothing_is_drawn_for_is_measured_once(options) -> None:
+    options.seeds, options.clips = 3, ["red_circle", "yellow_star"]
+    cases = list(inr.list_cases(options))
+    seeds = {tuned: {case.seed for case in cases if case.tuned == tuned} for tuned in inr.TUNED}
+    assert seeds == {"training-free": {0}, "EI²": {0, 1, 2}, "EI² + INR": {0, 1, 2}}
+    assert len(set(cases)) == len(cases)
