@@ -4,11 +4,15 @@ A flow from frame n to frame m holds, at each pixel of n, how far right and down
 scene lies in m. Warping m to n therefore looks up m at the pixel plus the flow.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+LEAST_SIDE = 12  # pixels; OpenCV's DIS fails on smaller pictures
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,45 @@ def seen_in_both(flow: Tensor, back: Tensor) -> Tensor:
 
 
 def motion_of(forward: Tensor, backward: Tensor) -> Motion:
-    """Return the motion of a clip from its flows, each shape (f - 1, 2, h, w)."""
+    """Return the motion of a clip from its flows, each shape (f - 1, 2, h, w).
+
+    Raises:
+        ValueError: the two have other shapes.
+    """
+    if forward.shape != backward.shape:
+        raise ValueError(
+            f"forward has the shape {tuple(forward.shape)} and backward {tuple(backward.shape)}. Both are of the same "
+            "clip: a flow for each pair of neighbouring frames, at one size."
+        )
     return Motion(forward, backward, seen_in_both(forward, backward), seen_in_both(backward, forward))
+
+
+def read_flow(flow: Any, name: str, largest: float) -> Tensor:
+    """Return flows as this pack holds them, shape (n, 2, h, w), pixels.
+
+    Args:
+        flow: tensor, array or sequence of them, pixels, shape (n, 2, h, w) or (n, h, w, 2); or pictures, shape
+            (n, h, w, 3), 0 ... 1, whose red is x and green y, 0.5 none and 1 `largest` to the right and down.
+        name: of the input, for errors.
+        largest: pixels.
+
+    Raises:
+        ValueError: it has another shape, or values that are not finite.
+    """
+    if isinstance(flow, Sequence):
+        flow = torch.stack([torch.as_tensor(one) for one in flow])
+    flow = torch.as_tensor(flow).float()
+    if flow.ndim == 4 and flow.shape[-1] == 3:
+        flow = (flow[..., :2] - 0.5) * 2 * largest
+    if flow.ndim == 4 and flow.shape[-1] == 2:
+        flow = flow.movedim(-1, 1)
+    if flow.ndim != 4 or flow.shape[1] != 2:
+        raise ValueError(
+            f"{name} has the shape {tuple(flow.shape)}. Flows are (n, 2, h, w) or (n, h, w, 2) in pixels, or pictures."
+        )
+    if not flow.isfinite().all():
+        raise ValueError(f"{name} holds values that are not finite. Look at what made it.")
+    return flow
 
 
 def estimate_motion(frames: Tensor) -> Motion:
@@ -98,7 +139,13 @@ def estimate_motion(frames: Tensor) -> Motion:
 
     Raises:
         ImportError: OpenCV is absent.
+        ValueError: the frames are too small for it.
     """
+    if min(frames.shape[1:3]) < LEAST_SIDE:
+        raise ValueError(
+            f"images are {frames.shape[2]} x {frames.shape[1]} pixels; DIS optical flow needs {LEAST_SIDE} each way. "
+            "Take the motion from the clip before it was made smaller."
+        )
     try:
         import cv2
     except ImportError as error:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 Smoothing = Literal["none", "INR", "SmoothVideo"]
 Coupling = Literal["pairwise", "detached neighbour", "cumulative"]
+LEAST_FRAMES: dict[Smoothing, int] = {"none": 1, "INR": 2, "SmoothVideo": 3}  # below which a loss is 0
 
 
 def interframe_losses(residual: Tensor, coupling: Coupling = "pairwise") -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_, parametrize
 from .ddim import Prediction, output_to_eps, unet_output
 from .learning_rate import Schedule, learning_rate_factor
 from .losses import diffusion_loss, min_snr_weights
-from .smoothing import Coupling, Smoothing, inr_loss, smooth_video_loss
+from .smoothing import LEAST_FRAMES, Coupling, Smoothing, inr_loss, smooth_video_loss
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Optimizer = Literal["AdamW", "AdamW 8-bit"]
@@ -125,11 +125,11 @@ class Tuner:
 
     Attributes:
         losses: of each step done: mean squared error of the UNet output, without min-SNR's weight.
-        smoothing_losses: of each step done, without lambda; empty without smoothing.
+        smoothing_losses: of each step done, without lambda; 0 without smoothing.
         last_good: number of steps and state of `learned`, on the CPU, for which the loss was finite.
 
     Raises:
-        ValueError: settings that do not fit each other.
+        ValueError: settings that do not fit each other or the clip.
         ImportError: a package that the settings need is absent.
     """
 
@@ -155,6 +155,7 @@ class Tuner:
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.losses: list[float] = []
         self.smoothing_losses: list[float] = []
+        self.check_smoothing()
         self.last_good: tuple[int, dict[str, Tensor]] = (0, {})
 
     def steps(self) -> Iterator[int]:
@@ -214,8 +215,7 @@ class Tuner:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.losses.append(value)
-        if settings.smoothing != "none":
-            self.smoothing_losses.append(smoothing_value)
+        self.smoothing_losses.append(smoothing_value)
 
     def smoothing_loss(self, predicted: Tensor, eps: Tensor, mask: Tensor | None) -> Tensor:
         """Return the smoothing loss of a step from the predicted noise and the true one, without its weight."""
@@ -227,6 +227,15 @@ class Tuner:
         if settings.smoothing == "SmoothVideo":
             return smooth_video_loss(where * predicted.float())
         return predicted.new_zeros((), dtype=torch.float32)
+
+    def check_smoothing(self) -> None:
+        """Raise ValueError where a step has too few frames to be smoothed."""
+        smoothing, frames = self.settings.smoothing, min(self.settings.frames_per_step or len(self.x_0), len(self.x_0))
+        if frames < LEAST_FRAMES[smoothing]:
+            raise ValueError(
+                f"smoothing {smoothing} compares neighbouring frames and needs {LEAST_FRAMES[smoothing]} in each step; "
+                f"there {'is' if frames == 1 else 'are'} {frames}. Set frames_per_step higher, or smoothing to none."
+            )
 
     def smoothing_weight(self, done: int) -> float:
         """Return lambda at a step, from 0."""
@@ -292,7 +301,8 @@ class Tuner:
             self.scaler.load_state_dict({**self.scaler.state_dict(), **unflatten(state, "scaler.")})
         self.generator.set_state(state["generator"])
         self.losses = losses
-        self.smoothing_losses = state.get("smoothing_losses", torch.empty(0)).tolist()  # older states have none
+        smoothing_losses = state.get("smoothing_losses", torch.empty(0)).tolist()
+        self.smoothing_losses = smoothing_losses or [0.0] * len(losses)  # older states have none
 
 
 NUMBER = ":number"  # ends the flat name of a value that is no tensor

@@ -11,7 +11,7 @@ from .inflate import InflateUNet
 from .inversion import INRBidirectionalDDIMInversion, LoadInversion, SaveInversion
 from .patch import STAMFFAMPatch
 from .report import CovariateShiftReport, ReconstructionReport
-from .sample import ClipMotion, InterframeNoiseRelation, SmoothSample, SmoothSampler
+from .sample import ClipMotion, InterframeNoiseRelation, MotionFromFlow, SmoothSample, SmoothSampler
 from .tune import OneShotTune, TuningOptionsNode, TuningPreviewNode
 from .tune_files import ApplyTune, LoadTune, SaveTune, TuneDial
 
@@ -36,6 +36,7 @@ NODES: list[type[io.ComfyNode]] = [
     SmoothSampler,
     InterframeNoiseRelation,
     ClipMotion,
+    MotionFromFlow,
     ReconstructionReport,
     CovariateShiftReport,
 ]

@@ -5,7 +5,7 @@ import json
 from comfy_api.latest import io
 
 from ..modules.host.sampling import InvertedClipSampler, RelationSettings, SampleSettings, sample_clip
-from ..modules.motion import estimate_motion
+from ..modules.motion import estimate_motion, motion_of, read_flow
 from .types import MENU, PREFIX, Motion, NoiseRelation
 
 CATEGORY = MENU + "sample"
@@ -42,7 +42,7 @@ def step_inputs() -> list[io.Input]:
             max=998,
             optional=True,
             advanced=True,
-            tooltip="Step to begin at, from the source as it is there. Later keeps more of it. 0 = from the noise.",
+            tooltip="Step to begin at, from the inversion as it is there. Later keeps more of it. 0 = from the noise.",
         ),
         io.Int.Input(
             "end_step",
@@ -187,6 +187,14 @@ class InterframeNoiseRelation(io.ComfyNode):
                     advanced=True,
                     tooltip="Factors of the strength with commas, one for each frame: 1, 1, 0.5, ... Empty = all 1.",
                 ),
+                io.String.Input(
+                    "step_strengths",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Factors of the strength with commas, spread evenly from start to end with straight lines "
+                    "between: 1, 0 falls to nothing. Empty = constant.",
+                ),
                 Motion.Input(
                     "motion",
                     optional=True,
@@ -199,9 +207,12 @@ class InterframeNoiseRelation(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, strength, start, end, keep_texture, frame_strengths, motion=None, mask=None) -> io.NodeOutput:
-        frames = read_numbers(frame_strengths)
-        return io.NodeOutput(RelationSettings(strength, start, end, motion, mask, frames or (1.0,), keep_texture))
+    def execute(
+        cls, strength, start, end, keep_texture, frame_strengths, step_strengths="", motion=None, mask=None
+    ) -> io.NodeOutput:
+        frames = read_numbers("frame_strengths", frame_strengths)
+        steps = read_numbers("step_strengths", step_strengths)
+        return io.NodeOutput(RelationSettings(strength, start, end, motion, mask, frames, steps, keep_texture))
 
 
 class ClipMotion(io.ComfyNode):
@@ -225,15 +236,51 @@ class ClipMotion(io.ComfyNode):
         return io.NodeOutput(estimate_motion(images))
 
 
-def read_numbers(text: str) -> tuple[float, ...]:
-    """Read numbers with commas.
+class MotionFromFlow(io.ComfyNode):
+    """Optical flow of another origin."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "MotionFromFlow",
+            display_name="Motion From Flow",
+            category=CATEGORY,
+            description="Takes optical flow that something else made, such as another estimator or the vector pass of "
+            "a renderer, and works out what is hidden in the next or the previous frame.",
+            search_aliases=["optical flow", "motion vectors", "vector pass", "RAFT"],
+            inputs=[
+                io.AnyType.Input(
+                    "forward",
+                    tooltip="From each frame but the last to the next: pictures whose red and green are x and y, or "
+                    "tensors in pixels, x to the right and y down.",
+                ),
+                io.AnyType.Input("backward", tooltip="The same from each frame but the first to the one before."),
+                io.Float.Input(
+                    "largest",
+                    default=32.0,
+                    min=0.1,
+                    max=4096.0,
+                    step=0.1,
+                    tooltip="Of pictures: pixels of motion that full red or green stands for; half is none, and black "
+                    "as much the other way. Tensors are taken as they are.",
+                ),
+            ],
+            outputs=[Motion.Output("motion", tooltip="For Interframe Noise Relation.")],
+        )
+
+    @classmethod
+    def execute(cls, forward, backward, largest) -> io.NodeOutput:
+        flows = read_flow(forward, "forward", largest), read_flow(backward, "backward", largest)
+        return io.NodeOutput(motion_of(*flows))
+
+
+def read_numbers(name: str, text: str) -> tuple[float, ...]:
+    """Read the factors of an input, with commas; 1 where it is empty.
 
     Raises:
         ValueError: an entry is no number.
     """
     try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
+        return tuple(float(part) for part in text.split(",") if part.strip()) or (1.0,)
     except ValueError as error:
-        raise ValueError(
-            f"frame_strengths {text!r} is not a list of numbers. Write them with commas: 1, 1, 0.5."
-        ) from error
+        raise ValueError(f"{name} {text!r} is not a list of numbers. Write them with commas: 1, 1, 0.5.") from error

@@ -369,6 +369,23 @@ def noise_relation(task: Task, file: str) -> list[Group]:
     ]
 
 
+def known_motion(task: Task, file: str, forward: int, backward: int) -> list[Group]:
+    """Return the same edit along a motion that is known: the clip moves evenly, which a plain colour says."""
+    clip, inversion, edited, saved = noise_relation(task, file)
+    flow = {"forward": ("Forward", "IMAGE"), "backward": ("Backward", "IMAGE")}
+    nodes = [
+        Node(title, "EmptyImage", {}, {"width": 128, "height": 128, "batch_size": 7, "color": colour})
+        for title, colour in (("Forward", forward), ("Backward", backward))
+    ]
+    nodes.append(Node("Motion", OURS + "MotionFromFlow", flow, {"largest": 16.0}))
+    nodes += [node for node in edited.nodes if node.title != "Motion"]
+    note = (
+        "Red is the motion to the right and green the motion down, half of each none: this clip moves 6.6 pixels to "
+        "the right and 2.9 down from frame to frame. Connect the vector pass of a renderer in the place of the colours."
+    )
+    return [clip, inversion, replace(edited, nodes=nodes, note=note), saved]
+
+
 def attention_control(task: Task) -> list[Group]:
     """Return an edit without tuning that follows the attention of the source."""
     given = {"model": ("Patch", "clip_model"), "inversion": ("Invert", "inversion"), "clip": ("Model", "CLIP")}
@@ -511,6 +528,7 @@ def workflows() -> dict[str, list[Group]]:
         **twins("tune_a_video", tune_a_video),
         **twins("import_tune_a_video", lambda task: import_tune_a_video(task, exported(task))),
         **twins("noise_relation", lambda task: noise_relation(task, first_tune(task))),
+        "demo_known_motion": known_motion(DEMO_TASK, first_tune(DEMO_TASK), 0xB49600, 0x4B6900),
         **twins("attention_control", attention_control),
         **twins("reconstruction", lambda task: reconstruction(task, first_tune(task))),
         **twins("saved_inversion", lambda task: saved_inversion(task, first_tune(task), first_tune(task))),

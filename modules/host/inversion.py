@@ -89,10 +89,16 @@ class Relation:
         fresh = torch.randn(x.shape, generator=self.generator).to(x)
         return with_std_of(smooth_noise(eps, fresh, *how), eps)
 
-    def start_of_sampling(self, x: Tensor, clean: Tensor) -> Tensor:
-        """Return the state that sampling starts from, given the inverted state and the clean one, model latents."""
-        self.clean, sigma = clean, self.sigmas[-1].to(x)
-        return clean + sigma * self.smooth(self.last.to(x), x, sigma)
+    def start_of_sampling(self, x: Tensor, clean: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
+        """Return the state at sigma that sampling starts from.
+
+        Args:
+            x, clean: the inverted state there and the clean one, model latents.
+            eps: noise that the last step of the inversion to it went along.
+            sigma: noise level.
+        """
+        self.clean, sigma = clean, sigma.to(x)
+        return clean + sigma * self.smooth(eps.to(x), x, sigma)
 
 
 def invert_clip(
@@ -125,7 +131,8 @@ def invert_clip(
     inverted = run_sampler(model, samples, sampler, sigmas.flip(0), settings.cfg, positive, negative)
     if not settings.is_plain and settings.start == "final latent":
         x, clean = (model.model.process_latent_in(latents.float()) for latents in (inverted, samples))
-        inverted = model.model.process_latent_out(relation.start_of_sampling(x, clean)).to(inverted.dtype)
+        start = relation.start_of_sampling(x, clean, relation.last, sigmas[0])
+        inverted = model.model.process_latent_out(start).to(inverted.dtype)
     made = {
         "sigmas": sigmas,
         "num_frames": len(samples),
@@ -143,6 +150,21 @@ def trajectory(model: ModelPatcher, inversion: dict[str, Any]) -> Tensor:
     made = inversion[INVERSION]
     clean = model.model.process_latent_in(made["source"].float())
     return ddim_trajectory(clean, made["noises"].float(), made["sigmas"])
+
+
+def start_at(made: dict[str, Any], states: Tensor, step: int) -> Tensor:
+    """Return the state that sampling starts from at a step after the first, model latent.
+
+    Args:
+        made: of the inversion.
+        states: its trajectory, noise first.
+        step: number of the step.
+    """
+    settings = InversionSettings(**made["made"])
+    if settings.is_plain or settings.start == "every step":
+        return states[step]
+    relation = Relation(settings, made["sigmas"])
+    return relation.start_of_sampling(states[step], states[-1], made["noises"][step], made["sigmas"][step])
 
 
 def describe(settings: InversionSettings, inversion: dict[str, Any]) -> dict[str, Any]:

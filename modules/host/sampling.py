@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import KSAMPLER
@@ -14,7 +15,7 @@ from ..ddim import ddim_trajectory, sample_ddim
 from ..motion import Motion
 from ..noise_relation import smooth_edit
 from ..texture import texture_energy
-from .inversion import INVERSION, MASKED, check_power, inversion_of
+from .inversion import INVERSION, MASKED, check_power, inversion_of, start_at
 from .latent import to_positions
 from .run import run_sampler, warn_of_frames
 
@@ -31,7 +32,8 @@ class RelationSettings:
         start, end: part of the steps in which it acts, 0 ... 1.
         motion: of the source clip; None = the neighbours as they lie.
         mask: where it acts, shape (f or 1, height, width), 0 ... 1; None = everywhere.
-        frames: factor of the strength for each frame, or one for all.
+        frames: factor of the strength for each frame, or one for all, 0 ... 1.
+        steps: factors of the strength, 0 ... 1, evenly spread from start to end with straight lines between.
         keep_texture: least texture energy against the source's, to which the strength backs off; 0 = never.
     """
 
@@ -41,7 +43,13 @@ class RelationSettings:
     motion: Motion | None = None
     mask: Tensor | None = None
     frames: tuple[float, ...] = (1.0,)
+    steps: tuple[float, ...] = (1.0,)
     keep_texture: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, factors in (("frame_strengths", self.frames), ("step_strengths", self.steps)):
+            if not all(0 <= factor <= 1 for factor in factors):
+                raise ValueError(f"{name} holds {[*factors]}. Each is a factor of strength, from 0 to 1.")
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class SampleSettings:
     Attributes:
         cfg, cfg_rescale: classifier-free guidance, and how far its contrast is brought back (0 ... 1).
         eta: 0 = deterministic, 1 = ancestral; seed: of its noise.
-        start_step: first step, from the source's own state there; end_step: step to end before, 0 = to the end.
+        start_step: first step, from the inversion as it is there; end_step: step to end before, 0 = to the end.
         relation: the noise relation at each step, None = none.
         mask: where the clip is edited, shape (f or 1, height, width), 0 ... 1; elsewhere it keeps the source's states.
     """
@@ -124,9 +132,10 @@ class Relating:
         energy = texture_energy(self.states[step].to(x) - sigma * source).mean()
         related, used, texture = eps, 0.0, (texture_energy(x - sigma * eps).mean() / energy).item()
         floor = min(1.0, texture) * (self.settings.keep_texture if self.settings else 0.0)
-        for part in BACK_OFF if self.acts_at(step) else ():
-            assert self.settings is not None and self.weights is not None, "it acts"
-            used = part * self.settings.strength
+        strength = self.strength_at(step)
+        for part in BACK_OFF if strength else ():
+            assert self.weights is not None, "it acts"
+            used = part * strength
             related = source + smooth_edit(eps - source, used * self.weights, self.motion)
             texture = (texture_energy(x - sigma * related).mean() / energy).item()
             if texture >= floor:
@@ -135,11 +144,13 @@ class Relating:
         self.texture.append(texture)
         return related
 
-    def acts_at(self, step: int) -> bool:
-        """Whether the relation acts at a step."""
-        if self.settings is None or self.settings.strength == 0:
-            return False
-        return self.settings.start <= (self.first + step) / self.total < self.settings.end
+    def strength_at(self, step: int) -> float:
+        """Return the strength of the relation at a step, 0 where it does not act."""
+        settings, done = self.settings, (self.first + step) / self.total
+        if settings is None or not settings.start <= done < settings.end:
+            return 0.0
+        places = numpy.linspace(settings.start, settings.end, len(settings.steps))
+        return settings.strength * float(numpy.interp(done, places, settings.steps))
 
 
 class Reached:
@@ -204,12 +215,13 @@ class InvertedClipSampler(KSAMPLER):
         check_power(model_wrap.inner_model.process_latent_out(latent_image), self.power)
         made, settings = self.inversion[INVERSION], self.settings
         clean = model_wrap.inner_model.process_latent_in(made["source"].float())
-        states = ddim_trajectory(clean, made["noises"].float(), self.all_sigmas)[settings.start_step :]
+        trajectory = ddim_trajectory(clean, made["noises"].float(), self.all_sigmas)
+        states = trajectory[settings.start_step :]
         self.relating = Relating(
             settings.relation, made["noises"][self.steps], states, self.sigmas, settings.start_step, len(made["noises"])
         )
         if settings.start_step:
-            latent_image = states[0].to(latent_image)
+            latent_image = start_at(made, trajectory, settings.start_step).to(latent_image)
         self.extra_options = {
             "on_eps": self.relating,
             "on_state": Reached(settings.mask, states, self.watch),
@@ -246,6 +258,11 @@ def sample_clip(
     warn_of_frames(model, len(inversion["samples"]))
     sampler = InvertedClipSampler(inversion, settings, watch)
     if settings.cfg_rescale:
+        if "sampler_cfg_function" in model.model_options:
+            raise ValueError(
+                f"cfg_rescale {settings.cfg_rescale:g} takes the place of the guidance that another node put on the "
+                "model (RescaleCFG is one). Set cfg_rescale to 0, or remove that node."
+            )
         (model,) = RescaleCFG().patch(model, settings.cfg_rescale)
     samples = run_sampler(model, inversion["samples"], sampler, sampler.sigmas, settings.cfg, positive, negative)
     latent = {**{key: value for key, value in inversion.items() if key != INVERSION}, "samples": samples}

@@ -149,7 +149,7 @@ class Tuning:
     def info_after(self, done: int) -> dict[str, Any]:
         """Return a Tune's info after some steps."""
         losses = {"loss": self.tuner.losses[:done], "smoothing_loss": self.tuner.smoothing_losses[:done]}
-        return {**self.info, **{name: values for name, values in losses.items() if values}}
+        return {**self.info, **{name: values for name, values in losses.items() if any(values)}}
 
     def last_good(self) -> Tune | None:
         """Return what had been learned when the loss was last seen finite, None = nothing."""

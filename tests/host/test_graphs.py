@@ -188,6 +188,13 @@ def test_an_edit_tied_along_the_motion(host: Host, tuned, demo_clip: Path) -> No
     assert kept.stat().st_size > 0
 
 
+def test_an_edit_follows_a_motion_that_is_given(host: Host, tuned, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_known_motion")
+    run = host.run(prompt, patience=PATIENCE)
+    assert json.loads(run.text(find_node(prompt, "Sample report")))["relation"] == [0.5] * 3
+    assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
+
+
 def test_an_edit_follows_the_attention_of_the_source(host: Host, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_attention_control")
     run = host.run(prompt, patience=PATIENCE)

@@ -36,6 +36,7 @@ from consistent_video.modules.host.inversion import (
     Start,
     inversion_of,
     invert_clip,
+    start_at,
     trajectory,
 )
 from consistent_video.modules.host.inversion_cache import inversion_files, invert_once
@@ -368,6 +369,21 @@ def test_the_texture_told_is_that_of_what_each_step_predicts_against_the_sources
     assert told["texture"] == pytest.approx(expected, rel=1e-3)
 
 
+def test_the_strength_may_change_from_step_to_step(model, plain) -> None:
+    def told(**settings: Any) -> list[float]:
+        return sample_clip(model, EDIT, EMPTY, plain, SampleSettings(4.0, relation=relation(0.8, **settings)))[1][
+            "relation"
+        ]
+
+    assert told(steps=(1.0, 0.0)) == pytest.approx([0.8, 0.64, 0.48, 0.32, 0.16])
+    assert told(steps=(0.0, 1.0, 0.5), start=0.2) == pytest.approx([0, 0, 0.4, 0.8, 0.6])
+    assert told(steps=(0.25,), end=0.5) == pytest.approx([0.2] * 3 + [0] * 2)
+    with pytest.raises(ValueError, match=r"step_strengths holds \[1.0, 2.0\]. Each is a factor"):
+        relation(steps=(1.0, 2.0))
+    with pytest.raises(ValueError, match=r"frame_strengths holds \[-0.5\]"):
+        relation(frames=(-0.5,))
+
+
 def test_the_report_tells_strength_and_texture_of_each_step(model, plain) -> None:
     told = [
         sample_clip(model, EDIT, EMPTY, plain, SampleSettings(4.0, relation=how))[1]
@@ -411,6 +427,34 @@ def test_a_later_start_keeps_more_of_the_clip(model, latent, plain, edited) -> N
     assert found[0] == away(edited, latent["samples"])
     assert all(after < before for before, after in itertools.pairwise(found)), found
     assert found[-1] < 0.05 < found[0]
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_later_start_has_the_noise_relation_too(model, latent, noise: Noise, step: int) -> None:
+    settings = InversionSettings(STEPS, gamma=0.7, direction="backward", noise=noise, seed=5)
+    inversion = invert_clip(model, SOURCE, EMPTY, latent, settings)
+    made, states = inversion[INVERSION], trajectory(model, inversion)
+    sigma, clean, eps = made["sigmas"][step], states[-1], made["noises"][step].float()
+    fresh = torch.randn(clean.shape, generator=torch.Generator().manual_seed(5))
+    added = fresh if noise == "Gaussian" else (states[step] - clean) / sigma
+    blended = eps.clone()
+    for n in range(FRAMES - 1):
+        blended[n] = 0.3 * eps[n] + 0.7 * (eps[n + 1] + added[n] - added[n + 1])
+    if noise == "Gaussian":
+        blended = torch.stack([mine * its.std() / mine.std() for mine, its in zip(blended, eps, strict=True)])
+    assert away(start_at(made, states, step), clean + sigma * blended) < 5e-4
+    assert away(start_at(made, states, step), states[step]) > 5e-3
+
+
+def test_sampling_begins_there(model, latent, plain) -> None:
+    related = invert_clip(model, SOURCE, EMPTY, latent, InversionSettings(STEPS, gamma=0.7))
+    start = start_at(related[INVERSION], trajectory(model, related), 2)
+    seen: list[Tensor] = []
+    watched = model.clone()
+    watched.add_wrapper(WrappersMP.PREDICT_NOISE, lambda do, x, *rest: seen.append(x.cpu()) or do(x, *rest))
+    edit(watched, related, start_step=2)
+    assert away(seen[0], start) < 1e-5
 
 
 def test_an_early_end_leaves_the_state_there(model, plain, edited) -> None:
@@ -483,6 +527,13 @@ def test_the_preview_plays_the_clip(model, plain, monkeypatch) -> None:
     assert away(last[0], states[STEPS][4 % FRAMES]) < 1e-5 and away(last[0], states[STEPS][1]) > 0.1
 
 
+def test_a_guidance_of_another_node_is_not_thrown_away(model, plain) -> None:
+    (other,) = RescaleCFG().patch(model, 0.5)
+    with pytest.raises(ValueError, match="cfg_rescale 0.7 takes the place of the guidance"):
+        edit(other, plain, cfg_rescale=0.7)
+    assert away(edit(other, plain), edit(model, plain)) > 1e-3
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -509,7 +560,9 @@ def test_the_nodes_give_what_they_are_told_to(model, plain) -> None:
     (given,) = InterframeNoiseRelation.execute(**widgets, motion=still(), mask=left_half()).args
     assert (given.strength, given.start, given.end, given.keep_texture) == (0.4, 0.2, 0.9, 0.5)
     assert given.frames == (1.0, 0.5, 0.0, 1.0) and given.motion is not None
-    assert InterframeNoiseRelation.execute(**{**widgets, "frame_strengths": ""}).args[0].frames == (1.0,)
+    assert given.steps == (1.0,)
+    (falling,) = InterframeNoiseRelation.execute(**{**widgets, "frame_strengths": ""}, step_strengths="1, 0").args
+    assert falling.frames == (1.0,) and falling.steps == (1.0, 0.0)
     with pytest.raises(ValueError, match="frame_strengths '1, a' is not a list of numbers"):
         InterframeNoiseRelation.execute(**{**widgets, "frame_strengths": "1, a"})
     with torch.inference_mode():

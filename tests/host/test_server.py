@@ -21,6 +21,7 @@ NODES = (
     "LoadDemoModel",
     "LoadInversion",
     "LoadTune",
+    "MotionFromFlow",
     "OneShotTune",
     "ReconstructionReport",
     "STAMFFAMPatch",
@@ -28,6 +29,9 @@ NODES = (
     "SaveTune",
     "SmoothSample",
     "SmoothSampler",
+    "TuneDial",
+    "TuningOptions",
+    "TuningPreview",
 )  # the ids are a contract with saved workflows: never renamed, never removed
 
 

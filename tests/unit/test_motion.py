@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from consistent_video.modules.motion import Motion, estimate_motion, motion_of, seen_in_both, warp
+from consistent_video.modules.motion import Motion, estimate_motion, motion_of, read_flow, seen_in_both, warp
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -166,3 +166,28 @@ def test_without_opencv_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ImportError, match=r"opencv-python-headless.*pip install opencv-python-headless"):
         estimate_motion(moving_scene(2, 1, 0))
+
+
+def test_flows_are_read_in_every_form() -> None:
+    flow = draw(3, 2, 5, 7).float()
+    last = flow.movedim(1, -1)
+    for given in (flow, last, flow.numpy(), list(last), [one.numpy() for one in flow]):
+        torch.testing.assert_close(read_flow(given, "forward", 9.0), flow)
+    pictures = torch.cat([0.5 + last / 18, draw(3, 5, 7, 1).float()], dim=-1)
+    torch.testing.assert_close(read_flow(pictures, "forward", 9.0), flow)
+
+
+def test_what_is_no_flow_is_refused() -> None:
+    for shape in ((2, 5, 7), (3, 4, 5, 7), (3, 5, 7, 1), (1, 3, 2, 5, 7)):
+        with pytest.raises(ValueError, match="backward has the shape"):
+            read_flow(torch.zeros(shape), "backward", 1.0)
+    with pytest.raises(ValueError, match="backward holds values that are not finite"):
+        read_flow(torch.full((1, 2, 3, 4), float("nan")), "backward", 1.0)
+    with pytest.raises(ValueError, match=r"forward has the shape \(2, 2, 3, 4\) and backward \(3, 2, 3, 4\)"):
+        motion_of(torch.zeros(2, 2, 3, 4), torch.zeros(3, 2, 3, 4))
+
+
+def test_pictures_too_small_for_dis_are_refused() -> None:
+    with pytest.raises(ValueError, match="images are 30 x 11 pixels; DIS optical flow needs 12"):
+        estimate_motion(torch.rand(2, 11, 30, 3))
+    assert estimate_motion(torch.rand(2, 12, 30, 3)).forward.shape == (1, 2, 12, 30)

@@ -152,7 +152,7 @@ def test_a_smoothing_of_weight_0_is_none_to_the_bit(kind: str) -> None:
     plain = finish(make_tuner(toys[0], replace(SETTINGS, smoothing="none", smoothing_weight=9.0, smoothing_end=2.0)))
     smooth = finish(make_tuner(toys[1], replace(SETTINGS, smoothing=kind, smoothing_weight=0.0)))
     assert torch.equal(toys[0].mix, toys[1].mix) and plain.losses == smooth.losses
-    assert plain.smoothing_losses == [] and plain.state_dict()["smoothing_losses"].shape == (0,)
+    assert plain.smoothing_losses == [0.0] * 4
     assert len(smooth.smoothing_losses) == 4 and min(smooth.smoothing_losses) > 0
 
 
@@ -177,7 +177,23 @@ def test_a_state_from_before_there_was_smoothing_is_continued() -> None:
     finish(tuner)
     again = make_tuner(Toy(5), settings)
     again.load_state_dict(state)
-    assert finish(again).losses == tuner.losses and again.smoothing_losses == []
+    assert finish(again).losses == tuner.losses and again.smoothing_losses == [0.0] * 4
+
+
+def test_smoothing_that_begins_later_lies_at_its_own_steps() -> None:
+    tuner = take(make_tuner(Toy(), replace(SETTINGS, smoothing="none")), 2)
+    again = make_tuner(Toy(5), replace(SETTINGS, smoothing="INR"))
+    again.load_state_dict(tuner.state_dict())
+    finish(again)
+    assert again.smoothing_losses[:2] == [0.0, 0.0] and min(again.smoothing_losses[2:]) > 0
+    assert len(again.smoothing_losses) == len(again.losses)
+
+
+@pytest.mark.parametrize(("kind", "frames", "enough"), [("INR", 1, 2), ("SmoothVideo", 2, 3)])
+def test_too_few_frames_to_smooth_are_refused(kind: str, frames: int, enough: int) -> None:
+    with pytest.raises(ValueError, match=f"smoothing {kind} .* needs {enough} in each step; there .* {frames}"):
+        make_tuner(Toy(), replace(SETTINGS, smoothing=kind, frames_per_step=frames))
+    make_tuner(Toy(), replace(SETTINGS, smoothing=kind, frames_per_step=enough))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
