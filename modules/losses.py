@@ -17,10 +17,14 @@ def diffusion_loss(output: Tensor, target: Tensor, mask: Tensor | None = None) -
         mask: weight of each position, at least 0, shape (f, 1, h, w); None = all alike. Of frames without any the
             loss is 0.
     """
-    errors = (output.float() - target.float()).square()
+    return masked_mean((output.float() - target.float()).square(), mask)
+
+
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean of values, shape (f, c, h, w), by the weight of each position, shape (f, 1, h, w); 0 of none."""
     if mask is None:
-        return errors.mean()
-    return (mask * errors).sum() / (mask.sum() * errors.shape[1]).clamp(min=torch.finfo(torch.float32).tiny)
+        return values.mean()
+    return (mask * values).sum() / (mask.sum() * values.shape[1]).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def min_snr_weights(sigma_table: Tensor, gamma: float, prediction: Prediction) -> Tensor:

@@ -108,7 +108,7 @@ def read_flow(flow: Any, name: str, largest: float) -> Tensor:
 
     Args:
         flow: tensor, array or sequence of them, pixels, shape (n, 2, h, w) or (n, h, w, 2); or pictures, shape
-            (n, h, w, 3), 0 ... 1, whose red is x and green y, 0.5 none and 1 `largest` to the right and down.
+            (n, h, w, 3 or 4), 0 ... 1, whose red is x and green y, 0.5 none and 1 `largest` to the right and down.
         name: of the input, for errors.
         largest: pixels.
 
@@ -118,7 +118,7 @@ def read_flow(flow: Any, name: str, largest: float) -> Tensor:
     if isinstance(flow, Sequence):
         flow = torch.stack([torch.as_tensor(one) for one in flow])
     flow = torch.as_tensor(flow).float()
-    if flow.ndim == 4 and flow.shape[-1] == 3:
+    if flow.ndim == 4 and flow.shape[-1] in (3, 4):
         flow = (flow[..., :2] - 0.5) * 2 * largest
     if flow.ndim == 4 and flow.shape[-1] == 2:
         flow = flow.movedim(-1, 1)

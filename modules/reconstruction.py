@@ -43,12 +43,15 @@ def drift(states: Tensor, expected: Tensor) -> list[float]:
     return (apart / expected.flatten(1).norm(dim=1)).tolist()
 
 
-def remedies(found: Reconstruction, cfg: float, is_plain: bool, refinements: int, steps: int) -> list[str]:
+def remedies(
+    found: Reconstruction, cfg: float, inverted_cfg: float, is_plain: bool, refinements: int, steps: int
+) -> list[str]:
     """Return what would make a reconstruction better, the likeliest first; empty where it is good (35 dB and more).
 
     Args:
         found: the reconstruction.
         cfg: guidance it was sampled with.
+        inverted_cfg: guidance of the inversion.
         is_plain: whether the inversion was without the noise relation.
         refinements, steps: of the inversion.
     """
@@ -56,9 +59,12 @@ def remedies(found: Reconstruction, cfg: float, is_plain: bool, refinements: int
         return []
     advice = []
     if not is_plain:
-        advice.append("set gamma of the inversion to 0: the noise relation gives up the exact way back")
-    if cfg > 1:
-        advice.append(f"set cfg to 1: guidance of {cfg:g} leads away from the clip")
+        advice.append("set direction of the inversion to none: the noise relation gives up the exact way back")
+    if cfg != inverted_cfg:
+        negative = " and connect its negative" if inverted_cfg > 1 else ""
+        advice.append(f"set cfg to {inverted_cfg:g}{negative}: the inversion was made with it, not with {cfg:g}")
+    elif cfg > 1:
+        advice.append(f"set cfg to 1 in the inversion and here: guidance of {cfg:g} is hard to invert")
     if refinements == 0:
         advice.append("set refinements of the inversion to 2")
     if steps < 100:

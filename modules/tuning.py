@@ -44,7 +44,7 @@ class TuneSettings:
         gradient_checkpointing: compute the UNet's inner values again for the backward instead of holding them.
         smoothing: loss added that ties neighbouring frames to each other.
         smoothing_weight, smoothing_end: its weight lambda at the first step and at the last, linear between; it is
-            relative to the diffusion loss, which is a mean over the same elements. An end of None = as at the first.
+            relative to the diffusion loss, which is a mean over the same positions. An end of None = as at the first.
         backward_weight, forward_weight, coupling: of INR's loss, see `inr_loss`.
     """
 
@@ -220,12 +220,11 @@ class Tuner:
     def smoothing_loss(self, predicted: Tensor, eps: Tensor, mask: Tensor | None) -> Tensor:
         """Return the smoothing loss of a step from the predicted noise and the true one, without its weight."""
         settings = self.settings
-        where = 1.0 if mask is None else mask
         if settings.smoothing == "INR":
             weights = settings.backward_weight, settings.forward_weight
-            return inr_loss(where * (eps - predicted.float()), *weights, settings.coupling)
+            return inr_loss(eps - predicted.float(), *weights, settings.coupling, mask)
         if settings.smoothing == "SmoothVideo":
-            return smooth_video_loss(where * predicted.float())
+            return smooth_video_loss(predicted.float(), mask)
         return predicted.new_zeros((), dtype=torch.float32)
 
     def check_smoothing(self) -> None:

@@ -39,7 +39,7 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                 io.Model.Input("model", tooltip="Clip model: from One-Shot Tune, Apply Tune, or a patch alone."),
                 io.Conditioning.Input(
                     "positive",
-                    tooltip="Prompt to invert with, at CFG 1. An empty one, as in Tune-A-Video, leaves more of the "
+                    tooltip="Prompt to invert with. An empty one, as in Tune-A-Video, leaves more of the "
                     "clip's motion to the edit; the source prompt reconstructs.",
                 ),
                 io.Latent.Input("latent", tooltip="The clip: all frames in one batch, from VAE Encode."),
@@ -71,7 +71,7 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     options=list(get_args(Label)),
                     default="next",
                     tooltip="Noise level the UNet is told at each step: the one it goes to (Tune-A-Video, diffusers) "
-                    "or the one it comes from.",
+                    "or the one it comes from. With refinements only the first guess depends on it.",
                     advanced=True,
                 ),
                 io.Int.Input(

@@ -87,7 +87,7 @@ class ReconstructionReport(io.ComfyNode):
                 io.Model.Input("model", tooltip="The clip model the clip was inverted with."),
                 io.Vae.Input("vae", tooltip="Autoencoder that encoded the clip."),
                 io.Conditioning.Input("positive", tooltip="Prompt that the clip was inverted with."),
-                io.Conditioning.Input("negative", tooltip="Negative prompt. Without effect at CFG 1."),
+                io.Conditioning.Input("negative", tooltip="The negative of the inversion. Without effect at CFG 1."),
                 io.Latent.Input("inversion", tooltip="From INR Bidirectional DDIM Inversion."),
                 io.Float.Input(
                     "cfg",
@@ -95,8 +95,8 @@ class ReconstructionReport(io.ComfyNode):
                     min=1.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="Classifier-free guidance. 1 tells what the inversion keeps; that of the edit, what its "
-                    "guidance takes away.",
+                    tooltip="Classifier-free guidance. That of the inversion, usually 1, tells what it keeps; that of "
+                    "the edit, what its guidance takes away.",
                 ),
             ],
             outputs=[

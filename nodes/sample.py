@@ -178,8 +178,8 @@ class InterframeNoiseRelation(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Guard against over-smoothing: where a step would leave less texture than this part of "
-                    "the source's, the strength is halved, at last to 0. 0 = no guard.",
+                    tooltip="Guard against over-smoothing: where the relation would leave less than this part of the "
+                    "texture that the step has without it, the strength is halved, at last to 0. 0 = no guard.",
                 ),
                 io.String.Input(
                     "frame_strengths",

@@ -381,7 +381,7 @@ def known_motion(task: Task, file: str, forward: int, backward: int) -> list[Gro
     nodes += [node for node in edited.nodes if node.title != "Motion"]
     note = (
         "Red is the motion to the right and green the motion down, half of each none: this clip moves 6.6 pixels to "
-        "the right and 2.9 down from frame to frame. Connect the vector pass of a renderer in the place of the colours."
+        "the right and 2.8 down from frame to frame. Connect the vector pass of a renderer in the place of the colours."
     )
     return [clip, inversion, replace(edited, nodes=nodes, note=note), saved]
 

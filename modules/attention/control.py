@@ -87,6 +87,43 @@ def refine_maps(source: Tensor, edited: Tensor, alignment: Sequence[int]) -> Ten
     return torch.where(index >= 0, source[..., index.clamp(min=0)], edited)
 
 
+def pair_words(source: Sequence[int], edited: Sequence[int], tokens: int) -> Tensor:
+    """Return how the map of each edited token is made of the source's, word by word.
+
+    Prompt-to-prompt's replacement: a word of as many tokens takes those of its partner, one of another number of them
+    the sum over its partner's tokens, shared evenly. What follows the text is paired by its distance from the end of
+    the text, and at the end of the shorter the rest goes to the last token, which is ours; there it is by position.
+    No attention is lost: each row sums to 1.
+
+    Args:
+        source, edited: number of tokens of each word, equally many words.
+        tokens: in all, padded, the one of the beginning included.
+
+    Returns:
+        Shape (tokens, tokens), source first.
+    """
+    paired = torch.zeros(tokens, tokens)
+    paired[0, 0] = 1
+    i = j = 1
+    for theirs, own in zip(source, edited, strict=True):
+        paired[i : i + theirs, j : j + own] = torch.eye(own) if theirs == own else 1 / own
+        i, j = i + theirs, j + own
+    after = tokens - max(i, j)
+    paired[i : i + after, j : j + after] = torch.eye(after)
+    paired[i + after :, -1] = 1
+    return paired
+
+
+def replace_maps(source: Tensor, paired: Tensor) -> Tensor:
+    """Make the maps of the edited tokens of the source's.
+
+    Args:
+        source: maps.
+        paired: from `pair_words`.
+    """
+    return source @ paired.to(source)
+
+
 def reweight(maps: Tensor, weights: Sequence[float]) -> Tensor:
     """Scale the map of each token, without normalising them anew: prompt-to-prompt's attention re-weighting."""
     return maps * maps.new_tensor(weights)

@@ -1,9 +1,11 @@
 """The two prompts of an Attention Control: their tokens, aligned, and words found among them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..attention.control import align_tokens, find_tokens, text_length
+from torch import Tensor
+
+from ..attention.control import align_tokens, find_tokens, pair_words, text_length
 
 
 @dataclass(frozen=True)
@@ -14,14 +16,17 @@ class Prompts:
         alignment: for each token of the edited prompt its partner in the source prompt, -1 = none.
         weights: factor of each edited token's maps.
         source_words, edited_words: tokens that the mask is made from.
-        lengths: tokens of the two texts, the beginning included and the end not.
+        replacement: how the map of each edited token is made of the source's, from `pair_words`; None = the words of
+            the two texts cannot be paired.
+        words: number of words of the two texts.
     """
 
     alignment: tuple[int, ...]
     weights: tuple[float, ...]
     source_words: tuple[int, ...] = ()
     edited_words: tuple[int, ...] = ()
-    lengths: tuple[int, int] = (1, 1)
+    replacement: Tensor | None = field(default=None, compare=False)
+    words: tuple[int, int] = (0, 0)
 
 
 def token_ids(clip: Any, text: str, name: str) -> list[int]:
@@ -68,7 +73,17 @@ def read_prompts(
     if mask.strip():
         found = [find_word(clip, word, ids, "source_text and edit_text") for word in split_words(mask)]
         source_words, edited_words = ([i for word in found for i in word[side]] for side in (0, 1))
-    return Prompts(tuple(alignment), tuple(weights), tuple(source_words), tuple(edited_words), lengths)
+    counts = [count_tokens(clip, text, end) for text in (source, edited)]
+    whole = all(sum(count) == length - 1 for count, length in zip(counts, lengths, strict=True))
+    pairs = len(counts[0]) == len(counts[1]) and whole
+    replacement = pair_words(counts[0], counts[1], len(alignment)) if pairs else None
+    words = (len(counts[0]), len(counts[1]))
+    return Prompts(tuple(alignment), tuple(weights), tuple(source_words), tuple(edited_words), replacement, words)
+
+
+def count_tokens(clip: Any, text: str, end: int) -> list[int]:
+    """Return the number of tokens of each word of a text."""
+    return [text_length(token_ids(clip, word, word), end) - 1 for word in text.split()]
 
 
 def split_words(text: str) -> list[str]:

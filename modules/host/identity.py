@@ -64,16 +64,20 @@ def look_at(weight: Tensor) -> tuple[list[int], Tensor]:
     return list(weight.shape), flat[:: max(1, flat.numel() // SAMPLED)]
 
 
-def model_digest(model: ModelPatcher) -> str:
-    """Return the digest of a model: its weights, patches, clip settings and kind of sampling.
+def model_digest(model: ModelPatcher, *but_for: str) -> str:
+    """Return the digest of a model: its weights and their precision, patches, clip settings and kind of sampling.
+
+    Args:
+        model: inflated model.
+        but_for: transformer options that are left out.
 
     Raises:
         NotIdentified: it carries patches of another node's making, whose content cannot be told.
         ValueError: it is not inflated.
     """
     settings, options = clip_settings(model), model.model_options["transformer_options"]
-    ours = {KEY, "patches", "patches_replace", "wrappers", "callbacks", "sample_sigmas"}
-    foreign = set(options) - ours | set(model.model_options) - {"transformer_options", "to_load_options"}
+    known = {KEY, "patches", "patches_replace", "wrappers", "callbacks", "sample_sigmas", *but_for}
+    foreign = set(options) - known | set(model.model_options) - {"transformer_options", "to_load_options"}
     held = {**model.object_patches, **model.injections, **model.hook_patches}
     if foreign or held or other_functions(model):
         raise NotIdentified(", ".join(sorted(map(str, foreign))) or "patches of another node")
@@ -83,7 +87,7 @@ def model_digest(model: ModelPatcher) -> str:
     temporal = settings.temporal.config if settings.temporal is not None else None
     sampling = model.get_model_object("model_sampling")
     kind = [base.__name__ for base in type(sampling).__mro__], getattr(sampling, "sigmas", None)
-    return digest(weights, patches, settings, temporal, kind)
+    return digest(weights, patches, settings, temporal, kind, model.model.get_dtype_inference())
 
 
 def other_functions(model: ModelPatcher) -> list[str]:

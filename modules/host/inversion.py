@@ -1,24 +1,26 @@
 """Inversion through the host's own sampler, and what is known of an inverted clip."""
 
+import logging
 import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.samplers import KSAMPLER
 from torch import Tensor
 
 from ..ddim import Label, ddim_trajectory, sample_ddim_inversion
 from ..noise_relation import Direction, Reading, implied_noise, smooth_noise, with_std_of
 from ..schedule import ddim_sigmas
+from .identity import NotIdentified, model_digest
 from .latent import clip_latent, prediction_of, sigma_table
 from .patch import clip_settings
-from .run import run_sampler, warn_of_frames
+from .run import ClipSampler, run_sampler, warn_of_frames
 
 INVERSION = "consistent_video_inversion"
 MASKED = "The inversion has a noise mask, which cannot be used with an inverted clip. Remove the node that sets it."
 
+log = logging.getLogger(__name__)
 Noise = Literal["implied", "Gaussian"]
 Start = Literal["final latent", "every step"]
 
@@ -50,10 +52,9 @@ class InversionSettings:
     cfg: float = 1.0
     refinements: int = 0
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether it is DDIM inversion without the noise relation."""
-        return self.direction == "none" or (self.gamma == 0 and self.reading != "complementary")
+    def relates(self, frames: int) -> bool:
+        """Whether the noise relation changes anything in a clip of some frames; else it is plain DDIM inversion."""
+        return frames > 1 and self.direction != "none" and (self.gamma > 0 or self.reading == "complementary")
 
 
 class Relation:
@@ -75,7 +76,7 @@ class Relation:
         if step == 0:
             self.clean = x
         self.last = eps
-        is_smoothed = self.settings.start == "every step" and not self.settings.is_plain
+        is_smoothed = self.settings.start == "every step" and self.settings.relates(len(x))
         if is_smoothed and self.sigmas[step] > 0:
             eps = self.smooth(eps, x, self.sigmas[step].to(x))
         self.noises.append(eps.to("cpu", torch.float16))
@@ -118,25 +119,27 @@ def invert_clip(
         settings: of the inversion.
 
     Returns:
-        LATENT with the samples at sigma_T and, under INVERSION, "sigmas" to sample with, "num_frames", "power" of the
-        samples, "noises" that the inversion went along, one for each of these steps, shape (steps, f, c, h, w), model
-        latent, float16, "source", the VAE latent that was inverted, and "made", the settings.
+        LATENT with the samples at sigma_T and, under INVERSION, "sigmas" to sample with, "num_frames", "start", the
+        samples once more, "model", its digest or "", "noises" that the inversion went along, one for each of these
+        steps, shape (steps, f, c, h, w), model latent, float16, "source", the VAE latent that was inverted, and "made",
+        the settings.
     """
     samples = clip_latent(model, latent, clip_settings(model).num_frames)
     warn_of_frames(model, len(samples))
     sigmas = ddim_sigmas(sigma_table(model), settings.steps)
     relation = Relation(settings, sigmas.flip(0))
     options = {"prediction": prediction_of(model), "label": settings.label, "refinements": settings.refinements}
-    sampler = KSAMPLER(sample_ddim_inversion, {**options, "on_eps": relation})
+    sampler = ClipSampler(sample_ddim_inversion, {**options, "on_eps": relation})
     inverted = run_sampler(model, samples, sampler, sigmas.flip(0), settings.cfg, positive, negative)
-    if not settings.is_plain and settings.start == "final latent":
+    if settings.relates(len(samples)) and settings.start == "final latent":
         x, clean = (model.model.process_latent_in(latents.float()) for latents in (inverted, samples))
         start = relation.start_of_sampling(x, clean, relation.last, sigmas[0])
         inverted = model.model.process_latent_out(start).to(inverted.dtype)
     made = {
         "sigmas": sigmas,
         "num_frames": len(samples),
-        "power": power(inverted),
+        "start": inverted,
+        "model": digest_of(model),
         "noises": torch.stack(relation.noises[::-1]),
         "source": samples,
         "made": asdict(settings),
@@ -161,7 +164,7 @@ def start_at(made: dict[str, Any], states: Tensor, step: int) -> Tensor:
         step: number of the step.
     """
     settings = InversionSettings(**made["made"])
-    if settings.is_plain or settings.start == "every step":
+    if settings.start == "every step" or not settings.relates(len(states[step])):
         return states[step]
     relation = Relation(settings, made["sigmas"])
     return relation.start_of_sampling(states[step], states[-1], made["noises"][step], made["sigmas"][step])
@@ -173,20 +176,36 @@ def describe(settings: InversionSettings, inversion: dict[str, Any]) -> dict[str
     return {"frames": made["num_frames"], **asdict(settings), "sigma_max": round(float(made["sigmas"][0]), 4)}
 
 
-def power(samples: Tensor) -> float:
-    """Return the mean square of a latent, by which a changed one is recognised."""
-    return samples.float().square().mean().item()
+def digest_of(model: ModelPatcher) -> str:
+    """Return the digest of a model, "" where it cannot be told from others."""
+    try:
+        return model_digest(model)
+    except NotIdentified:
+        return ""
 
 
-def check_power(samples: Tensor, expected: float) -> None:
+def warn_of_model(inversion: dict[str, Any], model: ModelPatcher) -> None:
+    """Tell where an inversion was made with another model, tune or patch than it is sampled with."""
+    made, own = inversion[INVERSION]["model"], digest_of(model)
+    if made and own and made != own:
+        log.warning(
+            "The inversion was made with another model, tune or patch than the one it is sampled with; it works, and "
+            "keeps less of the clip. Invert again with this one."
+        )
+
+
+def check_unchanged(samples: Tensor, start: Tensor) -> None:
     """Raise ValueError where a latent is not the inverted one any more."""
-    found = power(samples)
-    if not math.isfinite(found):
+    if not samples.isfinite().all():
         raise ValueError("inversion holds values that are not finite. Invert again; if it recurs, use a float32 model.")
-    if not math.isclose(found, expected, rel_tol=0.01):
+    change = math.inf
+    if samples.shape == start.shape:
+        expected = start.float()
+        change = ((samples.to(expected) - expected).norm() / expected.norm()).item()
+    if change > 0.01:  # less is what half precision does
         raise ValueError(
-            f"inversion was changed after it was made: its mean square is {found:.1f}, not {expected:.1f}. Connect the "
-            "inversion output itself, not the clip and not a latent that was sampled or edited from it."
+            f"inversion was changed after it was made: it is {change:.0%} off. Connect the inversion output itself, "
+            "not the clip and not a latent that was sampled or edited from it."
         )
 
 
@@ -209,14 +228,18 @@ def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> T
             f"inversion was made of {made['num_frames']} frames and now has {len(samples)}. Cut or repeat frames "
             "before the inversion, not after it."
         )
-    check_power(samples, made["power"])
+    check_unchanged(samples, made["start"])
     if model is not None:
         prediction_of(model)  # raises for a model that samples in another way
         clip_latent(model, latent, clip_settings(model).num_frames, "inversion")
-        table = sigma_table(model)
-        if (table[:, None] - made["sigmas"][None, :-1]).abs().amin(dim=0).max() > 1e-4:
-            raise ValueError(
-                f"inversion has noise levels up to {made['sigmas'][0]:.4f} that are not the model's (up to "
-                f"{table[-1]:.4f}). Invert and sample with models of the same noise schedule."
-            )
+        check_levels(made["sigmas"], sigma_table(model))
     return made["sigmas"]
+
+
+def check_levels(sigmas: Tensor, table: Tensor) -> None:
+    """Raise ValueError where noise levels of an inversion are not in a model's table."""
+    if (table[:, None] - sigmas[None, :-1]).abs().amin(dim=0).max() > 1e-4:
+        raise ValueError(
+            f"inversion has noise levels up to {sigmas[0]:.4f} that are not the model's (up to {table[-1]:.4f}). "
+            "Invert and sample with models of the same noise schedule."
+        )

@@ -8,12 +8,14 @@ from typing import Any
 import folder_paths
 from comfy.model_patcher import ModelPatcher
 
-from ..inversion_file import load_inversion, save_inversion
+from ..inversion_file import FORMAT_VERSION, load_inversion, save_inversion
 from .files import INVERSIONS, free_path, stamp
 from .identity import NotIdentified, digest, model_digest
 from .inversion import INVERSION, InversionSettings, inversion_of, invert_clip
 
 CACHE = "cache"
+CACHE_GB = 20.0  # the inversions that were used longest ago go beyond it
+METHOD_VERSION = 1  # raised when the same inputs give another inversion
 log = logging.getLogger(__name__)
 
 
@@ -31,7 +33,7 @@ def to_file(inversion: dict[str, Any], path: Path) -> None:
     made = inversion[INVERSION]
     tensors = {"samples": inversion["samples"].float(), **{key: made[key] for key in ("sigmas", "noises", "source")}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_inversion(tensors, {key: made[key] for key in ("num_frames", "power", "made")}, path)
+    save_inversion(tensors, {key: made[key] for key in ("num_frames", "model", "made")}, path)
 
 
 def from_file(path: Path) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def from_file(path: Path) -> dict[str, Any]:
     """
     tensors, info = load_inversion(path)
     kept = {key: tensors[key] for key in ("sigmas", "noises", "source")}
-    return {"samples": tensors["samples"], INVERSION: {**kept, **info}}
+    return {"samples": tensors["samples"], INVERSION: {"model": "", **kept, **info, "start": tensors["samples"]}}
 
 
 def write_inversion(inversion: dict[str, Any], prefix: str) -> Path:
@@ -53,6 +55,8 @@ def write_inversion(inversion: dict[str, Any], prefix: str) -> Path:
         OSError: it could not be written.
     """
     inversion_of(inversion)
+    if Path(prefix).parts[:1] == (CACHE,):
+        raise ValueError(f"filename_prefix {prefix!r} leads into the folder of kept inversions. Choose another folder.")
     path = free_path(prefix, ".safetensors", INVERSIONS)
     to_file(inversion, path)
     return path
@@ -80,7 +84,9 @@ def invert_once(
     """
     began = time.monotonic()
     try:
-        name = digest(model_digest(model), positive, negative, latent["samples"], settings)
+        name = digest(
+            FORMAT_VERSION, METHOD_VERSION, model_digest(model), positive, negative, latent["samples"], settings
+        )
     except NotIdentified as what:
         log.warning("The inversion is not kept: what it depends on holds %s, which cannot be told from others.", what)
         return invert_clip(model, positive, negative, latent, settings), False
@@ -89,13 +95,26 @@ def invert_once(
         try:
             inversion = {**latent, **from_file(path)}
             inversion.pop("noise_mask", None)
+            path.touch()
             log.info("Inversion taken from %s in %.1f s", path.name, time.monotonic() - began)
             return inversion, True
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             log.warning("%s", error)
     inversion = invert_clip(model, positive, negative, latent, settings)
     try:
         to_file(inversion, path)
+        prune(path.parent, CACHE_GB * 1e9)
     except OSError as error:  # the inversion is there, only not kept
         log.warning("The inversion is not kept: %s", error)
     return inversion, False
+
+
+def prune(folder: Path, limit: float) -> None:
+    """Remove the files of a folder that were used longest ago until the rest has at most so many bytes."""
+    newest_first = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    used = 0
+    for path in newest_first:
+        used += path.stat().st_size
+        if used > limit and path != newest_first[0]:
+            path.unlink()
+            log.info("Removed the kept inversion %s: all take more than %.0f GB", path.name, limit / 1e9)

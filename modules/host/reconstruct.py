@@ -44,4 +44,6 @@ def reconstruct(
         psnr(frames, alone), ssim(frames, alone), drift(torch.stack(states), trajectory(model, inversion)[1:])
     )
     made = InversionSettings(**inversion[INVERSION]["made"])
-    return frames.movedim(1, -1), found, remedies(found, cfg, made.is_plain, made.refinements, made.steps)
+    is_plain = not made.relates(len(frames))
+    advice = remedies(found, cfg, made.cfg, is_plain, made.refinements, made.steps)
+    return frames.movedim(1, -1), found, advice

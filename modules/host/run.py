@@ -1,7 +1,6 @@
 """Runs of the host's own sampler machinery, so that its conditionings and patches all apply."""
 
 import logging
-from collections.abc import Callable
 
 import comfy.sample
 import comfy.utils
@@ -20,20 +19,27 @@ def run_sampler(
     model: ModelPatcher, samples: Tensor, sampler: KSAMPLER, sigmas: Tensor, cfg: float, positive: list, negative: list
 ) -> Tensor:
     """Run a sampler from a latent as it is, without added noise; VAE latents in and out."""
-    callback = show_clip(latent_preview.prepare_callback(model, len(sigmas) - 1))
+    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
     silent = not comfy.utils.PROGRESS_BAR_ENABLED
     return comfy.sample.sample_custom(
         model, torch.zeros_like(samples), cfg, sampler, sigmas, positive, negative, samples, None, callback, silent, 0
     )
 
 
-def show_clip(callback: Callable[..., None]) -> Callable[..., None]:
-    """Make the host's preview play the clip, a frame with each step, where it would show the first frame always."""
+class ClipSampler(KSAMPLER):
+    """A sampler whose preview plays the clip, a frame with each step, where the host shows the first frame always."""
 
-    def show(step: int, x_0: Tensor, x: Tensor, total: int) -> None:
-        callback(step, x_0.roll(-(step % len(x_0)), dims=0), x, total)
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ) -> Tensor:
+        """Sample, see KSAMPLER."""
 
-    return show
+        def show(step: int, x_0: Tensor, x: Tensor, total: int) -> None:
+            frame = step % len(x_0) if step + 1 < total else 0  # the host keeps the last one as it is
+            callback(step, x_0.roll(-frame, dims=0), x, total)
+
+        given = model_wrap, sigmas, extra_args, callback and show, noise, latent_image, denoise_mask, disable_pbar
+        return super().sample(*given)
 
 
 def warn_of_frames(model: ModelPatcher, frames: int) -> None:

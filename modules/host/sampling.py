@@ -1,5 +1,6 @@
 """Sampling of inverted clips through the host's own sampler machinery."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 import numpy
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.samplers import KSAMPLER
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from torch import Tensor
 
@@ -15,10 +15,11 @@ from ..ddim import ddim_trajectory, sample_ddim
 from ..motion import Motion
 from ..noise_relation import smooth_edit
 from ..texture import texture_energy
-from .inversion import INVERSION, MASKED, check_power, inversion_of, start_at
+from .inversion import INVERSION, MASKED, check_levels, check_unchanged, inversion_of, start_at, warn_of_model
 from .latent import to_positions
-from .run import run_sampler, warn_of_frames
+from .run import ClipSampler, run_sampler, warn_of_frames
 
+log = logging.getLogger(__name__)
 Watch = Callable[[int, Tensor], None]
 BACK_OFF = (1.0, 0.5, 0.25, 0.0)
 
@@ -34,7 +35,8 @@ class RelationSettings:
         mask: where it acts, shape (f or 1, height, width), 0 ... 1; None = everywhere.
         frames: factor of the strength for each frame, or one for all, 0 ... 1.
         steps: factors of the strength, 0 ... 1, evenly spread from start to end with straight lines between.
-        keep_texture: least texture energy against the source's, to which the strength backs off; 0 = never.
+        keep_texture: least part of a step's texture energy, without the relation and at most the source's, that the
+            relation may leave; the strength backs off to it. 0 = never.
     """
 
     strength: float = 0.5
@@ -47,6 +49,10 @@ class RelationSettings:
     keep_texture: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.start >= self.end:
+            raise ValueError(
+                f"start {self.start:g} and end {self.end:g} of the relation leave no steps. Set end above start."
+            )
         for name, factors in (("frame_strengths", self.frames), ("step_strengths", self.steps)):
             if not all(0 <= factor <= 1 for factor in factors):
                 raise ValueError(f"{name} holds {[*factors]}. Each is a factor of strength, from 0 to 1.")
@@ -174,7 +180,7 @@ class Reached:
         return x
 
 
-class InvertedClipSampler(KSAMPLER):
+class InvertedClipSampler(ClipSampler):
     """DDIM from an inverted latent: refuses another latent, noise and other noise levels.
 
     Args:
@@ -185,17 +191,17 @@ class InvertedClipSampler(KSAMPLER):
 
     def __init__(self, inversion: dict[str, Any], settings: SampleSettings | None = None, watch: Watch | None = None):
         super().__init__(sample_ddim)
-        made = inversion[INVERSION] if INVERSION in inversion else {}
         self.settings, self.watch = settings or SampleSettings(), watch
         self.all_sigmas, self.inversion = inversion_of(inversion), inversion
         end = self.settings.end_step or len(self.all_sigmas) - 1
         if not 0 <= self.settings.start_step < end <= len(self.all_sigmas) - 1:
             raise ValueError(
-                f"start_step {self.settings.start_step} and end_step {self.settings.end_step} leave nothing of the "
-                f"{len(self.all_sigmas) - 1} steps. Set both to 0 for all of them."
+                f"start_step {self.settings.start_step} and end_step {self.settings.end_step} are no part of the "
+                f"{len(self.all_sigmas) - 1} steps of the inversion. The first is to be below the second, which ends "
+                "with them or is 0. Set both to 0 for all steps."
             )
         self.steps = slice(self.settings.start_step, end)
-        self.sigmas, self.power = self.all_sigmas[self.settings.start_step : end + 1], made["power"]
+        self.sigmas = self.all_sigmas[self.settings.start_step : end + 1]
         self.relating: Relating | None = None
 
     def sample(
@@ -212,7 +218,8 @@ class InvertedClipSampler(KSAMPLER):
                 f"({len(self.sigmas) - 1} steps from {float(self.sigmas[0]):.4f}). Connect the sigmas output of the "
                 "same node."
             )
-        check_power(model_wrap.inner_model.process_latent_out(latent_image), self.power)
+        check_levels(self.all_sigmas, model_wrap.inner_model.model_sampling.sigmas.cpu())
+        check_unchanged(model_wrap.inner_model.process_latent_out(latent_image).cpu(), self.inversion["samples"])
         made, settings = self.inversion[INVERSION], self.settings
         clean = model_wrap.inner_model.process_latent_in(made["source"].float())
         trajectory = ddim_trajectory(clean, made["noises"].float(), self.all_sigmas)
@@ -228,7 +235,10 @@ class InvertedClipSampler(KSAMPLER):
             "eta": settings.eta,
             "generator": torch.Generator().manual_seed(settings.seed),
         }
-        return super().sample(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
+        given = model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
+        sampled, texture = super().sample(*given), self.relating.texture
+        log.info("Texture against the source's: %.2f at the first step, %.2f at the last", texture[0], texture[-1])
+        return sampled
 
 
 def sample_clip(
@@ -256,6 +266,7 @@ def sample_clip(
     """
     inversion_of(inversion, model)
     warn_of_frames(model, len(inversion["samples"]))
+    warn_of_model(inversion, model)
     sampler = InvertedClipSampler(inversion, settings, watch)
     if settings.cfg_rescale:
         if "sampler_cfg_function" in model.model_options:

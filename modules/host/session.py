@@ -39,6 +39,8 @@ class Tuning:
         clip = clip_settings(model)
         self.copy = copy
         self.x_0 = to_model_latent(copy, clip_latent(model, inputs.latent, clip.num_frames))
+        if settings.smoothing == "SmoothVideo" and settings.smoothing_weight > 1:
+            log.warning("smoothing_weight is %g; SmoothVideo's own is 0.2.", settings.smoothing_weight)
         self.precision = choose_precision(settings.precision, model, device)
         self.computing = computing_in(self.precision, copy)
         unet.requires_grad_(False)
@@ -88,8 +90,10 @@ class Tuning:
                 )
         if tune.info.get("model_hash") != self.info["model_hash"]:
             raise ValueError("resume was begun on another model, or with other LoRA. Connect the one it was begun on.")
-        may_differ = MAY_DIFFER if self.info["schedule"] == "constant" else MAY_DIFFER - {"steps"}
-        others = [name for name in self.info.keys() - may_differ if tune.info.get(name) != self.info[name]]
+        is_even = self.info["schedule"] == "constant" and self.info["smoothing_end"] is None
+        may_differ = MAY_DIFFER if is_even else MAY_DIFFER - {"steps"}
+        both = self.info.keys() & tune.info.keys() - may_differ
+        others = [name for name in both if tune.info[name] != self.info[name]]
         if others:
             log.warning(
                 "The tuning to resume was begun with other %s; going on with those given.", ", ".join(sorted(others))

@@ -1,5 +1,6 @@
 """Attention Control in the host, against prompt-to-prompt written anew: source and edit side by side in one batch."""
 
+import gc
 from dataclasses import replace
 from unittest import mock
 
@@ -12,11 +13,12 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import DisableNoise, Guider_DualCFG, SamplerCustomAdvanced
 from torch.nn import functional as F
 
-from consistent_video.modules.host import control as control_module
-from consistent_video.modules.host.control import CALL, CONTROL, RUN, ControlSettings, attach_control
+from consistent_video.modules.host import control, control_call, control_store
+from consistent_video.modules.host.control import attach_control
+from consistent_video.modules.host.control_call import CALL, CONTROL, RUN, ControlSettings
 from consistent_video.modules.host.control_prompts import Prompts, read_prompts
 from consistent_video.modules.host.demo import load_demo_model
-from consistent_video.modules.host.inversion import InversionSettings, invert_clip, trajectory
+from consistent_video.modules.host.inversion import INVERSION, InversionSettings, invert_clip, trajectory
 from consistent_video.modules.host.patch import attach, inflate, transformer_blocks
 from consistent_video.modules.host.sampling import InvertedClipSampler, SampleSettings, sample_clip
 from consistent_video.modules.presets import EI2, PER_FRAME, method
@@ -39,7 +41,9 @@ from .small import (
 
 STEPS = 5
 ALIGNED = (0, 1, -1, 2, 4, -1, 6)
-PROMPTS = Prompts(ALIGNED, (1.0,) * TOKENS, (3, 5), (2, 5))
+SHARES = [{0: 1.0}, {1: 0.5}, {1: 0.5}, {2: 1.0, 3: 1.0}, {4: 1.0}, {5: 1.0}, {6: 1.0}]  # words of 1, 2, 1 and 2, 1, 1
+REPLACEMENT = torch.tensor([[shares.get(i, 0.0) for shares in SHARES] for i in range(TOKENS)])
+PROMPTS = Prompts(ALIGNED, (1.0,) * TOKENS, (3, 5), (2, 5), REPLACEMENT, (3, 3))
 WEIGHTED = replace(PROMPTS, weights=(1.0, 1.0, 3.0, 1.0, 0.5, 1.0, 1.0))
 OFF = ControlSettings("none", 0.0, "replace", 0.0)
 
@@ -114,9 +118,11 @@ class SideBySide:
         maps = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
         if self.step < self.settings.cross_end * STEPS:
             for token in range(TOKENS):
-                partner = ALIGNED[token] if self.settings.cross == "refine" else token
-                if self.settings.cross != "none" and partner >= 0:
-                    maps[edit, ..., token] = maps[source, ..., partner]
+                if self.settings.cross == "refine" and ALIGNED[token] >= 0:
+                    maps[edit, ..., token] = maps[source, ..., ALIGNED[token]]
+                if self.settings.cross == "replace":
+                    taken = SHARES[token].items()
+                    maps[edit, ..., token] = sum(share * maps[source, ..., one] for one, share in taken)
             maps[edit] *= torch.tensor(self.prompts.weights, dtype=maps.dtype)
         return (maps @ v).transpose(1, 2).flatten(2).float()
 
@@ -169,7 +175,7 @@ def test_it_is_prompt_to_prompt(base, latent, settings, prompts, preset, cfg) ->
 
 @pytest.mark.parametrize("settings", [OFF, ControlSettings("refine", 0.0, "fusion", 0.0)])
 def test_without_a_part_of_the_steps_it_changes_nothing(model, inversion, settings) -> None:
-    with mock.patch.object(control_module, "calc_cond_batch") as source:
+    with mock.patch.object(control, "calc_cond_batch") as source:
         ours = sample(controlled(model, inversion, settings, WEIGHTED), inversion)
     assert torch.equal(ours, sample(model, inversion)) and not source.called
 
@@ -178,7 +184,7 @@ def test_without_a_part_of_the_steps_it_changes_nothing(model, inversion, settin
 def test_an_unchanged_prompt_gives_the_source_back(model, latent, cross) -> None:
     """With the steps of the inversion refined to their fixed point, sampling comes back along the same states."""
     inversion = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(8, 0.0, refinements=10))
-    same = replace(PROMPTS, alignment=tuple(range(TOKENS)))
+    same = replace(PROMPTS, alignment=tuple(range(TOKENS)), replacement=torch.eye(TOKENS))
     model = controlled(model, inversion, ControlSettings(cross, 1.0, "replace", 1.0), same)
     back = sample(model, inversion, 1.0, SOURCE).cpu()
     assert (back - latent["samples"]).norm() / latent["samples"].norm() < 5e-3
@@ -201,7 +207,7 @@ def test_the_source_is_evaluated_once_in_each_controlled_step(model, inversion, 
         seen.append(x)
         return calc(inner, conds, x, *args)
 
-    with mock.patch.object(control_module, "calc_cond_batch", counted):
+    with mock.patch.object(control, "calc_cond_batch", counted):
         sample(controlled(model, inversion, settings), inversion)
     states = trajectory(model, inversion)
     assert len(seen) == count
@@ -242,7 +248,7 @@ def test_joined_and_split_conditionings_agree(model, inversion, monkeypatch, fus
 def fixed_mask(mask: torch.Tensor):
     """Let every mask be this one, shape (f, 1, 2, 1), in its larger blocks."""
     resize = lambda height, width: F.interpolate(mask, size=(height, width))  # noqa: E731
-    return mock.patch.object(control_module, "threshold_mask", lambda maps, threshold, h, w: resize(h, w).to(maps))
+    return mock.patch.object(control_call, "threshold_mask", lambda maps, threshold, h, w: resize(h, w).to(maps))
 
 
 def test_fusion_keeps_to_the_source_outside_of_the_mask(model, inversion) -> None:
@@ -279,14 +285,14 @@ def test_local_blend_keeps_the_source_outside_of_the_mask(model, inversion, late
 def test_the_mask_is_made_of_both_prompts_words_over_the_steps(model, inversion) -> None:
     """The maps given to the mask are sums over layers of one size and over the steps so far."""
     given = []
-    make = control_module.threshold_mask
+    make = control_call.threshold_mask
 
     def note(maps, threshold, height, width):
         given.append((maps.clone(), threshold))
         return make(maps, threshold, height, width)
 
     settings = ControlSettings("none", 0.0, "replace", 0.0, local_blend=True, threshold=0.4)
-    with mock.patch.object(control_module, "threshold_mask", note):
+    with mock.patch.object(control_call, "threshold_mask", note):
         sample(controlled(model, inversion, settings), inversion)
     assert len(given) == 2 * (STEPS - 1) and {threshold for _, threshold in given} == {0.4}
     for maps in (given[::2], given[1::2]):
@@ -331,11 +337,85 @@ def test_the_input_model_is_never_altered_and_nothing_stays(model, inversion) ->
     assert layers and not any(block._forward_hooks for layer in layers for block in layer.transformer_blocks)
 
 
+@pytest.mark.parametrize("where", ["GPU", "CPU", "disk"])
+def test_what_is_kept_of_the_source_serves_the_next_edit(model, latent, where) -> None:
+    inversion = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(STEPS, 0.0))
+    settings = ControlSettings("refine", 0.8, "fusion", 0.6, local_blend=True, threshold=0.6)
+    expected = sample(controlled(model, inversion, settings), inversion)
+    keeping = replace(settings, store=where, store_gb=1.0)
+    assert torch.equal(sample(controlled(model, inversion, keeping), inversion), expected)
+    with mock.patch.object(control, "calc_cond_batch") as source:
+        again = sample(controlled(model, inversion, keeping), inversion)
+        other = sample(controlled(model, inversion, keeping, WEIGHTED), inversion)
+        late = sample(controlled(model, inversion, keeping), inversion, start_step=2)
+    assert not source.called
+    assert torch.equal(again, expected)
+    assert torch.equal(other, sample(controlled(model, inversion, settings, WEIGHTED), inversion))
+    assert torch.equal(late, sample(controlled(model, inversion, settings), inversion, start_step=2))
+
+
+def test_what_does_not_fit_the_budget_is_computed_again(model, latent) -> None:
+    inversion = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(STEPS, 0.0))
+    settings = ControlSettings("refine", 1.0, "replace", 1.0, store="CPU", store_gb=1.0)
+    expected = sample(controlled(model, inversion, settings), inversion)
+    (_, store) = control_store.STORES[inversion[INVERSION]["noises"]]
+    assert sorted(store.steps) == list(range(STEPS)) and store.used == STEPS * store.used // STEPS > 0
+    tight = replace(settings, store_gb=2.5 * store.used / STEPS / 1e9)
+    calls = []
+    calc = comfy.samplers.calc_cond_batch
+    with mock.patch.object(control, "calc_cond_batch", lambda *given: calls.append(1) or calc(*given)):
+        for _ in range(2):
+            assert torch.equal(sample(controlled(model, inversion, tight), inversion), expected)
+    assert len(calls) == STEPS + 3
+
+
+def test_nothing_stale_is_taken_of_the_source(model, latent) -> None:
+    inversion = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(STEPS, 0.0))
+    settings = ControlSettings("refine", 1.0, "replace", 1.0, store="CPU", store_gb=1.0)
+    sample(controlled(model, inversion, settings), inversion)
+    key = next(key for key in model.model.state_dict() if key.endswith("attn1.to_q.weight"))
+    other = model.clone()
+    other.add_patches({key: ("diff", (torch.randn_like(model.model.state_dict()[key]),))}, 0.3)
+    for patcher, positive, chosen in (
+        (other, SOURCE, settings),
+        (model, prompt(8), settings),
+        (model, SOURCE, replace(settings, self_end=0.4)),
+    ):
+        for kept in (settings.store, "nowhere"):
+            attached = attach_control(patcher, inversion, positive, PROMPTS, replace(chosen, store=kept))
+            found = sample(attached, inversion)
+            if kept != "nowhere":
+                expected = found
+        assert torch.equal(found, expected)
+
+
+def test_what_is_kept_goes_with_the_inversion(model, latent, caplog) -> None:
+    inversion = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(STEPS, 0.0))
+    clone = controlled(model, inversion, ControlSettings(store="disk"))
+    with caplog.at_level("INFO"):
+        sample(clone, inversion)
+    assert "keeps 4 steps of the source" in caplog.text
+    _, store = control_store.STORES[inversion[INVERSION]["noises"]]
+    folder = store.folder
+    assert len(list(folder.iterdir())) == 4
+    del store, inversion, clone
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_a_model_that_cannot_be_told_from_others_keeps_nothing(model, inversion, caplog) -> None:
+    foreign = controlled(model, inversion, ControlSettings(store="CPU"))
+    foreign.set_model_unet_function_wrapper(lambda apply, given: apply(given["input"], given["timestep"], **given["c"]))
+    before = len(control_store.STORES)
+    sample(foreign, inversion)
+    assert "The source is not kept" in caplog.text and len(control_store.STORES) == before
+
+
 def test_an_interrupt_in_the_sources_call_leaves_nothing(model, inversion) -> None:
     clone = controlled(model, inversion, ControlSettings())
     expected = sample(clone, inversion)
     with (
-        mock.patch.object(control_module, "calc_cond_batch", side_effect=InterruptProcessingException),
+        mock.patch.object(control, "calc_cond_batch", side_effect=InterruptProcessingException),
         pytest.raises(InterruptProcessingException),
     ):
         sample(clone, inversion)
@@ -367,8 +447,8 @@ def test_what_it_does_not_know_is_refused(model, inversion, latent) -> None:
         attach_control(model, inversion, SOURCE + EDIT, PROMPTS, ControlSettings())
     with pytest.raises(ValueError, match="mask_words"):
         controlled(model, inversion, ControlSettings(local_blend=True), replace(PROMPTS, source_words=()))
-    with pytest.raises(ValueError, match="4 and 5 tokens. Choose refine"):
-        controlled(model, inversion, ControlSettings("replace"), replace(PROMPTS, lengths=(5, 6)))
+    with pytest.raises(ValueError, match="they have 4 and 5, or .* Choose refine"):
+        controlled(model, inversion, ControlSettings("replace"), replace(PROMPTS, replacement=None, words=(4, 5)))
     with pytest.raises(ValueError, match="unknown control"):
         ControlSettings("all")
     own = controlled(model, inversion, ControlSettings())
@@ -399,11 +479,17 @@ def test_prompts_are_read_with_the_hosts_tokenizer(demo) -> None:
     clip = demo[1]
     read = read_prompts(clip, "a red circle on the sea", "a big blue circle on the sea", "Blue , sea", 2.5)
     assert read.alignment[:9] == (0, 1, -1, -1, 3, 4, 5, 6, 7)
-    assert read.lengths == (7, 8) and len(read.alignment) == 77
+    assert read.replacement is None and read.words == (6, 7) and len(read.alignment) == 77
     assert [(i, weight) for i, weight in enumerate(read.weights) if weight != 1] == [(3, 2.5), (7, 2.5)]
     assert (read.source_words, read.edited_words) == ((2,), (2, 3))
     masked = read_prompts(clip, "a red circle", "a blue square", mask="circle, square")
     assert (masked.source_words, masked.edited_words) == ((3,), (3,))
+    paired = read_prompts(clip, "a red circle", "a turquoise square").replacement
+    padding = next(iter(clip.tokenize("").values()))[0][1][0]
+    count = [token for token, _ in next(iter(clip.tokenize("turquoise").values()))[0]].index(padding) - 1
+    assert count > 1 and torch.equal(paired[2, 2 : 2 + count], torch.full((count,), 1 / count))
+    assert paired[3, 2 + count] == 1 and paired[4, 3 + count] == 1
+    assert read_prompts(clip, "a red circle", "a (blue:1.2) square").replacement is None
     with pytest.raises(ValueError, match="'green' is not in edit_text"):
         read_prompts(clip, "a red circle", "a blue circle", "green")
     with pytest.raises(ValueError, match="source_text takes 2 pieces"):
@@ -418,10 +504,11 @@ def test_the_node_attaches_what_it_says(demo) -> None:
     samples = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     inversion = invert_clip(model, source, empty, {"samples": samples}, InversionSettings(3, 0.0))
     given = {"cross": "refine", "cross_end": 0.7, "self_end": 0.4, "local_blend": True, "mask_threshold": 0.6}
+    given |= {"store": "CPU", "store_gb": 0.5}
     texts = {"source_text": "a red circle", "edit_text": "a blue square"}
     node = AttentionControl.execute(model, inversion, source, clip, **texts, **given, self_attention="fusion")
-    control = node.result[0].model_options["transformer_options"][CONTROL]
-    assert control.settings == ControlSettings("refine", 0.7, "fusion", 0.4, True, 0.6)
-    assert control.prompts == read_prompts(clip, *texts.values())
+    attached = node.result[0].model_options["transformer_options"][CONTROL]
+    assert attached.settings == ControlSettings("refine", 0.7, "fusion", 0.4, True, 0.6, "CPU", 0.5)
+    assert attached.prompts == read_prompts(clip, *texts.values())
     edited, _ = sample_clip(node.result[0], encode("a blue square"), empty, inversion, SampleSettings(4.0))
     assert edited["samples"].isfinite().all()

@@ -15,6 +15,7 @@ import comfy.samplers
 import comfy.sd
 import comfy.utils
 import folder_paths
+import latent_preview
 import pytest
 import torch
 from comfy.model_base import BaseModel
@@ -141,7 +142,14 @@ def test_without_relation_inversion_is_plain_bit_for_bit(
     found = invert(model, latent, gamma, direction, start=start, noise=noise, reading=reading)
     assert torch.equal(found["samples"], plain["samples"])
     assert torch.equal(found[INVERSION]["noises"], plain[INVERSION]["noises"])
-    assert InversionSettings(**found[INVERSION]["made"]).is_plain
+    assert not InversionSettings(**found[INVERSION]["made"]).relates(FRAMES)
+
+
+def test_a_clip_of_one_frame_has_no_neighbours(latent) -> None:
+    model, one = patched(preset=PER_FRAME), {"samples": latent["samples"][:1]}
+    related, alone = (invert(model, one, gamma, "both") for gamma in (0.5, 0.0))
+    assert torch.equal(related["samples"], alone["samples"])
+    assert torch.equal(start_at(related[INVERSION], trajectory(model, related), 2), trajectory(model, alone)[2])
 
 
 def test_every_start_noise_and_reading_is_another_inversion(model, latent, plain) -> None:
@@ -250,8 +258,8 @@ def relation(strength: float = 0.5, **settings: Any) -> RelationSettings:
 
 @pytest.mark.parametrize(
     "settings",
-    [relation(0.0), relation(0.0, keep_texture=0.9), relation(start=1.0), relation(start=0.3, end=0.3)],
-    ids=["strength 0", "guarded", "after the end", "no part"],
+    [relation(0.0), relation(0.0, keep_texture=0.9), relation(start=0.9, end=1.0), relation(steps=(0.0,))],
+    ids=["strength 0", "guarded", "between two steps", "no strength"],
 )
 def test_a_relation_that_does_not_act_changes_no_bit(model, plain, edited, settings: RelationSettings) -> None:
     assert torch.equal(edit(model, plain, relation=settings), edited)
@@ -378,6 +386,8 @@ def test_the_strength_may_change_from_step_to_step(model, plain) -> None:
     assert told(steps=(1.0, 0.0)) == pytest.approx([0.8, 0.64, 0.48, 0.32, 0.16])
     assert told(steps=(0.0, 1.0, 0.5), start=0.2) == pytest.approx([0, 0, 0.4, 0.8, 0.6])
     assert told(steps=(0.25,), end=0.5) == pytest.approx([0.2] * 3 + [0] * 2)
+    with pytest.raises(ValueError, match="start 0.3 and end 0.3 of the relation leave no steps"):
+        relation(start=0.3, end=0.3)
     with pytest.raises(ValueError, match=r"step_strengths holds \[1.0, 2.0\]. Each is a factor"):
         relation(steps=(1.0, 2.0))
     with pytest.raises(ValueError, match=r"frame_strengths holds \[-0.5\]"):
@@ -469,7 +479,7 @@ def test_an_early_end_leaves_the_state_there(model, plain, edited) -> None:
 
 @pytest.mark.parametrize(("start", "end"), [(5, 0), (-1, 0), (3, 3), (4, 2), (0, 6), (7, 9)])
 def test_a_part_of_the_steps_that_is_none_is_refused(model, plain, start: int, end: int) -> None:
-    with pytest.raises(ValueError, match=f"start_step {start} and end_step {end} leave nothing of the 5 steps"):
+    with pytest.raises(ValueError, match=f"start_step {start} and end_step {end} are no part of the 5 steps"):
         edit(model, plain, start_step=start, end_step=end)
 
 
@@ -511,11 +521,6 @@ def test_controlnet_and_relation_go_together(model, plain) -> None:
 
 
 def test_the_preview_plays_the_clip(model, plain, monkeypatch) -> None:
-    frames, shown = torch.arange(3.0).view(3, 1, 1, 1), list[tuple]()
-    show = run.show_clip(lambda step, x_0, x, total: shown.append((step, x_0[0].item(), len(x_0), x, total)))
-    for step in range(5):
-        show(step, frames, "state", 5)
-    assert shown == [(step, step % 3, 3, "state", 5) for step in range(5)]
     seen: list[tuple] = []
     monkeypatch.setattr(
         run.latent_preview, "prepare_callback", lambda *_: lambda step, x_0, x, total: seen.append((step, x_0, total))
@@ -523,8 +528,38 @@ def test_the_preview_plays_the_clip(model, plain, monkeypatch) -> None:
     states: dict[int, Tensor] = {}
     edit(model, plain, watch=states.__setitem__)
     assert [(step, total) for step, _, total in seen] == [(step, STEPS) for step in range(STEPS)]
-    last = seen[-1][1].cpu()  # the last step predicts what the clip becomes, and is the fifth
-    assert away(last[0], states[STEPS][4 % FRAMES]) < 1e-5 and away(last[0], states[STEPS][1]) > 0.1
+    last = seen[-1][1].cpu()  # the last step predicts what the clip becomes; the host keeps it
+    assert away(last, states[STEPS]) < 1e-5
+    ended = states[STEPS]
+    for step, x_0, _ in seen[:-1]:
+        near = [away(x_0[0].cpu(), frame) for frame in ended]
+        assert near.index(min(near)) == step % FRAMES
+
+
+def test_the_hosts_sampler_node_previews_the_clip_too(model, plain, monkeypatch) -> None:
+    seen: list[Tensor] = []
+    monkeypatch.setattr(latent_preview, "get_previewer", lambda *_: Watcher(seen))
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(EDIT, EMPTY)
+    guider.set_cfg(4.0)
+    sampler, sigmas = SmoothSampler.execute(plain).args
+    (noise,) = DisableNoise.execute().args
+    out, denoised = (
+        given["samples"] for given in SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, plain).args
+    )
+    assert away(denoised, out) < 1e-5
+    near = [[away(x_0[0].cpu(), FACTOR * frame) for frame in out.cpu()] for x_0 in seen[:-1]]
+    assert [frames.index(min(frames)) for frames in near] == [step % FRAMES for step in range(STEPS - 1)]
+
+
+class Watcher:
+    """A previewer that notes what it is to draw."""
+
+    def __init__(self, seen: list[Tensor]) -> None:
+        self.seen = seen
+
+    def decode_latent_to_preview_image(self, _format: str, x_0: Tensor) -> None:
+        self.seen.append(x_0)
 
 
 def test_a_guidance_of_another_node_is_not_thrown_away(model, plain) -> None:
@@ -593,11 +628,11 @@ def test_a_bad_reconstruction_names_what_would_help(model, latent, plain, vae) -
     related = invert(model, latent, 0.5)
     _, found, advice = reconstruct(model, vae, SOURCE, EMPTY, related, 7.5)
     assert min(found.psnr) < 25 and found.drift[-1] > 0.1
-    assert [line.split(" ")[1] for line in advice] == ["gamma", "cfg", "refinements", "steps", "the"]
+    assert [line.split(" ")[1] for line in advice] == ["direction", "cfg", "refinements", "steps", "the"]
     _, _, advice = reconstruct(model, vae, SOURCE, EMPTY, plain, 1.0)
     assert [line.split(" ")[1] for line in advice] == ["refinements", "steps", "the"]
     complementary = invert(model, latent, 0.0, reading="complementary")
-    assert "gamma" in reconstruct(model, vae, SOURCE, EMPTY, complementary, 1.0)[2][0]
+    assert "direction" in reconstruct(model, vae, SOURCE, EMPTY, complementary, 1.0)[2][0]
 
 
 def test_the_drift_is_seen_at_each_step(model, plain, vae) -> None:

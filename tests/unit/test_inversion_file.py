@@ -13,7 +13,7 @@ from torch import Tensor
 from consistent_video.modules import inversion_file
 from consistent_video.modules.inversion_file import TENSORS, load_inversion, save_inversion
 
-INFO = {"num_frames": 3, "power": 1 / 3, "made": {"steps": 4, "gamma": 0.5, "direction": "both", "seed": 2**53}}
+INFO = {"num_frames": 3, "model": "ab", "made": {"steps": 4, "gamma": 0.5, "direction": "both", "seed": 2**53}}
 
 
 def draw_tensors(seed: int = 0) -> dict[str, Tensor]:

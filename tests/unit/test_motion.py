@@ -173,8 +173,9 @@ def test_flows_are_read_in_every_form() -> None:
     last = flow.movedim(1, -1)
     for given in (flow, last, flow.numpy(), list(last), [one.numpy() for one in flow]):
         torch.testing.assert_close(read_flow(given, "forward", 9.0), flow)
-    pictures = torch.cat([0.5 + last / 18, draw(3, 5, 7, 1).float()], dim=-1)
-    torch.testing.assert_close(read_flow(pictures, "forward", 9.0), flow)
+    for others in (1, 2):  # blue, and alpha
+        pictures = torch.cat([0.5 + last / 18, draw(3, 5, 7, others).float()], dim=-1)
+        torch.testing.assert_close(read_flow(pictures, "forward", 9.0), flow)
 
 
 def test_what_is_no_flow_is_refused() -> None:

@@ -53,28 +53,31 @@ def test_drift_is_relative_to_the_inversions_states() -> None:
     assert drift(expected, expected) == [0, 0]
 
 
-GAMMA, CFG, PROMPT = "set gamma", "set cfg to 1", "use the prompt"
+PLAIN, CFG, PROMPT = "set direction of the inversion to none", "set cfg to 1: the inversion", "use the prompt"
+OWN, BOTH = "set cfg to 3 and connect its negative: ", "set cfg to 1 in the inversion and here"
 ONCE_MORE, MORE_STEPS = "set refinements of the inversion to 2", "raise steps of the inversion from 50 to 100"
 
 
 @pytest.mark.parametrize(
-    ("worst", "cfg", "is_plain", "refinements", "steps", "expected"),
+    ("worst", "cfg", "inverted", "is_plain", "refinements", "steps", "expected"),
     [
-        (34.9, 1.0, True, 2, 100, [PROMPT]),
-        (34.9, 7.5, True, 2, 100, [CFG, PROMPT]),
-        (20.0, 1.0, False, 2, 100, [GAMMA, PROMPT]),
-        (20.0, 1.0, True, 0, 100, [ONCE_MORE, PROMPT]),
-        (20.0, 1.0, True, 1, 50, [MORE_STEPS, PROMPT]),
-        (20.0, 7.5, False, 0, 50, [GAMMA, CFG, ONCE_MORE, MORE_STEPS, PROMPT]),
-        (35.0, 7.5, False, 0, 50, []),
-        (48.0, 1.0, True, 0, 10, []),
+        (34.9, 1.0, 1.0, True, 2, 100, [PROMPT]),
+        (34.9, 7.5, 1.0, True, 2, 100, [CFG, PROMPT]),
+        (34.9, 1.0, 3.0, True, 2, 100, [OWN, PROMPT]),
+        (34.9, 3.0, 3.0, True, 2, 100, [BOTH, PROMPT]),
+        (20.0, 1.0, 1.0, False, 2, 100, [PLAIN, PROMPT]),
+        (20.0, 1.0, 1.0, True, 0, 100, [ONCE_MORE, PROMPT]),
+        (20.0, 1.0, 1.0, True, 1, 50, [MORE_STEPS, PROMPT]),
+        (20.0, 7.5, 1.0, False, 0, 50, [PLAIN, CFG, ONCE_MORE, MORE_STEPS, PROMPT]),
+        (35.0, 7.5, 1.0, False, 0, 50, []),
+        (48.0, 1.0, 1.0, True, 0, 10, []),
     ],
 )
 def test_what_would_help_is_named_where_it_is_needed(
-    worst: float, cfg: float, is_plain: bool, refinements: int, steps: int, expected: list[str]
+    worst: float, cfg: float, inverted: float, is_plain: bool, refinements: int, steps: int, expected: list[str]
 ) -> None:
     found = Reconstruction([40.0, worst, 50.0], [0.9, 0.8, 0.95], [0.1])
-    advice = remedies(found, cfg, is_plain, refinements, steps)
+    advice = remedies(found, cfg, inverted, is_plain, refinements, steps)
     assert len(advice) == len(expected)
     assert all(given.startswith(begin) for given, begin in zip(advice, expected, strict=True))
 

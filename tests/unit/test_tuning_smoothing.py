@@ -70,17 +70,31 @@ def diffusion(x: Tensor, x_0: Tensor, denoised: Tensor, sigma: Tensor, predictio
     return (mask * errors).sum() / mask.expand_as(errors).sum()
 
 
-def smoothing(residual: Tensor, predicted: Tensor, settings: TuneSettings) -> Tensor:
-    """INR Smooth (19-22) or SmoothVideo's loss, frame by frame."""
+def smoothing(residual: Tensor, predicted: Tensor, settings: TuneSettings, where: Tensor) -> Tensor:
+    """INR Smooth (19-22) or SmoothVideo's loss, frame by frame; a difference counts where all its frames do."""
     frames = range(len(residual))
     if settings.smoothing == "SmoothVideo":
-        return torch.stack([2 * predicted[n] - predicted[n - 1] - predicted[n + 1] for n in frames[1:-1]]).abs().mean()
+        bends = [
+            (where[n] * where[n - 1] * where[n + 1], (2 * predicted[n] - predicted[n - 1] - predicted[n + 1]).abs())
+            for n in frames[1:-1]
+        ]
+        return weighted(bends)
     held = residual.detach() if settings.coupling == "detached neighbour" else residual
-    ends = (held[-1], held[0]) if settings.coupling == "cumulative" else (None, None)
-    after = [residual[n] - (held[n + 1] if ends[0] is None else ends[0]) for n in frames[:-1]]
-    before = [residual[n] - (held[n - 1] if ends[1] is None else ends[1]) for n in frames[1:]]
-    losses = [torch.stack(side).square().mean() for side in (after, before)]
-    return settings.backward_weight * losses[0] + settings.forward_weight * losses[1]
+    far = settings.coupling == "cumulative"
+    sides = (
+        [(n, frames[-1] if far else n + 1) for n in frames[:-1]],
+        [(n, frames[0] if far else n - 1) for n in frames[1:]],
+    )
+    after, before = (
+        weighted([(where[n] * where[m], (residual[n] - held[m]).square()) for n, m in pairs]) for pairs in sides
+    )
+    return settings.backward_weight * after + settings.forward_weight * before
+
+
+def weighted(terms: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The mean of pictures by the weight of their positions."""
+    total = sum((weight * value).sum() for weight, value in terms)
+    return total / sum(weight.expand_as(value).sum() for weight, value in terms)
 
 
 def by_hand(
@@ -93,7 +107,7 @@ def by_hand(
     denoised = predict(x, sigma, mix)
     loss = diffusion(x, x_0, denoised, sigma, prediction, where)
     eps, predicted = (x - x_0) / sigma, (x - denoised) / sigma
-    smooth = smoothing(where * (eps - predicted), where * predicted, settings)
+    smooth = smoothing(eps - predicted, predicted, settings, where)
     end = settings.smoothing_weight if settings.smoothing_end is None else settings.smoothing_end
     part = step / max(1, settings.steps - 1)
     weight = (1 - part) * settings.smoothing_weight + part * end
@@ -144,6 +158,20 @@ def test_the_diffusion_loss_means_the_same_with_smoothing(kind: str) -> None:
         take(tuner, 1)
     assert plain.losses == smooth.losses
     assert not torch.equal(toys[0].mix.grad, toys[1].mix.grad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_smoothing_under_a_mask_is_the_smoothing_of_what_it_shows(kind: str) -> None:
+    tuner = make_tuner(Toy(), replace(SETTINGS, smoothing=kind))
+    predicted, eps = (torch.randn(5, 2, 4, 6, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    half = torch.zeros(5, 1, 4, 6)
+    half[..., :3] = 1
+    shown = tuner.smoothing_loss(predicted[..., :3], eps[..., :3], None)
+    torch.testing.assert_close(tuner.smoothing_loss(predicted, eps, half), shown)
+    torch.testing.assert_close(tuner.smoothing_loss(predicted, eps, 0.3 * half), shown)
+    moving = torch.rand(5, 1, 4, 6, generator=torch.Generator().manual_seed(3))
+    even = predicted[:1].expand(5, -1, -1, -1)
+    assert tuner.smoothing_loss(even, eps if kind == "SmoothVideo" else even + 0.7, moving) < 1e-10
 
 
 @pytest.mark.parametrize("kind", KINDS)

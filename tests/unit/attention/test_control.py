@@ -14,7 +14,9 @@ from consistent_video.modules.attention.control import (
     cross_maps,
     find_tokens,
     longest_common,
+    pair_words,
     refine_maps,
+    replace_maps,
     reweight,
     threshold_mask,
     word_map,
@@ -140,3 +142,33 @@ def test_a_mask_is_where_a_frame_is_looked_at_most() -> None:
     assert torch.equal(mask[:, 0], torch.stack([first, second]))
     assert threshold_mask(attention, 0.1, 5, 7)[1, 0, 4, 6] == 1
     assert threshold_mask(attention, 0.3, 10, 14).shape == (2, 1, 10, 14)
+
+
+@pytest.mark.parametrize(
+    ("source", "edited"), [((1, 2, 1), (2, 1, 1)), ((1, 1), (1, 1)), ((3, 1), (1, 2)), ((1,), (4,))]
+)
+def test_words_are_replaced_by_their_partners(source: tuple, edited: tuple) -> None:
+    paired = pair_words(source, edited, LENGTH)
+    torch.testing.assert_close(paired.sum(dim=1), torch.ones(LENGTH))
+    i = j = 1
+    for theirs, own in zip(source, edited, strict=True):
+        for a, b in itertools.product(range(theirs), range(own)):
+            assert paired[i + a, j + b] == pytest.approx((a == b) if theirs == own else 1 / own)
+        assert paired[i : i + theirs].sum() == pytest.approx(theirs)
+        i, j = i + theirs, j + own
+    assert paired[0, 0] == 1 and all(paired[i + n, j + n] == 1 for n in range(LENGTH - max(i, j)))
+
+
+def test_words_alike_replace_token_by_token() -> None:
+    assert torch.equal(pair_words((1, 2, 1), (1, 2, 1), LENGTH), torch.eye(LENGTH))
+
+
+def test_replacing_loses_no_attention() -> None:
+    maps = draw(2, HEADS, 5, LENGTH).softmax(dim=-1)
+    paired = pair_words((1, 3), (2, 1), LENGTH)
+    found = replace_maps(maps, paired)
+    torch.testing.assert_close(found.sum(dim=-1), torch.ones(2, HEADS, 5))
+    expected = torch.zeros_like(maps)
+    for i, j in itertools.product(range(LENGTH), repeat=2):
+        expected[..., j] += paired[i, j] * maps[..., i]
+    torch.testing.assert_close(found, expected)
