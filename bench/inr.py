@@ -41,6 +41,7 @@ class Case:
     gamma: float
     relation: str
     strength: float
+    passes: int
     clip: str
     seed: int
     steps: int
@@ -50,7 +51,8 @@ class Case:
     def name(self) -> tuple[str, str, str]:
         """How it is called in the table."""
         inversion = "plain" if self.direction == "none" else f"{self.direction}, gamma {self.gamma:g}"
-        sampling = "none" if self.relation == "none" else f"{self.relation}, {self.strength:g}"
+        times = f" × {self.passes}" if self.passes > 1 else ""
+        sampling = "none" if self.relation == "none" else f"{self.relation}, {self.strength:g}{times}"
         return self.tuned, inversion, sampling
 
 
@@ -58,7 +60,8 @@ def list_cases(options: argparse.Namespace) -> Iterator[Case]:
     """Return every case, all of a clip and seed before the next."""
     ways: tuple[Direction, ...] = ("forward", "backward", "both")
     inversions: list[tuple[Direction, float]] = [("none", 0.0), *((way, gamma) for way in ways for gamma in (0.5, 1.0))]
-    relations = [(kind, strength) for kind in ("plain", "motion") for strength in (0.25, 0.5, 0.75)]
+    relations = [(kind, strength, 1) for kind in ("plain", "motion") for strength in (0.25, 0.5, 0.75)]
+    relations += [("motion", 0.5, passes) for passes in (2, 4)]
     for seed in range(options.seeds):
         for clip in options.clips:
             worked = clip, seed, options.steps, options.ddim_steps
@@ -66,9 +69,9 @@ def list_cases(options: argparse.Namespace) -> Iterator[Case]:
                 if seed and smoothing is None:
                     continue  # nothing is drawn: it would be the same edit again
                 for direction, gamma in inversions:
-                    yield Case(tuned, direction, gamma, "none", 0.0, *worked)
-                for relation, strength in relations:
-                    yield Case(tuned, "none", 0.0, relation, strength, *worked)
+                    yield Case(tuned, direction, gamma, "none", 0.0, 1, *worked)
+                for relation in relations:
+                    yield Case(tuned, "none", 0.0, *relation, *worked)
 
 
 class Models:
@@ -107,7 +110,7 @@ def run_case(world: World, models: Models, case: Case) -> Row:
     relation = None
     if case.relation != "none":
         motion = estimate_motion(source.movedim(1, -1)) if case.relation == "motion" else None
-        relation = RelationSettings(case.strength, motion=motion)
+        relation = RelationSettings(case.strength, motion=motion, passes=case.passes)
     settings = InversionSettings(case.ddim_steps, case.gamma, case.direction)
     inversion = invert_clip(model, empty, empty, latent, settings)
 

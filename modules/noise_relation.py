@@ -87,7 +87,7 @@ def with_std_of(noise: Tensor, like: Tensor) -> Tensor:
     return noise * (like.std(dim=dims, keepdim=True) / noise.std(dim=dims, keepdim=True))
 
 
-def smooth_edit(delta: Tensor, weight: Tensor | float, motion: Motion | None = None) -> Tensor:
+def smooth_edit(delta: Tensor, weight: Tensor | float, motion: Motion | None = None, passes: int = 1) -> Tensor:
     """Blend each frame's edit direction with its neighbours': the interframe noise relation at sampling time, ours.
 
     With the noise that inversion stored at the same step in the place of eps, what (17, 18) want equal in neighbours is
@@ -96,12 +96,22 @@ def smooth_edit(delta: Tensor, weight: Tensor | float, motion: Motion | None = N
 
     Args:
         delta: shape (f, c, h, w).
-        weight: w, 0 ... 1, or a tensor that broadcasts to delta: per frame, per position.
+        weight: w, 0 ... 1, or a tensor that broadcasts to delta: per frame, per position. Without motion an edit that
+            alternates from frame to frame keeps the part 1 - 2 w: above 0.5 it is turned round, and grows from step to
+            step.
         motion: of the source clip at the size of delta; None = the neighbours as they lie.
+        passes: how often this is done, to reach frames farther away.
 
     Returns:
         Smoothed direction, the shape of delta; delta itself where no neighbour is seen.
     """
+    for _ in range(passes):
+        delta = blend_neighbours(delta, weight, motion)
+    return delta
+
+
+def blend_neighbours(delta: Tensor, weight: Tensor | float, motion: Motion | None) -> Tensor:
+    """Blend each frame's edit direction with its neighbours' once, see `smooth_edit`."""
     total, count = torch.zeros_like(delta), delta.new_zeros(len(delta), 1, *delta.shape[2:])
     if motion is None:
         after, before = delta[1:], delta[:-1]

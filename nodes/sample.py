@@ -164,7 +164,8 @@ class InterframeNoiseRelation(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Weight of the neighbours. 0 changes nothing; from 0.8 on at all steps it may diverge.",
+                    tooltip="Weight of the neighbours. 0 changes nothing. Above 0.5 the clip breaks: what alternates "
+                    "from frame to frame is turned round. For more, raise passes.",
                 ),
                 io.Float.Input(
                     "start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Part of the steps where it begins."
@@ -195,6 +196,16 @@ class InterframeNoiseRelation(io.ComfyNode):
                     tooltip="Factors of the strength with commas, spread evenly from start to end with straight lines "
                     "between: 1, 0 falls to nothing. Empty = constant.",
                 ),
+                io.Int.Input(
+                    "passes",
+                    default=1,
+                    min=1,
+                    max=16,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How often neighbours are blended at each step; more reach frames farther away and tie "
+                    "them closer, at some cost of texture.",
+                ),
                 Motion.Input(
                     "motion",
                     optional=True,
@@ -208,11 +219,12 @@ class InterframeNoiseRelation(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, strength, start, end, keep_texture, frame_strengths, step_strengths="", motion=None, mask=None
+        cls, strength, start, end, keep_texture, frame_strengths, step_strengths="", passes=1, motion=None, mask=None
     ) -> io.NodeOutput:
         frames = read_numbers("frame_strengths", frame_strengths)
         steps = read_numbers("step_strengths", step_strengths)
-        return io.NodeOutput(RelationSettings(strength, start, end, motion, mask, frames, steps, keep_texture))
+        given = strength, start, end, motion, mask, frames, steps, keep_texture, passes
+        return io.NodeOutput(RelationSettings(*given))
 
 
 class ClipMotion(io.ComfyNode):

@@ -37,6 +37,7 @@ class RelationSettings:
         steps: factors of the strength, 0 ... 1, evenly spread from start to end with straight lines between.
         keep_texture: least part of a step's texture energy, without the relation and at most the source's, that the
             relation may leave; the strength backs off to it. 0 = never.
+        passes: how often neighbours are blended at each step, to reach frames farther away.
     """
 
     strength: float = 0.5
@@ -47,6 +48,7 @@ class RelationSettings:
     frames: tuple[float, ...] = (1.0,)
     steps: tuple[float, ...] = (1.0,)
     keep_texture: float = 0.0
+    passes: int = 1
 
     def __post_init__(self) -> None:
         if self.start >= self.end:
@@ -138,11 +140,11 @@ class Relating:
         energy = texture_energy(self.states[step].to(x) - sigma * source).mean()
         related, used, texture = eps, 0.0, (texture_energy(x - sigma * eps).mean() / energy).item()
         floor = min(1.0, texture) * (self.settings.keep_texture if self.settings else 0.0)
-        strength = self.strength_at(step)
+        strength, settings = self.strength_at(step), self.settings
         for part in BACK_OFF if strength else ():
-            assert self.weights is not None, "it acts"
+            assert settings is not None and self.weights is not None, "it acts"
             used = part * strength
-            related = source + smooth_edit(eps - source, used * self.weights, self.motion)
+            related = source + smooth_edit(eps - source, used * self.weights, self.motion, settings.passes)
             texture = (texture_energy(x - sigma * related).mean() / energy).item()
             if texture >= floor:
                 break

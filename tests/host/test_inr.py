@@ -596,8 +596,10 @@ def test_the_nodes_give_what_they_are_told_to(model, plain) -> None:
     assert (given.strength, given.start, given.end, given.keep_texture) == (0.4, 0.2, 0.9, 0.5)
     assert given.frames == (1.0, 0.5, 0.0, 1.0) and given.motion is not None
     assert given.steps == (1.0,)
-    (falling,) = InterframeNoiseRelation.execute(**{**widgets, "frame_strengths": ""}, step_strengths="1, 0").args
-    assert falling.frames == (1.0,) and falling.steps == (1.0, 0.0)
+    more = {"step_strengths": "1, 0", "passes": 3}
+    (falling,) = InterframeNoiseRelation.execute(**{**widgets, "frame_strengths": ""}, **more).args
+    assert falling.frames == (1.0,) and (falling.steps, falling.passes) == ((1.0, 0.0), 3)
+    assert away(edit(model, plain, relation=falling), edit(model, plain, relation=replace(falling, passes=1))) > 1e-3
     with pytest.raises(ValueError, match="frame_strengths '1, a' is not a list of numbers"):
         InterframeNoiseRelation.execute(**{**widgets, "frame_strengths": "1, a"})
     with torch.inference_mode():

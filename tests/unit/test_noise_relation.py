@@ -252,6 +252,19 @@ def test_without_weight_an_edit_is_itself(weight: float | Tensor, is_moving: boo
     assert torch.equal(smoothed, before) and torch.equal(delta, before)
 
 
+def test_what_alternates_is_turned_round_above_one_half() -> None:
+    alternating = torch.tensor([1.0, -1.0] * 8).view(16, 1, 1, 1).expand(16, 2, 3, 4)
+    for weight, left in ((0.25, 0.5), (0.5, 0.0), (0.75, -0.5)):
+        torch.testing.assert_close(smooth_edit(alternating, weight)[1:-1], left * alternating[1:-1])
+
+
+def test_passes_blend_again() -> None:
+    delta = torch.randn(6, 2, 3, 4, generator=torch.Generator().manual_seed(1))
+    twice = smooth_edit(smooth_edit(delta, 0.4), 0.4)
+    torch.testing.assert_close(smooth_edit(delta, 0.4, passes=2), twice)
+    assert not torch.allclose(smooth_edit(delta, 0.4), twice)
+
+
 @pytest.mark.parametrize("weight", [0.3, 1.0])
 def test_where_no_neighbour_is_seen_an_edit_is_itself(weight: float) -> None:
     delta = draw_edit()
