@@ -1,4 +1,4 @@
-"""Measure: `python -m bench norms` or `inr`, from the project's folder.
+"""Measure: `python -m bench edit`, `clips`, `norms` or `inr`, from the project's folder.
 
 Sets up the virtual environment and ComfyUI as scripts/test.py does. Each measurement keeps its rows on disk and goes on
 where it was stopped.
@@ -17,7 +17,9 @@ COMMANDS = {
     "norms": "EI²'s Figure 4: each norm of the temporal module, with an edit each",
     "inr": "INR Smooth: directions and weights in the inversion (its Figure 11), the relation at sampling",
 }
+EDITS, QUICK_EDITS = DOCS / "benchmark.md", environment.ROOT / "output" / "benchmark.md"
 STATE = environment.ROOT / ".comfyui-data" / "bench"
+QUICK = {"clips_of_kind": 1, "seeds": 1, "ddim_steps": 6, "kinds": ("colour", "shape", "several")}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -31,16 +33,58 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--clips", nargs="+", default=["red_circle", "yellow_star"], help="of demo/clips")
         command.add_argument("--seeds", type=int, default=1, help="how many tunings of each (default 1)")
         command.add_argument("--steps", type=int, default=200, help="of the tuning (default 200)")
-        command.add_argument("--ddim-steps", type=int, default=50, help="of inversion and sampling (default 50)")
-        command.add_argument("--document", type=Path, default=DOCS / f"{name}.md", help=f"default docs/{name}.md")
-        command.add_argument("--json", type=Path, help="file for every row")
-        command.add_argument("--state", type=Path, default=STATE, help="folder of the rows that are done")
+        add_common(command, DOCS / f"{name}.md")
+    add_clips(commands.add_parser("clips", help="real clips, by any SD1.x checkpoint in running ComfyUI servers"))
+    add_edit(commands.add_parser("edit", help="every method on drawn clips that the model never saw, and verdicts"))
     return parser
+
+
+def add_common(command: argparse.ArgumentParser, document: Path) -> None:
+    """Add what all measurements take."""
+    command.add_argument("--ddim-steps", type=int, default=50, help="of inversion and sampling (default 50)")
+    command.add_argument(
+        "--document", type=Path, default=document, help=f"default {document.relative_to(environment.ROOT)}"
+    )
+    command.add_argument("--json", type=Path, help="file for every row")
+    command.add_argument("--state", type=Path, default=STATE, help="folder of the rows that are done")
+
+
+def add_edit(command: argparse.ArgumentParser) -> None:
+    """Add what `edit` takes."""
+    command.add_argument("--quick", action="store_true", help="some minutes, few clips; to output/benchmark.md")
+    command.add_argument("--clips-of-kind", type=int, default=2, help="held-out clips of each kind (default 2)")
+    command.add_argument("--kinds", nargs="+", default=(), help="of edits: colour, shape, ... (default all)")
+    command.add_argument("--seeds", type=int, default=2, help="how many tunings of each clip (default 2)")
+    command.add_argument("--validation", type=int, default=1, help="validation clips of each kind (default 1)")
+    add_common(command, EDITS)
+
+
+def add_clips(command: argparse.ArgumentParser) -> None:
+    """Add what `clips` takes."""
+    command.add_argument("--folder", type=Path, required=True, help="with the videos, in subfolders too")
+    command.add_argument("--checkpoint", type=Path, required=True, help='an SD1.x checkpoint, or "demo"')
+    command.add_argument("--prompts", type=Path, required=True, help="LOVEU-TGVE's table, as JSON or CSV")
+    command.add_argument("--methods", nargs="+", default=[], help="names of methods (default all)")
+    command.add_argument("--frames", type=int, default=8, help="from the start of a clip (default 8)")
+    command.add_argument("--size", type=int, default=512, help="side of the central square in pixels (default 512)")
+    command.add_argument("--steps", type=int, default=500, help="of the tuning (default 500)")
+    command.add_argument("--learning-rate", type=float, default=3e-5, help="of the tuning (default 3e-5)")
+    command.add_argument("--clip-folder", type=Path, help="CLIP model in transformers' form, to measure")
+    command.add_argument("--flow", default="DIS", help="DIS, or a file in models/optical_flow (default DIS)")
+    command.add_argument("--lpips", default="", help="file in models/lpips")
+    command.add_argument("--servers", nargs="+", default=[], help="addresses of ComfyUI servers with this pack")
+    command.add_argument("--ray", action="store_true", help="one host for each GPU of a Ray cluster")
+    command.add_argument("--output", type=Path, default=environment.ROOT / "output" / "clips", help="for the videos")
+    add_common(command, environment.ROOT / "output" / "clips.md")
 
 
 def main() -> int:
     """Read the command line, complete the environment and measure."""
     options = make_parser().parse_args()
+    if options.command == "edit" and options.quick:
+        vars(options).update(QUICK)
+        if options.document == EDITS:  # not over what was measured in full
+            options.document = QUICK_EDITS
     environment.stop_on_signals()
     environment.enter("-m", ["bench", *sys.argv[1:]])
     environment.register_pack()
@@ -51,6 +95,14 @@ def main() -> int:
         from consistent_video.bench.norms import measure_norms
 
         measure_norms(options)
+    elif options.command == "clips":
+        from consistent_video.bench.clips import measure_clips
+
+        return measure_clips(options)
+    elif options.command == "edit":
+        from consistent_video.bench.edit import measure_edit
+
+        measure_edit(options)
     else:
         from consistent_video.bench.inr import measure_inr
 

@@ -22,11 +22,12 @@ from ..modules.host.tune_inputs import TuneInputs
 from ..modules.motion import estimate_motion
 from ..modules.noise_relation import Direction
 from ..modules.reconstruction import psnr
+from ..modules.scorecard import texture_kept, warp_error
 from ..modules.smoothing import Smoothing
 from ..modules.tuning import TuneSettings
 from ..scripts.environment import say
 from .table import add_row, load_rows, mean_and_error, write_table
-from .world import Row, World, judge, load_clip, load_motion, texture_kept, warp_error
+from .world import Row, World, judge, load_clip, load_motion
 
 LEARNING_RATE, CFG = 1e-4, 7.5
 TUNED: dict[str, Smoothing | None] = {"training-free": None, "EI²": "none", "EI² + INR": "INR"}

@@ -13,9 +13,8 @@ from ..demo.clips import RECIPES, draw_recipe
 from ..demo.reader import ShapeReader, find_object
 from ..modules.host.demo import load_demo_model
 from ..modules.host.patch import attach, inflate
-from ..modules.motion import Motion, motion_of, warp
+from ..modules.motion import Motion, motion_of
 from ..modules.presets import AS_PRESET, EI2, method
-from ..modules.texture import texture_energy
 from ..scripts.clips import read_clip
 from ..scripts.environment import ROOT
 from ..scripts.judge import get_motion_errors, read_edit
@@ -79,19 +78,3 @@ def judge(edit: Tensor, source: Tensor, prompt: str, reader: ShapeReader) -> Row
         "motion_error": fmean(motion) if motion else None,
         "flicker": (share.diff().std() / share.mean()).item(),
     }
-
-
-def warp_error(edit: Tensor, motion: Motion) -> float:
-    """Return the mean squared difference of each frame and the next one led back along the source's motion.
-
-    Args:
-        edit: frames (f, 3, h, w) in 0 ... 1.
-        motion: of the source clip; only what is seen in both frames counts.
-    """
-    apart = (warp(edit[1:], motion.forward) - edit[:-1]).square().mean(dim=1, keepdim=True)
-    return ((motion.seen_forward * apart).sum() / motion.seen_forward.sum()).item()
-
-
-def texture_kept(edit: Tensor, reference: Tensor) -> float:
-    """Return the texture energy of an edit as a part of another clip's."""
-    return (texture_energy(edit).mean() / texture_energy(reference).mean()).item()

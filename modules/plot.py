@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .covariate_shift import Shift
 from .reconstruction import Reconstruction
+from .scorecard import MEASURES, Scorecard
 
 
 def draw(figure: Figure) -> Tensor:
@@ -84,4 +85,20 @@ def plot_reconstruction(found: Reconstruction) -> Tensor:
     right.plot(range(1, len(found.drift) + 1), found.drift)
     right.set_xlabel("step of sampling")
     right.set_ylabel("drift from the inversion's state")
+    return draw(figure)
+
+
+def plot_scorecard(card: Scorecard) -> Tensor:
+    """Plot each measure of a scorecard in a panel, a bar for each row; returns (1, 480, 1000, 3) in 0 ... 1."""
+    names = list(next(iter(card.rows.values())))
+    figure = Figure(figsize=(10, 4.8), dpi=100, layout="constrained")
+    panels = figure.subplots(2, -(-len(names) // 2), squeeze=False).flatten()
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    for axes, name in zip(panels, names, strict=False):
+        values = [row[name] for row in card.rows.values()]
+        axes.bar(list(card.rows), values, color=["tab:blue", "tab:gray"])
+        better = MEASURES[name].better
+        axes.set_title(f"{name}\n{better} is better" if better else f"{name}\n1 is the source's", fontsize=8)
+        axes.tick_params(labelsize=7)
     return draw(figure)

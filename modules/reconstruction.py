@@ -26,10 +26,14 @@ class Reconstruction:
         return min(range(len(self.psnr)), key=self.psnr.__getitem__)
 
 
+def to_decibel(errors: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratios of mean squared errors of values in 0 ... 1, in dB, 100 at most."""
+    return -10 * errors.clamp(min=1e-10).log10()
+
+
 def psnr(frames: Tensor, reference: Tensor) -> list[float]:
     """Return each frame's peak signal-to-noise ratio in dB; shapes (f, c, h, w), 0 ... 1. Equal frames have 100."""
-    errors = (frames - reference).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
-    return (-10 * errors.log10()).tolist()
+    return to_decibel((frames - reference).square().mean(dim=(1, 2, 3))).tolist()
 
 
 def ssim(frames: Tensor, reference: Tensor) -> list[float]:

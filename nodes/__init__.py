@@ -9,6 +9,7 @@ from .convert import ExportTuneAVideo, ImportTuneAVideo
 from .demo import LoadDemoModel
 from .inflate import InflateUNet
 from .inversion import INRBidirectionalDDIMInversion, LoadInversion, SaveInversion
+from .judge import CompareGrid, EditScorecard
 from .patch import STAMFFAMPatch
 from .report import CovariateShiftReport, ReconstructionReport
 from .sample import ClipMotion, InterframeNoiseRelation, MotionFromFlow, SmoothSample, SmoothSampler
@@ -39,6 +40,8 @@ NODES: list[type[io.ComfyNode]] = [
     MotionFromFlow,
     ReconstructionReport,
     CovariateShiftReport,
+    EditScorecard,
+    CompareGrid,
 ]
 
 

@@ -4,11 +4,24 @@ import json
 
 from comfy_api.latest import io
 
+from ..modules.host.judges import DIS, clip_motion, flow_methods
 from ..modules.host.sampling import InvertedClipSampler, RelationSettings, SampleSettings, sample_clip
-from ..modules.motion import estimate_motion, motion_of, read_flow
+from ..modules.motion import motion_of, read_flow
 from .types import MENU, PREFIX, Motion, NoiseRelation
 
 CATEGORY = MENU + "sample"
+
+
+def flow_input(name: str, *others: str) -> io.Input:
+    """Return the choice of what estimates optical flow, behind other choices."""
+    return io.Combo.Input(
+        name,
+        options=[*others, *flow_methods()],
+        default=(*others, DIS)[0],
+        optional=True,
+        tooltip="Optical flow: OpenCV's DIS, or a file of RAFT's weights (torchvision's raft_large or raft_small) in "
+        "models/optical_flow.",
+    )
 
 
 def step_inputs() -> list[io.Input]:
@@ -236,16 +249,19 @@ class ClipMotion(io.ComfyNode):
             node_id=PREFIX + "ClipMotion",
             display_name="Clip Motion",
             category=CATEGORY,
-            description="Estimates how everything in a clip moves from frame to frame (OpenCV's DIS optical flow), and "
-            "what is hidden in the next or the previous frame.",
-            search_aliases=["optical flow", "DIS flow", "motion estimation"],
-            inputs=[io.Image.Input("images", tooltip="The source clip: the frames that are inverted.")],
+            description="Estimates how everything in a clip moves from frame to frame (optical flow), and what is "
+            "hidden in the next or the previous frame.",
+            search_aliases=["optical flow", "DIS flow", "RAFT", "motion estimation"],
+            inputs=[
+                io.Image.Input("images", tooltip="The source clip: the frames that are inverted."),
+                flow_input("method"),
+            ],
             outputs=[Motion.Output("motion", tooltip="For Interframe Noise Relation.")],
         )
 
     @classmethod
-    def execute(cls, images) -> io.NodeOutput:
-        return io.NodeOutput(estimate_motion(images))
+    def execute(cls, images, method=DIS) -> io.NodeOutput:
+        return io.NodeOutput(clip_motion(images, method))
 
 
 class MotionFromFlow(io.ComfyNode):

@@ -9,9 +9,9 @@ import av
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image, ImageDraw
+from PIL import Image
 
-LABEL, FRAME = 96, 2  # pixels
+from ..modules.grid import draw_strip
 
 
 def read_clip(path: Path, num_frames: int | None = None) -> tuple[torch.Tensor, Fraction]:
@@ -51,25 +51,6 @@ def fit_square(frames: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def save_strip(path: Path, rows: dict[str, torch.Tensor], columns: int = 8, side: int = 160) -> None:
-    """Save clips below each other as one picture, a label before each.
-
-    Args:
-        path: of the PNG.
-        rows: frames (f, 3, h, w) in [0, 1] by label; all clips have as many frames as the first.
-        columns: how many frames to show, spread evenly over the clip.
-        side: height of a shown frame in pixels.
-    """
-    num_frames = len(next(iter(rows.values())))
-    shown = torch.linspace(0, num_frames - 1, min(columns, num_frames)).round().long()
-    strips = {}
-    for label, frames in rows.items():
-        width = round(side * frames.shape[-1] / frames.shape[-2])
-        resized = F.interpolate(frames[shown], size=(side, width), mode="bilinear", antialias=True)
-        framed = F.pad(resized.clamp(0, 1), (0, FRAME, 0, FRAME), value=0.5)
-        strips[label] = rearrange((framed * 255).round().byte(), "f c h w -> h (f w) c").numpy()
-    width, height = LABEL + max(strip.shape[1] for strip in strips.values()), side + FRAME
-    picture = Image.new("RGB", (width, height * len(strips)), "white")
-    for row, (label, strip) in enumerate(strips.items()):
-        picture.paste(Image.fromarray(strip), (LABEL, row * height))
-        ImageDraw.Draw(picture).text((6, row * height + height // 2 - 6), label, fill="black")
-    picture.save(path)
+    """Save clips below each other as one picture, see `draw_strip`; PNG, or lossy WebP by the path's ending."""
+    picture = rearrange((draw_strip(rows, columns, side) * 255).round().byte(), "c h w -> h w c")
+    Image.fromarray(picture.numpy()).save(path)

@@ -78,6 +78,12 @@ def save_tune(prefix: str) -> Node:
     return Node("Save tune", OURS + "SaveTune", {"tune": ("Tune", "tune")}, {"filename_prefix": prefix})
 
 
+def apply_saved_tune(file: str) -> list[Node]:
+    """Return the nodes that load a tune and apply it."""
+    apply = {"model": ("Model", "MODEL"), "tune": ("Load tune", "tune")}
+    return [Node("Load tune", OURS + "LoadTune", {}, {"tune_name": file}), Node("Tune", OURS + "ApplyTune", apply)]
+
+
 def invert(title: str, model: str, positive: str, **values: Any) -> Node:
     """Return an inversion node."""
     links = {"model": (model, "clip_model"), "positive": (positive, "CONDITIONING")}
@@ -116,6 +122,11 @@ class Task:
     after: str
     tuning: dict[str, Any]
     options: dict[str, Any]
+
+    @property
+    def pixels(self) -> tuple[str, str]:
+        """The source clip's frames."""
+        return ("Scale", "IMAGE") if self.crop else ("Frames", "images")
 
     def nodes(self, names_source: bool = False) -> Group:
         """Return the first column of a workflow; the source prompt is for those that tune or reconstruct."""
@@ -192,14 +203,12 @@ def training_free(task: Task) -> list[Group]:
 
 def saved_tune(task: Task, file: str) -> list[Group]:
     """Return an edit with a tune from a file."""
-    apply = {"model": ("Model", "MODEL"), "tune": ("Load tune", "tune")}
     return [
         task.nodes(),
         Group(
             "2 Saved tune",
             [
-                Node("Load tune", OURS + "LoadTune", {}, {"tune_name": file}),
-                Node("Tune", OURS + "ApplyTune", apply),
+                *apply_saved_tune(file),
                 invert("Invert", "Tune", "Empty prompt"),
             ],
             "Run the main workflow first: its Save Tune writes the file; choose the newest number. query_strength "
@@ -339,8 +348,6 @@ def tuning_settings(task: Task, side: int) -> list[Group]:
 
 def noise_relation(task: Task, file: str) -> list[Group]:
     """Return an edit whose frames are tied to each other along the clip's motion, beside one that is not."""
-    apply = {"model": ("Model", "MODEL"), "tune": ("Load tune", "tune")}
-    frames = ("Scale", "IMAGE") if task.crop else ("Frames", "images")
     tied = sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)
     tied = replace(tied, links={**tied.links, "relation": ("Relation", "relation")})
     return [
@@ -348,8 +355,7 @@ def noise_relation(task: Task, file: str) -> list[Group]:
         Group(
             "2 Saved tune, invert",
             [
-                Node("Load tune", OURS + "LoadTune", {}, {"tune_name": file}),
-                Node("Tune", OURS + "ApplyTune", apply),
+                *apply_saved_tune(file),
                 invert("Invert", "Tune", "Empty prompt", keep=True),
             ],
             "Run the main workflow first. The inversion is kept on disk, so that the next edit starts at once.",
@@ -357,7 +363,7 @@ def noise_relation(task: Task, file: str) -> list[Group]:
         Group(
             "3 Sample",
             [
-                Node("Motion", OURS + "ClipMotion", {"images": frames}),
+                Node("Motion", OURS + "ClipMotion", {"images": task.pixels}),
                 Node("Relation", OURS + "InterframeNoiseRelation", {"motion": ("Motion", "motion")}),
                 tied,
                 show("Sample report", "Edit", "report"),
@@ -409,7 +415,6 @@ def attention_control(task: Task) -> list[Group]:
 
 def reconstruction(task: Task, file: str) -> list[Group]:
     """Return the check of an inversion, which is saved."""
-    apply = {"model": ("Model", "MODEL"), "tune": ("Load tune", "tune")}
     report = {"model": ("Tune", "clip_model"), "vae": ("Model", "VAE"), "inversion": ("Invert", "inversion")}
     report |= {"positive": ("Source prompt", "CONDITIONING"), "negative": ("Negative prompt", "CONDITIONING")}
     plain = {"gamma": 0.0, "direction": "none", "refinements": 2}
@@ -418,8 +423,7 @@ def reconstruction(task: Task, file: str) -> list[Group]:
         Group(
             "2 Saved tune, invert",
             [
-                Node("Load tune", OURS + "LoadTune", {}, {"tune_name": file}),
-                Node("Tune", OURS + "ApplyTune", apply),
+                *apply_saved_tune(file),
                 invert("Invert", "Tune", "Source prompt", **plain),
                 Node(
                     "Save inversion",
@@ -444,14 +448,12 @@ def reconstruction(task: Task, file: str) -> list[Group]:
 
 def saved_inversion(task: Task, tune_file: str, file: str) -> list[Group]:
     """Return an edit that needs no inversion."""
-    apply = {"model": ("Model", "MODEL"), "tune": ("Load tune", "tune")}
     return [
         task.nodes(),
         Group(
             "2 Saved tune and inversion",
             [
-                Node("Load tune", OURS + "LoadTune", {}, {"tune_name": tune_file}),
-                Node("Tune", OURS + "ApplyTune", apply),
+                *apply_saved_tune(tune_file),
                 Node("Invert", OURS + "LoadInversion", {}, {"inversion_name": file}),
             ],
             "Run the workflow reconstruction first: it saves the inversion. The tune must be the one it was made with.",
@@ -463,20 +465,88 @@ def saved_inversion(task: Task, tune_file: str, file: str) -> list[Group]:
 
 def covariate_shift(task: Task, file: str) -> list[Group]:
     """Return the report on what the temporal modules do to the features."""
-    apply = {"model": ("Model", "MODEL"), "tune": ("Load tune", "tune")}
     report = {"model": ("Tune", "clip_model"), "positive": ("Source prompt", "CONDITIONING")}
     return [
         task.nodes(names_source=True),
         Group(
             "2 Report",
             [
-                Node("Load tune", OURS + "LoadTune", {}, {"tune_name": file}),
-                Node("Tune", OURS + "ApplyTune", apply),
+                *apply_saved_tune(file),
                 Node("Report", OURS + "CovariateShiftReport", {**report, "latent": ("Encode", "LATENT")}),
                 show("Table", "Report", "report"),
                 Node("Plot", "PreviewImage", {"images": ("Report", "plot")}),
             ],
             "How far each temporal module moves the mean over frames, and how much it changes their covariance.",
+        ),
+    ]
+
+
+def scorecard(task: Task, file: str) -> list[Group]:
+    """Return an edit and what the scorecard says of it."""
+    given = {"source": task.pixels, "edited": ("Decode edit", "IMAGE")}
+    return [
+        task.nodes(),
+        Group(
+            "2 Saved tune, invert, sample",
+            [
+                *apply_saved_tune(file),
+                invert("Invert", "Tune", "Empty prompt"),
+                sample("Edit", "Tune", "Edited prompt", "Invert", 7.5),
+            ],
+            "Run the main workflow first: its Save Tune writes the file.",
+        ),
+        Group("3 Edited clip", save("edit", ("Edit", "latent"))),
+        Group(
+            "4 Scorecard",
+            [
+                Node("Scorecard", OURS + "EditScorecard", given, {"edit_text": task.after, "source_text": task.before}),
+                show("Findings", "Scorecard", "report"),
+                Node("Plot", "PreviewImage", {"images": ("Scorecard", "plot")}),
+            ],
+            "Read each figure beside that of doing nothing. For CLIP scores put a CLIP model's folder into "
+            "models/clip_score and choose it.",
+        ),
+    ]
+
+
+def compare_grid(task: Task, file: str) -> list[Group]:
+    """Return two edits side by side: plain, and tied along the motion."""
+    plain, tied = (sample(f"Edit {name}", "Tune", "Edited prompt", "Invert", 7.5) for name in ("plain", "tied"))
+    tied = replace(tied, links={**tied.links, "relation": ("Relation", "relation")})
+    clips = {"source": task.pixels, "edit_1": ("Decode edit plain", "IMAGE"), "edit_2": ("Decode edit tied", "IMAGE")}
+    values = {"labels": "plain, tied", "difference": True, "flow": "DIS"}
+    return [
+        task.nodes(),
+        Group(
+            "2 Saved tune, invert",
+            [*apply_saved_tune(file), invert("Invert", "Tune", "Empty prompt")],
+            "Run the main workflow first: its Save Tune writes the file.",
+        ),
+        Group(
+            "3 Sample",
+            [
+                Node("Motion", OURS + "ClipMotion", {"images": task.pixels}),
+                Node("Relation", OURS + "InterframeNoiseRelation", {"motion": ("Motion", "motion")}),
+                plain,
+                tied,
+            ],
+        ),
+        Group("4 Plain", save("edit plain", ("Edit plain", "latent"))),
+        Group("5 Tied", save("edit tied", ("Edit tied", "latent"))),
+        Group(
+            "6 Side by side",
+            [
+                Node("Grid", OURS + "CompareGrid", clips, values),
+                Node("Strip", "PreviewImage", {"images": ("Grid", "strip")}),
+                Node("Video of grid", "CreateVideo", {"images": ("Grid", "clip"), "fps": ("Frames", "fps")}),
+                Node(
+                    "Save grid",
+                    "SaveVideo",
+                    {"video": ("Video of grid", "VIDEO")},
+                    {"filename_prefix": "consistent_video/grid"},
+                ),
+            ],
+            "Below the clips: where each edit differs from the source, and how everything moves.",
         ),
     ]
 
@@ -532,5 +602,7 @@ def workflows() -> dict[str, list[Group]]:
         **twins("attention_control", attention_control),
         **twins("reconstruction", lambda task: reconstruction(task, first_tune(task))),
         **twins("saved_inversion", lambda task: saved_inversion(task, first_tune(task), first_tune(task))),
+        **twins("scorecard", lambda task: scorecard(task, first_tune(task))),
+        **twins("compare_grid", lambda task: compare_grid(task, first_tune(task))),
         **twins("covariate_shift", lambda task: covariate_shift(task, first_tune(task))),
     }

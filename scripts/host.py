@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable
@@ -69,7 +70,168 @@ class Run:
         return "".join(self.outputs[node]["text"])
 
 
-class Host:
+class Server:
+    """A ComfyUI server that runs.
+
+    Args:
+        address: host and port, e.g. "127.0.0.1:8188".
+    """
+
+    def __init__(self, address: str = "") -> None:
+        self.address = address
+        self.client = uuid.uuid4().hex
+
+    def answers(self) -> bool:
+        """Whether the server answers requests."""
+        try:
+            self.get("system_stats")
+        except HostError:
+            return False
+        return True
+
+    def trouble(self) -> str:
+        """Return what is known of a server that does not answer."""
+        return f"address {self.address}"
+
+    def get(self, path: str) -> Any:
+        """Return the JSON that the server answers to a GET of `path`."""
+        return json.loads(self.read(path))
+
+    def read(self, path: str) -> str:
+        """Return the text that the server answers to a GET of `path`.
+
+        Raises:
+            HostError: an answer other than 200.
+        """
+        return self.request(urllib.request.Request(f"http://{self.address}/{path}"))
+
+    def post(self, path: str, content: Json) -> str:
+        """POST JSON to `path` and return the text of the answer."""
+        body, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
+        return self.request(urllib.request.Request(f"http://{self.address}/{path}", body, headers))
+
+    def request(self, request: urllib.request.Request) -> str:
+        """Send a request and return the text of the answer."""
+        return self.receive(request).decode()
+
+    def receive(self, request: urllib.request.Request) -> bytes:
+        """Send a request and return the answer."""
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+                return answer.read()
+        except urllib.error.HTTPError as error:
+            raise HostError(error.read().decode(errors="replace") or str(error)) from error
+        except OSError as error:
+            raise HostError(f"ComfyUI does not answer: {error}\n{self.trouble()}") from error
+
+    def object_info(self) -> Json:
+        """Return the server's description of its nodes, by type."""
+        return self.get("object_info")
+
+    def interrupt(self) -> None:
+        """Ask the server to stop the prompt that runs."""
+        self.post("interrupt", {})
+
+    def run(
+        self, prompt: Json, on_progress: Callable[[Progress], None] = lambda _: None, patience: float | None = None
+    ) -> Run:
+        """Run a prompt to its end.
+
+        Args:
+            prompt: API form.
+            on_progress: called when a node begins (0 of 1) and with every step that it reports.
+            patience: seconds after which the prompt is interrupted, None to wait for ever.
+        Raises:
+            GraphError: the prompt was refused, failed or was interrupted; the message names the node.
+            HostError: the server ended meanwhile.
+            TimeoutError: the patience is over.
+        """
+        prompt_id, run = str(uuid.uuid4()), Run()
+        try:
+            asyncio.run(asyncio.wait_for(self.follow(prompt, prompt_id, run, on_progress), patience))
+        except (KeyboardInterrupt, TimeoutError, asyncio.TimeoutError):
+            with contextlib.suppress(HostError):
+                self.interrupt()
+            raise
+        except (OSError, aiohttp.ClientError) as error:
+            raise HostError(f"ComfyUI does not answer: {error}\n{self.trouble()}") from error
+        entry = self.get(f"history/{prompt_id}")[prompt_id]
+        if entry["status"]["status_str"] != "success":
+            raise read_failure(entry["status"]["messages"], prompt)
+        run.outputs = entry["outputs"]
+        return run
+
+    async def follow(self, prompt: Json, prompt_id: str, run: Run, on_progress: Callable[[Progress], None]) -> None:
+        """Post a prompt and follow its messages to the last one, filling in `run.seconds`."""
+        address = f"http://{self.address}/ws?clientId={self.client}"
+        async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as messages:
+            self.submit(prompt, prompt_id)
+            node, began = None, time.monotonic()
+            async for message in messages:
+                if message.type is aiohttp.WSMsgType.BINARY and message.data[:4] == PREVIEW:
+                    run.previews.append(message.data[8:])
+                if message.type is not aiohttp.WSMsgType.TEXT:
+                    continue
+                event, data = (content := json.loads(message.data))["type"], content["data"]
+                if data.get("prompt_id") != prompt_id:
+                    continue
+                if event == "executing":
+                    now = time.monotonic()
+                    if node is not None:
+                        run.seconds[node] = run.seconds.get(node, 0) + now - began
+                    node, began = data["node"], now
+                    if node is None:
+                        return
+                    on_progress(Progress(node, 0, 1))
+                elif event == "progress_state":
+                    for state in data["nodes"].values():
+                        if state["state"] == "running":
+                            on_progress(Progress(state["node_id"], state["value"], state["max"]))
+        raise HostError(f"ComfyUI ended while it ran a prompt:\n{self.trouble()}")
+
+    def submit(self, prompt: Json, prompt_id: str) -> None:
+        """Queue a prompt.
+
+        Raises:
+            GraphError: the server refuses it; the message lists what is wrong with which node.
+        """
+        try:
+            answer = self.post("prompt", {"prompt": prompt, "prompt_id": prompt_id, "client_id": self.client})
+        except HostError as error:
+            raise GraphError(read_refusal(str(error), prompt)) from error
+        if json.loads(answer).get("node_errors"):  # it would run without the outputs that these nodes feed
+            self.post("queue", {"clear": True})
+            self.interrupt()
+            raise GraphError(read_refusal(answer, prompt))
+
+    def upload(self, path: Path, name: str) -> None:
+        """Put a file into the server's input folder under a name, over an earlier one.
+
+        Raises:
+            HostError: the server does not take it.
+        """
+        asyncio.run(self.send(path, name))
+
+    async def send(self, path: Path, name: str) -> None:
+        """Send a file, see `upload`."""
+        form = aiohttp.FormData({"overwrite": "true", "type": "input"})
+        form.add_field("image", path.read_bytes(), filename=name)
+        try:
+            async with aiohttp.ClientSession() as session:
+                async with session.post(f"http://{self.address}/upload/image", data=form) as answer:
+                    if answer.status != 200:
+                        raise HostError(f"ComfyUI does not take {name}: {await answer.text()}")
+        except (OSError, aiohttp.ClientError) as error:
+            raise HostError(f"ComfyUI does not answer: {error}\n{self.trouble()}") from error
+
+    def fetch(self, run: Run, node: str) -> list[bytes]:
+        """Return the contents of the files that an output node of a run wrote."""
+        keys = ("filename", "subfolder", "type")
+        queries = [urllib.parse.urlencode({key: entry[key] for key in keys}) for entry in list_files(run, node)]
+        return [self.receive(urllib.request.Request(f"http://{self.address}/view?{query}")) for query in queries]
+
+
+class Host(Server):
     """A ComfyUI server with a base directory of its own, in which this pack is the only custom node pack.
 
     A context manager: entered, the server answers; left, it and all that it started have ended.
@@ -81,11 +243,10 @@ class Host:
     """
 
     def __init__(self, tree: Path, base: Path, arguments: tuple[str, ...] = ()) -> None:
+        super().__init__()
         self.tree, self.base, self.arguments = tree, base.resolve(), arguments
         self.log = self.base / "server.log"
-        self.client = uuid.uuid4().hex
         self.process: subprocess.Popen | None = None
-        self.address = ""
 
     def __enter__(self) -> Host:
         try:
@@ -127,126 +288,13 @@ class Host:
             end_group(self.process)
             self.process = None
 
-    def answers(self) -> bool:
-        """Whether the server answers requests."""
-        try:
-            self.get("system_stats")
-        except HostError:
-            return False
-        return True
-
-    def get(self, path: str) -> Any:
-        """Return the JSON that the server answers to a GET of `path`."""
-        return json.loads(self.read(path))
-
-    def read(self, path: str) -> str:
-        """Return the text that the server answers to a GET of `path`.
-
-        Raises:
-            HostError: an answer other than 200.
-        """
-        return self.request(urllib.request.Request(f"http://{self.address}/{path}"))
-
-    def post(self, path: str, content: Json) -> str:
-        """POST JSON to `path` and return the text of the answer."""
-        body, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
-        return self.request(urllib.request.Request(f"http://{self.address}/{path}", body, headers))
-
-    def request(self, request: urllib.request.Request) -> str:
-        """Send a request and return the text of the answer."""
-        try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
-                return answer.read().decode()
-        except urllib.error.HTTPError as error:
-            raise HostError(error.read().decode(errors="replace") or str(error)) from error
-        except OSError as error:
-            raise HostError(f"ComfyUI does not answer: {error}\n{self.log_tail()}") from error
-
-    def object_info(self) -> Json:
-        """Return the server's description of its nodes, by type."""
-        return self.get("object_info")
-
-    def interrupt(self) -> None:
-        """Ask the server to stop the prompt that runs."""
-        self.post("interrupt", {})
-
-    def run(
-        self, prompt: Json, on_progress: Callable[[Progress], None] = lambda _: None, patience: float | None = None
-    ) -> Run:
-        """Run a prompt to its end.
-
-        Args:
-            prompt: API form.
-            on_progress: called when a node begins (0 of 1) and with every step that it reports.
-            patience: seconds after which the prompt is interrupted, None to wait for ever.
-        Raises:
-            GraphError: the prompt was refused, failed or was interrupted; the message names the node.
-            HostError: the server ended meanwhile.
-            TimeoutError: the patience is over.
-        """
-        prompt_id, run = str(uuid.uuid4()), Run()
-        try:
-            asyncio.run(asyncio.wait_for(self.follow(prompt, prompt_id, run, on_progress), patience))
-        except (KeyboardInterrupt, TimeoutError, asyncio.TimeoutError):
-            with contextlib.suppress(HostError):
-                self.interrupt()
-            raise
-        except (OSError, aiohttp.ClientError) as error:
-            raise HostError(f"ComfyUI does not answer: {error}\n{self.log_tail()}") from error
-        entry = self.get(f"history/{prompt_id}")[prompt_id]
-        if entry["status"]["status_str"] != "success":
-            raise read_failure(entry["status"]["messages"], prompt)
-        run.outputs = entry["outputs"]
-        return run
-
-    async def follow(self, prompt: Json, prompt_id: str, run: Run, on_progress: Callable[[Progress], None]) -> None:
-        """Post a prompt and follow its messages to the last one, filling in `run.seconds`."""
-        address = f"http://{self.address}/ws?clientId={self.client}"
-        async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as messages:
-            self.submit(prompt, prompt_id)
-            node, began = None, time.monotonic()
-            async for message in messages:
-                if message.type is aiohttp.WSMsgType.BINARY and message.data[:4] == PREVIEW:
-                    run.previews.append(message.data[8:])
-                if message.type is not aiohttp.WSMsgType.TEXT:
-                    continue
-                event, data = (content := json.loads(message.data))["type"], content["data"]
-                if data.get("prompt_id") != prompt_id:
-                    continue
-                if event == "executing":
-                    now = time.monotonic()
-                    if node is not None:
-                        run.seconds[node] = run.seconds.get(node, 0) + now - began
-                    node, began = data["node"], now
-                    if node is None:
-                        return
-                    on_progress(Progress(node, 0, 1))
-                elif event == "progress_state":
-                    for state in data["nodes"].values():
-                        if state["state"] == "running":
-                            on_progress(Progress(state["node_id"], state["value"], state["max"]))
-        raise HostError(f"ComfyUI ended while it ran a prompt:\n{self.log_tail()}")
-
-    def submit(self, prompt: Json, prompt_id: str) -> None:
-        """Queue a prompt.
-
-        Raises:
-            GraphError: the server refuses it; the message lists what is wrong with which node.
-        """
-        try:
-            answer = self.post("prompt", {"prompt": prompt, "prompt_id": prompt_id, "client_id": self.client})
-        except HostError as error:
-            raise GraphError(read_refusal(str(error), prompt)) from error
-        if json.loads(answer).get("node_errors"):  # it would run without the outputs that these nodes feed
-            self.post("queue", {"clear": True})
-            self.interrupt()
-            raise GraphError(read_refusal(answer, prompt))
-
     def files(self, run: Run, node: str) -> list[Path]:
         """Return the files that an output node of a run wrote."""
-        groups = [group for group in run.outputs[node].values() if isinstance(group, list)]
-        entries = [entry for group in groups for entry in group if isinstance(entry, dict) and "filename" in entry]
-        return [self.base / entry["type"] / entry["subfolder"] / entry["filename"] for entry in entries]
+        return [self.base / entry["type"] / entry["subfolder"] / entry["filename"] for entry in list_files(run, node)]
+
+    def trouble(self) -> str:
+        """Return the end of the log."""
+        return self.log_tail()
 
     def log_text(self) -> str:
         """Return what the server has logged so far."""
@@ -255,6 +303,12 @@ class Host:
     def log_tail(self, lines: int = 25) -> str:
         """Return the last lines of the log."""
         return "\n".join(self.log_text().splitlines()[-lines:])
+
+
+def list_files(run: Run, node: str) -> list[Json]:
+    """Return the server's description of the files that an output node of a run wrote."""
+    groups = [group for group in run.outputs[node].values() if isinstance(group, list)]
+    return [entry for group in groups for entry in group if isinstance(entry, dict) and "filename" in entry]
 
 
 def prepare_base(base: Path) -> None:

@@ -11,6 +11,8 @@ FOLDER = "consistent_video"
 IMPORTS = "consistent_video_import"  # the host's name of the same folder, with more kinds of files
 EXTENSIONS = {FOLDER: {".safetensors"}, IMPORTS: {".safetensors", ".bin", ".pt", ".pth"}}
 INVERSIONS = "consistent_video_inversions"
+OPTICAL_FLOW, LPIPS, CLIP_FOLDERS = "optical_flow", "lpips", "clip_score"  # what measures: the first is the host's own
+WEIGHTS = {".safetensors", ".pt", ".pth"}
 
 
 def register_folder() -> None:
@@ -21,6 +23,10 @@ def register_folder() -> None:
         folder_paths.folder_names_and_paths[name] = (paths, extensions)
     folder_paths.add_model_folder_path(INVERSIONS, str(Path(folder_paths.models_dir) / INVERSIONS))
     folder_paths.folder_names_and_paths[INVERSIONS] = (folder_paths.get_folder_paths(INVERSIONS), {".safetensors"})
+    for name in (OPTICAL_FLOW, LPIPS, CLIP_FOLDERS):
+        folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
+        paths, extensions = folder_paths.folder_names_and_paths[name]
+        folder_paths.folder_names_and_paths[name] = (paths, extensions or set(WEIGHTS))
 
 
 def tune_files() -> list[str]:

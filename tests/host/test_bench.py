@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from consistent_video.bench import inr, norms, world
+from consistent_video.bench import edit, edit_document, inr, methods, norms, world
+from consistent_video.bench.tasks import KINDS, draw_task
 from consistent_video.scripts.clips import read_clip
 
 
@@ -75,3 +76,85 @@ def test_what_nothing_is_drawn_for_is_measured_once(options) -> None:
     seeds = {tuned: {case.seed for case in cases if case.tuned == tuned} for tuned in inr.TUNED}
     assert seeds == {"training-free": {0}, "EI²": {0, 1, 2}, "EI² + INR": {0, 1, 2}}
     assert len(set(cases)) == len(cases)
+
+
+@pytest.fixture
+def editing(tmp_path: Path, monkeypatch) -> argparse.Namespace:
+    """Options of the smallest measurement of edits: one clip, few steps."""
+    chosen = (
+        methods.Choice("steps", methods.EI2, (2, 1)),
+        *(choice for choice in methods.CHOICES if choice.name != "steps"),
+    )
+    monkeypatch.setattr(edit, "CHOICES", chosen)
+    monkeypatch.setattr(edit, "QUICK_STEPS", 2)
+    return argparse.Namespace(
+        quick=True, clips_of_kind=1, kinds=("colour",), seeds=2, validation=1, ddim_steps=2, state=tmp_path / "state",
+        document=tmp_path / "benchmark.md", json=tmp_path / "edit.json",
+    )  # fmt: skip
+
+
+def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
+    names = (methods.REFERENCE, methods.FFAM, methods.EI2, methods.INR, methods.MOTION)
+    monkeypatch.setattr(edit, "METHODS", {name: methods.METHODS[name] for name in names})
+    edit.measure_edit(editing)
+    rows = json.loads(editing.json.read_text())["rows"]
+    drawn = [(row["method"], row["seed"]) for row in rows]
+    assert len(set(drawn)) == len(drawn)
+    once = {methods.DO_NOTHING, methods.AS_DRAWN, methods.REFERENCE, methods.FFAM}
+    assert {name for name, seed in drawn if seed == 1} == {methods.EI2, methods.INR, methods.MOTION}
+    assert {name for name, seed in drawn if seed == 0} == once | {methods.EI2, methods.INR, methods.MOTION}
+    by_name = {row["method"]: row for row in rows if row["seed"] == 0}
+    nothing, right = by_name[methods.DO_NOTHING], by_name[methods.AS_DRAWN]
+    assert nothing["obeyed"] == 0 and nothing["background"] == 100 and nothing["cost"] is None
+    assert right["obeyed"] > 0.85 and right["motion_error"] < 1
+    assert 0.3 < by_name[methods.REFERENCE]["cost"] < 3 and by_name[methods.REFERENCE]["tuning_cost"] is None
+    assert by_name[methods.EI2]["tuning_cost"] == pytest.approx(by_name[methods.MOTION]["tuning_cost"]), "tuned once"
+    assert by_name[methods.EI2]["memory"] > 0 and by_name[methods.INR]["value"] == 2.0
+    written = editing.document.read_text(encoding="utf-8")
+    assert "- **(d) Undecided.** INR Smooth" in written and "| 1 do nothing | 0 |" in written
+    assert "Nothing was chosen by measurement" in written
+    for name in ("benchmark.png", "benchmark_colour.webp"):
+        assert name in written and (editing.document.parent / name).stat().st_size > 1000
+    monkeypatch.setattr(edit, "Bench", lambda *_: pytest.fail("what is done is not done again"))
+    edit.measure_edit(editing)
+    assert editing.document.read_text(encoding="utf-8") == written
+
+
+def test_hyper_parameters_are_chosen_on_validation_clips_alone(editing, monkeypatch) -> None:
+    editing.quick = False
+    asked = []
+
+    class Table:
+        def get(self, case, task) -> dict:
+            asked.append(case)
+            assert task == draw_task(task.kind, 0, held_out=False) and not case.held_out
+            obeyed = {2.0: 0.5, 0.2: 0.9}.get(case.value, 0.8) if case.method == methods.INR else 0.8
+            return {
+                "obeyed": obeyed - 0.02 * (case.value == 0.25),
+                "warp_error": case.value + case.steps + len(case.method),
+            }
+
+    chosen, measured = edit.choose(Table(), editing)
+    assert chosen["steps"] == 1, "as obedient, steadier"
+    assert chosen["weight"] == 0.2, "the other obeys less"
+    assert chosen["strength"] == 0.25, "a little less obedient, steadier"
+    assert len(measured) == sum(len(choice.values) for choice in edit.CHOICES)
+    assert {case.clip for case in asked} == {f"{kind}_0" for kind in KINDS}
+    later = [case for case in asked if case.method == methods.INR]
+    assert {case.steps for case in later} == {1}, "what is chosen first holds for the rest"
+    held_out = list(edit.list_cases(editing, chosen))
+    assert all(case.held_out for case in held_out)
+    assert {case.value for case in held_out if case.method == methods.INR} == {0.2}
+    lines = edit_document.validation_lines(measured, chosen, 6)
+    assert "Chosen on 6 validation clips" in lines[0] and "| weight | EI² + INR | 0.2 | 0.900 |" in lines[2]
+
+
+def test_every_claim_names_methods_and_figures_that_are_measured() -> None:
+    for gamma in (0.5, 1.0):
+        for claim in edit_document.claims(gamma).values():
+            for part in claim.parts:
+                assert {part.better, part.worse} <= set(methods.METHODS) and part.key in edit_document.COLUMNS
+    assert set(edit_document.SHOWN) <= {methods.DO_NOTHING, methods.AS_DRAWN, *methods.METHODS}
+    assert {how.takes for how in methods.METHODS.values()} <= {"", *(choice.name for choice in methods.CHOICES)}
+    quick = {name for name, how in methods.METHODS.items() if how.quick}
+    assert {part.better for claim in edit_document.claims(0.5).values() for part in claim.parts} <= quick

@@ -216,11 +216,32 @@ def test_the_covariate_shift_is_reported(host: Host, tuned, demo_clip: Path) -> 
     assert "| worst" in run.text(find_node(prompt, "Table")) and host.files(run, find_node(prompt, "Plot"))
 
 
+def test_an_edit_gets_its_scorecard(host: Host, tuned, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_scorecard")
+    run = host.run(prompt, patience=PATIENCE)
+    report = run.text(find_node(prompt, "Findings"))
+    assert "| edit |" in report and "| do nothing |" in report and "OpenCV's DIS optical flow" in report
+    assert "Left out: CLIP-T, no CLIP model is connected or chosen" in report
+    assert host.files(run, find_node(prompt, "Plot"))
+
+
+def test_edits_stand_side_by_side(host: Host, tuned, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_compare_grid")
+    run = host.run(prompt, patience=PATIENCE)
+    frames, source = saved_frames(host, prompt, run, "Save grid"), read_clip(demo_clip)[0]
+    assert len(frames) == len(source) and frames.shape[-1] > 3 * source.shape[-1]
+    assert frames.shape[-2] > 3 * source.shape[-2], "clips, differences and flows"
+    (strip,) = host.files(run, find_node(prompt, "Strip"))
+    assert Image.open(strip).width > 8 * 160
+
+
 SD15 = {  # in this order: the first save what the others load
     "edit": {},
     "saved_tune": {},
     "tune_dial": {},
     "covariate_shift": {},
+    "scorecard": {},
+    "compare_grid": {},
     "noise_relation": {},
     "attention_control": {},
     "reconstruction": {},

@@ -153,7 +153,7 @@ def test_words_are_replaced_by_their_partners(source: tuple, edited: tuple) -> N
     i = j = 1
     for theirs, own in zip(source, edited, strict=True):
         for a, b in itertools.product(range(theirs), range(own)):
-            assert paired[i + a, j + b] == pytest.approx((a == b) if theirs == own else 1 / own)
+            assert paired[i + a, j + b] == pytest.approx(float(a == b) if theirs == own else 1 / own)
         assert paired[i : i + theirs].sum() == pytest.approx(theirs)
         i, j = i + theirs, j + own
     assert paired[0, 0] == 1 and all(paired[i + n, j + n] == 1 for n in range(LENGTH - max(i, j)))

@@ -1,0 +1,292 @@
+"""Every way to edit a clip, on drawn clips that the model never saw, judged by the world that drew them.
+
+Hyper-parameters are chosen on drawn clips of their own before the held-out ones are touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from types import TracebackType
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..modules.host.apply import apply_tune
+from ..modules.host.control import attach_control
+from ..modules.host.control_call import ControlSettings
+from ..modules.host.control_prompts import read_prompts
+from ..modules.host.inversion import InversionSettings, invert_clip
+from ..modules.host.patch import attach, inflate
+from ..modules.host.progress import PeakMemory, TuningProgress
+from ..modules.host.sampling import RelationSettings, SampleSettings, sample_clip
+from ..modules.host.training import tune_model
+from ..modules.host.tune_inputs import TuneInputs
+from ..modules.motion import estimate_motion
+from ..modules.presets import method
+from ..modules.tuning import TuneSettings
+from ..scripts.environment import say
+from .methods import AS_DRAWN, CHOICES, DO_NOTHING, METHODS, REFERENCE, Tuned, gamma_row
+from .table import add_row, load_rows
+from .tasks import KINDS, Task, Truth, list_tasks
+from .world import Row, World
+
+LEARNING_RATE, CFG, MASK_THRESHOLD = 1e-4, 7.5, 0.7
+
+
+QUICK_STEPS, OBEYED = 20, 0.05
+
+
+@dataclass(frozen=True)
+class Case:
+    """One edit: the method, the clip and the seed, and how they are worked on.
+
+    Attributes:
+        method: name in METHODS, DO_NOTHING or AS_DRAWN.
+        clip: name of the task.
+        held_out: whether it is measured or for validation.
+        seed: of the tuning, 0 where nothing is drawn.
+        steps: of the tuning, 0 where there is none.
+        ddim_steps: of inversion and sampling.
+        value: of the method's hyper-parameter, 0 where it has none.
+    """
+
+    method: str
+    clip: str
+    held_out: bool
+    seed: int
+    steps: int
+    ddim_steps: int
+    value: float
+
+
+class Watch:
+    """The seconds of a stretch of work, and the most memory in GiB: as a context."""
+
+    def __enter__(self) -> Watch:
+        self.memory, self.ended = PeakMemory(), threading.Event()
+        self.memory.look()
+        self.thread = threading.Thread(target=self.look, daemon=True)
+        self.began = time.monotonic()
+        self.thread.start()
+        return self
+
+    def look(self) -> None:
+        """Look at the memory until the work has ended."""
+        while not self.ended.wait(0.02):
+            self.memory.look()
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.ended.set()
+        self.thread.join()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds, self.peak = time.monotonic() - self.began, self.memory.look()
+
+
+class Bench:
+    """The demo model, the truth of the clip at hand, and its tuned models.
+
+    Args:
+        world: the demo model.
+    """
+
+    def __init__(self, world: World):
+        self.world = world
+        self.key: tuple = ()
+        self.truth: Truth
+        self.tuned: dict[tuple, tuple[ModelPatcher, Watch]] = {}
+        self.reference: dict[int, float] = {}
+
+    def turn_to(self, case: Case, task: Task) -> None:
+        """Make the clip of a case the one at hand; tunings of another are forgotten."""
+        key = case.clip, case.held_out, case.seed
+        if key != self.key:
+            self.key, self.truth, self.tuned = key, Truth(task), {}
+
+    def model(self, case: Case, how: Tuned) -> tuple[ModelPatcher, Watch | None]:
+        """Return the model of a method, and what its tuning took."""
+        model = attach(inflate(self.world.model), *method(**dict(how.patch)))  # type: ignore[arg-type]
+        if not how.tuned:
+            return model, None
+        weight = case.value if how.smoothing == "INR" else 0.2
+        key = (how, case.steps, weight)
+        if key not in self.tuned:
+            prompt, frames = self.truth.task.prompts[0], self.truth.source.frames
+            inputs = TuneInputs(self.world.prompt(prompt), self.world.encode(frames))
+            settings = TuneSettings(
+                case.steps, LEARNING_RATE, case.seed, smoothing=how.smoothing, smoothing_weight=weight
+            )
+            with Watch() as watch:
+                tune = tune_model(model, inputs, settings, TuningProgress(""))
+            self.tuned[key] = apply_tune(model, tune), watch
+        return self.tuned[key]
+
+    def edit(self, case: Case) -> tuple[Tensor, Watch, Watch | None]:
+        """Return the edited frames, and what the edit and the tuning took."""
+        how = METHODS[case.method]
+        model, tuning = self.model(case, how.model)
+        frames, prompts = self.truth.source.frames, self.truth.task.prompts
+        with Watch() as watch:
+            latent, empty, edited = self.world.encode(frames), self.world.prompt(""), self.world.prompt(prompts[1])
+            inverted = self.world.prompt(prompts[0]) if how.control else empty
+            settings = InversionSettings(case.ddim_steps, how.gamma, how.direction)
+            inversion = invert_clip(model, inverted, empty, latent, settings)
+            if how.control:
+                control = ControlSettings("refine", case.value, how.control, case.value, threshold=MASK_THRESHOLD)
+                words = ",".join({self.truth.task.source.shape, self.truth.task.wanted.shape})
+                read = read_prompts(self.world.text, *prompts, mask=words)
+                model = attach_control(model, inversion, inverted, read, control)
+            relation = None
+            if how.relation:
+                motion = estimate_motion(frames.movedim(1, -1)) if how.relation == "motion" else None
+                relation = RelationSettings(case.value, motion=motion)
+            sampled = sample_clip(model, edited, empty, inversion, SampleSettings(CFG, relation=relation))[0]
+            found = self.world.decode(sampled).clamp(0, 1)
+        return found, watch, tuning
+
+    def seconds_per_frame(self, case: Case) -> float:
+        """Return the seconds of editing per frame in this very run, to which others are set in relation."""
+        if case.ddim_steps not in self.reference:
+            plain = replace(case, method=REFERENCE, value=0.0, steps=0)
+            self.reference[case.ddim_steps] = min(self.edit(plain)[1].seconds for _ in range(3))
+        return self.reference[case.ddim_steps]
+
+    def run(self, case: Case, task: Task) -> tuple[Row, Tensor]:
+        """Edit and judge."""
+        self.turn_to(case, task)
+        row = asdict(case)
+        if case.method in (DO_NOTHING, AS_DRAWN):
+            drawn = self.truth.source.frames
+            if case.method == AS_DRAWN:
+                drawn = self.world.decode(self.world.encode(self.truth.wanted.frames)).clamp(0, 1)
+            cost: dict[str, float | None] = dict.fromkeys(("seconds", "cost", "tuning_cost", "memory"))
+            return {**row, **self.truth.judge(drawn, self.world.reader), **cost}, drawn
+        reference = self.seconds_per_frame(case)
+        found, watch, tuning = self.edit(case)
+        cost = {
+            "seconds": watch.seconds,
+            "cost": watch.seconds / reference,
+            "tuning_cost": tuning.seconds / reference if tuning else None,
+            "memory": max(watch.peak, tuning.peak if tuning else 0.0),
+        }
+        return {**row, **self.truth.judge(found, self.world.reader), **cost}, found
+
+
+def make_case(name: str, clip: str, held_out: bool, seed: int, ddim_steps: int, chosen: Mapping[str, float]) -> Case:
+    """Return a case with the hyper-parameters that are chosen."""
+    how = METHODS.get(name)
+    steps = int(chosen["steps"]) if how and how.model.tuned else 0
+    worked = ddim_steps if how else 0
+    value = float(chosen[how.takes]) if how and how.takes else 0.0
+    return Case(name, clip, held_out, seed, steps, worked, value)
+
+
+class Rows:
+    """The rows that are done, on disk, and the frames of those that are shown.
+
+    Args:
+        folder: of both.
+        make: makes the bench, where something is left to do.
+    """
+
+    def __init__(self, folder: Path, make: Callable[[], Bench]):
+        self.path, self.make = folder / "edit.jsonl", make
+        self.pictures = folder / "edit"
+        self.done = load_rows(self.path, Case)
+        self.bench: Bench | None = None
+
+    def picture(self, case: Case) -> Path:
+        """Return the file of a case's frames."""
+        parts = [part for part in (case.method, case.clip, case.steps, case.ddim_steps, f"{case.value:g}")]
+        return self.pictures / ("_".join(map(str, parts)).replace(" ", "_") + ".safetensors")
+
+    def get(self, case: Case, task: Task) -> Row:
+        """Return the row of a case, measured if it is not done."""
+        keeps = case.held_out and case.seed == 0 and case.clip.endswith("_0")
+        if case not in self.done or (keeps and not self.picture(case).is_file()):
+            self.bench = self.bench or self.make()
+            with torch.inference_mode():
+                row, frames = self.bench.run(case, task)
+            if keeps:
+                self.pictures.mkdir(parents=True, exist_ok=True)
+                save_file({"frames": (frames * 255).round().byte().contiguous()}, self.picture(case))
+            if case not in self.done:
+                self.done[case] = row
+                add_row(self.path, row)
+        return self.done[case]
+
+    def frames(self, case: Case) -> Tensor:
+        """Return the kept frames of a case, (f, 3, h, w) in 0 ... 1."""
+        return load_file(self.picture(case))["frames"].float() / 255
+
+
+def choose(rows: Rows, options: argparse.Namespace) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Choose the hyper-parameters on the validation clips, one after the other.
+
+    Of the values whose edits obey within OBEYED of the best the one with the least warp error is taken.
+
+    Returns:
+        Values by name, and what was measured of each value.
+    """
+    chosen = {choice.name: choice.values[0] for choice in CHOICES}
+    if options.quick:
+        return {**chosen, "steps": QUICK_STEPS}, []
+    tasks = list_tasks(options.validation, held_out=False)
+    measured: list[dict[str, Any]] = []
+    for choice in CHOICES:
+        found: list[dict[str, Any]] = []
+        for value in choice.values:
+            name = choice.method or gamma_row("both", value)
+            cases = [
+                make_case(name, clip, False, 0, options.ddim_steps, chosen | {choice.name: value}) for clip in tasks
+            ]
+            own = [rows.get(case, tasks[case.clip]) for case in cases]
+            figures = {key: fmean(row[key] for row in own) for key in ("obeyed", "warp_error")}
+            found.append({"name": choice.name, "method": name, "value": value, **figures})
+            say(f"validation  {choice.name} {value:g}  obeyed {figures['obeyed']:.2f}")
+        best = max(entry["obeyed"] for entry in found)
+        good = [entry for entry in found if entry["obeyed"] >= best - OBEYED]
+        chosen[choice.name] = min(good, key=lambda entry: entry["warp_error"])["value"]
+        measured += found
+    return chosen, measured
+
+
+def list_cases(options: argparse.Namespace, chosen: Mapping[str, float]) -> Iterator[Case]:
+    """Return every held-out case, all of a clip and seed before the next; what nothing is drawn for once."""
+    names = [name for name, how in METHODS.items() if how.quick or not options.quick]
+    for seed in range(options.seeds):
+        for clip in list_tasks(options.clips_of_kind, held_out=True, kinds=options.kinds or KINDS):
+            if seed == 0:
+                yield from (make_case(name, clip, True, 0, 0, chosen) for name in (DO_NOTHING, AS_DRAWN))
+            for name in names:
+                if seed == 0 or METHODS[name].draws:
+                    yield make_case(name, clip, True, seed, options.ddim_steps, chosen)
+
+
+def measure_edit(options: argparse.Namespace) -> None:
+    """Choose on the validation clips, run what is not done yet, and write the document."""
+    from .edit_document import write_document
+
+    rows = Rows(options.state, lambda: Bench(World()))
+    chosen, measured = choose(rows, options)
+    tasks = list_tasks(options.clips_of_kind, held_out=True, kinds=options.kinds or KINDS)
+    cases = list(list_cases(options, chosen))
+    for number, case in enumerate(cases, start=1):
+        began = time.monotonic()
+        rows.get(case, tasks[case.clip])
+        say(f"{number:4} of {len(cases)}  {case.clip}  {case.method}  {time.monotonic() - began:.1f} s")
+    write_document(rows, cases, tasks, chosen, measured, options)
+    if options.json:
+        every = {"chosen": chosen, "validation": measured, "rows": [rows.done[case] for case in cases]}
+        options.json.write_text(json.dumps(every, indent=1), encoding="utf-8")
+    say(f"Wrote {options.document}")
