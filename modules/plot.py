@@ -12,6 +12,7 @@ from torch import Tensor
 from .covariate_shift import Shift
 from .reconstruction import Reconstruction
 from .scorecard import MEASURES, Scorecard
+from .stability import Stability
 
 
 def draw(figure: Figure) -> Tensor:
@@ -21,19 +22,22 @@ def draw(figure: Figure) -> Tensor:
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).float()[None] / 255
 
 
-def plot_loss(losses: Sequence[float], smoothing: Sequence[float] | None = None) -> Tensor:
+def plot_loss(
+    losses: Sequence[float], added: Sequence[float] | None = None, added_name: str = "smoothing loss"
+) -> Tensor:
     """Plot the loss of each step and its running mean; returns an image of shape (1, 480, 800, 3) in 0 ... 1.
 
     Args:
         losses: of each step.
-        smoothing: loss of each step that was added with its weight, if any.
+        added: loss of each step that was added with its weight, if any.
+        added_name: what it is called.
 
     One-shot tuning draws a new noise level at each step, so that single losses scatter; the running mean over a tenth
     of the steps shows where they go.
     """
     figure = Figure(figsize=(8, 4.8), dpi=100, layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss (mean squared error)", yscale="log")
-    for name, values in (("loss", losses), ("smoothing loss", smoothing)):
+    for name, values in (("loss", losses), (added_name, added)):
         if values:
             plot_running_mean(axes, name, values)
     axes.legend()
@@ -101,4 +105,23 @@ def plot_scorecard(card: Scorecard) -> Tensor:
         better = MEASURES[name].better
         axes.set_title(f"{name}\n{better} is better" if better else f"{name}\n1 is the source's", fontsize=8)
         axes.tick_params(labelsize=7)
+    return draw(figure)
+
+
+def plot_stability(found: Stability) -> Tensor:
+    """Plot how far the way back strays, bound and measured, and L; returns an image of shape (1, 480, 800, 3)."""
+    figure = Figure(figsize=(8, 4.8), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = range(len(found.sigmas))
+    left.plot(steps, found.bound, label="bound (ours)")
+    left.plot(steps, found.measured, label="measured")
+    left.set_yscale("symlog", linthresh=1e-3)
+    left.set_xlabel("step of the inversion; the way back goes left")
+    left.set_ylabel("distance from the inversion")
+    left.legend()
+    right.plot(steps[1:], found.lipschitz, label="L of the noise in the latent")
+    right.plot(steps[1:], found.kappa, label="kappa: what an adapter changes")
+    right.set_yscale("symlog", linthresh=1e-3)
+    right.set_xlabel("step of the inversion")
+    right.legend()
     return draw(figure)

@@ -1,4 +1,4 @@
-"""One-shot tuning: a few weights of a clip UNet learned on one clip."""
+"""One-shot tuning: a few weights of a clip UNet, or tokens of its prompt, learned on one clip."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,15 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, parametrize
 
+from .consistency import Part, mean_consistency_loss
 from .ddim import Prediction, output_to_eps, unet_output
 from .learning_rate import Schedule, learning_rate_factor
 from .losses import diffusion_loss, min_snr_weights
 from .smoothing import LEAST_FRAMES, Coupling, Smoothing, inr_loss, smooth_video_loss
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-Optimizer = Literal["AdamW", "AdamW 8-bit"]
+Optimizer = Literal["AdamW", "AdamW 8-bit", "gradient descent"]
 Denoise = Callable[[Tensor, Tensor, slice], Tensor]
+Features = Callable[[], list[Tensor]]
 LEAST_SCALE = 2.0**-10  # of float16 gradients; what is not finite below it will not become so
+ROUNDING = 1e-5  # part of a loss by which it may rise without having risen
 KEPT = 20  # how often in a tuning the last good weights are noted
 
 
@@ -37,7 +40,8 @@ class TuneSettings:
         max_grad_norm: gradients are scaled down to this norm; 0 = never.
         schedule, warmup_steps: of the learning rate.
         min_snr_gamma: of the loss weights, see `min_snr_weights`; 0 = all noise levels alike.
-        optimizer: AdamW, or with states of 8 bits by bitsandbytes.
+        optimizer: AdamW, or with states of 8 bits by bitsandbytes; or plain gradient descent, without momentum and
+            weight decay, for which theory knows a safe learning rate.
         frames_per_step: consecutive frames of a longer clip taken in each step, at random; 0 = all.
         snapshots: numbers of steps after which the state is kept.
         precision: of the UNet's computations; what is learned is float32 always.
@@ -46,6 +50,8 @@ class TuneSettings:
         smoothing_weight, smoothing_end: its weight lambda at the first step and at the last, linear between; it is
             relative to the diffusion loss, which is a mean over the same positions. An end of None = as at the first.
         backward_weight, forward_weight, coupling: of INR's loss, see `inr_loss`.
+        consistency_weight: of the temporal consistency loss against the diffusion loss; 0 = it is not computed.
+        consistency_part: of the UNet, whose self-attention it looks at.
     """
 
     steps: int = 500
@@ -68,6 +74,26 @@ class TuneSettings:
     backward_weight: float = 0.5
     forward_weight: float = 0.5
     coupling: Coupling = "pairwise"
+    consistency_weight: float = 0.0
+    consistency_part: Part = "middle"
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a step is taken on: a training timestep, frames of the clip, and noise for them."""
+
+    t: Tensor
+    frames: slice
+    eps: Tensor
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of a draw, scalars: diffusion, smoothing, temporal consistency, each without its weight."""
+
+    diffusion: Tensor
+    smoothing: Tensor
+    consistency: Tensor
 
 
 def read_steps(text: str, steps: int) -> tuple[int, ...]:
@@ -97,6 +123,8 @@ def make_optimizer(parameters: list[nn.Parameter], settings: TuneSettings) -> to
     Raises:
         ImportError: bitsandbytes is needed and absent.
     """
+    if settings.optimizer == "gradient descent":
+        return torch.optim.SGD(parameters, settings.learning_rate)
     given = {"lr": settings.learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
     if settings.optimizer == "AdamW":
         return torch.optim.AdamW(parameters, **given)
@@ -122,10 +150,14 @@ class Tuner:
         settings: see TuneSettings.
         mask: weight of each position in the loss, shape (f, 1, h, w); None = all alike.
         scale_gradients: scale the loss so that float16 gradients neither vanish nor overflow.
+        features: returns the features of what `denoise` did last, one tensor for each block, frames first; for the
+            temporal consistency loss.
 
     Attributes:
         losses: of each step done: mean squared error of the UNet output, without min-SNR's weight.
         smoothing_losses: of each step done, without lambda; 0 without smoothing.
+        consistency_losses: of each step done, without its weight; 0 without that loss.
+        rises: steps of gradient descent that raised the very loss that they were taken on.
         last_good: number of steps and state of `learned`, on the CPU, for which the loss was finite.
 
     Raises:
@@ -143,7 +175,9 @@ class Tuner:
         settings: TuneSettings,
         mask: Tensor | None = None,
         scale_gradients: bool = False,
+        features: Features | None = None,
     ):
+        self.features = features
         self.denoise, self.learned, self.x_0, self.mask = denoise, learned, x_0, mask
         self.sigma_table, self.prediction, self.settings = sigma_table, prediction, settings
         self.parameters = list(learned.parameters())
@@ -155,6 +189,8 @@ class Tuner:
         self.generator = torch.Generator().manual_seed(settings.seed)
         self.losses: list[float] = []
         self.smoothing_losses: list[float] = []
+        self.consistency_losses: list[float] = []
+        self.rises: list[int] = []
         self.check_smoothing()
         self.last_good: tuple[int, dict[str, Tensor]] = (0, {})
 
@@ -185,21 +221,16 @@ class Tuner:
             FloatingPointError: the loss or its gradient is not finite; the weights stay as they were.
         """
         done, settings = len(self.losses), self.settings
-        t = torch.randint(len(self.sigma_table), (), generator=self.generator)
-        frames = self.draw_frames()
-        x_0, mask = self.x_0[frames], None if self.mask is None else self.mask[frames]
-        eps = torch.randn(x_0.shape, generator=self.generator).to(x_0)
-        sigma = self.sigma_table[t].to(x_0)
-        x = x_0 + sigma * eps
+        drawn = self.draw()
         with parametrize.cached():  # one spectral norm a step, also where the forward is computed twice
-            output = unet_output(x, self.denoise(x, sigma, frames), sigma, self.prediction)
-            loss = diffusion_loss(output, unet_output(x, x_0, sigma, self.prediction), mask)
-            smoothing = self.smoothing_loss(output_to_eps(x, output, sigma, self.prediction), eps, mask)
-            value, smoothing_value = torch.stack([loss, smoothing]).tolist()
-            if not math.isfinite(value + smoothing_value):
-                raise self.failure(f"loss became {value + smoothing_value}")
+            losses = self.evaluate(drawn)
+            value, smoothing, consistency = torch.stack(
+                [losses.diffusion, losses.smoothing, losses.consistency]
+            ).tolist()
+            if not math.isfinite(value + smoothing + consistency):
+                raise self.failure(f"loss became {value + smoothing + consistency}")
             self.optimizer.zero_grad(set_to_none=True)
-            total = loss * self.weights[t].to(loss) + self.smoothing_weight(done) * smoothing
+            total = self.total(losses, drawn)
             self.scaler.scale(total).backward()
         if done % max(1, settings.steps // KEPT) == 0:
             self.last_good = (
@@ -214,8 +245,54 @@ class Tuner:
             group["lr"] = settings.learning_rate * self.factor(done)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if settings.optimizer == "gradient descent" and self.has_risen(total.item(), drawn):
+            self.rises.append(done + 1)
         self.losses.append(value)
-        self.smoothing_losses.append(smoothing_value)
+        self.smoothing_losses.append(smoothing)
+        self.consistency_losses.append(consistency)
+
+    def draw(self, t: int | None = None) -> Draw:
+        """Draw what to take a step on, at a training timestep if one is given."""
+        random = torch.randint(len(self.sigma_table), (), generator=self.generator)
+        frames = self.draw_frames()
+        eps = torch.randn(self.x_0[frames].shape, generator=self.generator).to(self.x_0)
+        return Draw(random if t is None else torch.tensor(t), frames, eps)
+
+    def output(self, drawn: Draw) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the noisy state of a draw, its noise level and what the UNet says of it."""
+        x_0 = self.x_0[drawn.frames]
+        sigma = self.sigma_table[drawn.t].to(x_0)
+        x = x_0 + sigma * drawn.eps
+        return x, sigma, unet_output(x, self.denoise(x, sigma, drawn.frames), sigma, self.prediction)
+
+    def evaluate(self, drawn: Draw) -> Losses:
+        """Return the losses of a draw with what is learned as it is."""
+        x_0, mask = self.x_0[drawn.frames], None if self.mask is None else self.mask[drawn.frames]
+        x, sigma, output = self.output(drawn)
+        loss = diffusion_loss(output, unet_output(x, x_0, sigma, self.prediction), mask)
+        smoothing = self.smoothing_loss(output_to_eps(x, output, sigma, self.prediction), drawn.eps, mask)
+        return Losses(loss, smoothing, self.consistency_loss(loss))
+
+    def total(self, losses: Losses, drawn: Draw) -> Tensor:
+        """Return what a step minimises."""
+        total = losses.diffusion * self.weights[drawn.t].to(losses.diffusion)
+        total = total + self.smoothing_weight(len(self.losses)) * losses.smoothing
+        if not self.settings.consistency_weight:
+            return total
+        return total + self.settings.consistency_weight * losses.consistency
+
+    def has_risen(self, before: float, drawn: Draw) -> bool:
+        """Whether a step raised the loss that it was taken on."""
+        with torch.no_grad(), parametrize.cached():
+            after = self.total(self.evaluate(drawn), drawn).item()
+        return after > before + ROUNDING * abs(before)
+
+    def consistency_loss(self, like: Tensor) -> Tensor:
+        """Return the temporal consistency loss of what the UNet did last, without its weight."""
+        if not self.settings.consistency_weight:
+            return like.new_zeros(())
+        assert self.features is not None, "given where it is weighted"
+        return mean_consistency_loss(self.features())
 
     def smoothing_loss(self, predicted: Tensor, eps: Tensor, mask: Tensor | None) -> Tensor:
         """Return the smoothing loss of a step from the predicted noise and the true one, without its weight."""
@@ -267,6 +344,8 @@ class Tuner:
         state["generator"] = self.generator.get_state()
         state["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         state["smoothing_losses"] = torch.tensor(self.smoothing_losses, dtype=torch.float64)
+        state["consistency_losses"] = torch.tensor(self.consistency_losses, dtype=torch.float64)
+        state["rises"] = torch.tensor(self.rises, dtype=torch.int64)
         return {key: torch.as_tensor(value).detach().cpu().clone() for key, value in state.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -300,8 +379,9 @@ class Tuner:
             self.scaler.load_state_dict({**self.scaler.state_dict(), **unflatten(state, "scaler.")})
         self.generator.set_state(state["generator"])
         self.losses = losses
-        smoothing_losses = state.get("smoothing_losses", torch.empty(0)).tolist()
-        self.smoothing_losses = smoothing_losses or [0.0] * len(losses)  # older states have none
+        for name in ("smoothing_losses", "consistency_losses"):  # older states have none
+            setattr(self, name, state.get(name, torch.empty(0)).tolist() or [0.0] * len(losses))
+        self.rises = state.get("rises", torch.empty(0)).tolist()
 
 
 NUMBER = ":number"  # ends the flat name of a value that is no tensor

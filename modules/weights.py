@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -10,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-FORMAT = "consistent_video_tune"
-FORMAT_VERSION = 2
+from .tensor_file import Kind, read_file, write_file
+
+FILE = Kind(
+    format="consistent_video_tune",
+    version=2,
+    name="tune",
+    again="Save the tune again.",
+    instead="Choose a file that Save Tune wrote; LoRA files belong into Load LoRA.",
+)
 SNAPSHOT, STATE = "snapshot.", "state."
 NEEDED = ("spatial", "spatial_strength", "temporal", "temporal_strength")
 
@@ -90,22 +94,12 @@ def save_tune(tune: Tune, path: Path, with_state: bool = False) -> None:
     Raises:
         OSError: it could not be written.
     """
-    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "info": json.dumps(tune.info)}
     tensors = dict(tune.tensors)
     for step, snapshot in tune.snapshots.items():
         tensors |= {f"{SNAPSHOT}{step}.{key}": value for key, value in snapshot.items()}
     if with_state:
         tensors |= {f"{STATE}{key}": value for key, value in tune.state.items()}
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        save_file(
-            {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, unfinished, metadata
-        )
-        os.replace(unfinished, path)
-    except (SafetensorError, OSError) as error:
-        raise OSError(f"{path.name} could not be written ({error}). Make room in {path.parent}.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_file(FILE, tensors, tune.info, path)
 
 
 def load_tune(path: Path) -> Tune:
@@ -114,28 +108,9 @@ def load_tune(path: Path) -> Tune:
     Raises:
         ValueError: the file is damaged, not a tune, or of a newer format.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged or no safetensors file ({error}). Save the tune again.") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"{path.name} is not a tune of Consistent Video (its format is {metadata.get('format')!r}). "
-            "Choose a file that Save Tune wrote; LoRA files belong into Load LoRA."
-        )
-    try:
-        version, info = int(metadata["format_version"]), json.loads(metadata["info"])
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path.name} does not say how it was made. Save the tune again.") from error
-    if version > FORMAT_VERSION:
-        raise ValueError(
-            f"{path.name} has tune format {version}, this version of Consistent Video reads up to {FORMAT_VERSION}. "
-            "Update the node pack."
-        )
+    tensors, info, version = read_file(FILE, path)
     if not isinstance(info, dict) or not info.keys() >= set(NEEDED):
-        raise ValueError(f"{path.name} does not say how it was made. Save the tune again.")
+        raise ValueError(f"{path.name} does not say how it was made. {FILE.again}")
     if version == 1 and info["temporal"] and info["temporal"]["norm"] == "layer norm":
         info["temporal"]["norm"] = "layer norm without affine"  # renamed when the one with affine came
     return split_parts(tensors, info)

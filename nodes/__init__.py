@@ -11,7 +11,8 @@ from .inflate import InflateUNet
 from .inversion import INRBidirectionalDDIMInversion, LoadInversion, SaveInversion
 from .judge import CompareGrid, EditScorecard
 from .patch import STAMFFAMPatch
-from .report import CovariateShiftReport, ReconstructionReport
+from .prompt import ApplyPromptTokens, LoadPromptTokens, SavePromptTokens, TunePromptTokens
+from .report import CovariateShiftReport, InversionStability, ReconstructionReport
 from .sample import ClipMotion, InterframeNoiseRelation, MotionFromFlow, SmoothSample, SmoothSampler
 from .tune import OneShotTune, TuningOptionsNode, TuningPreviewNode
 from .tune_files import ApplyTune, LoadTune, SaveTune, TuneDial
@@ -28,6 +29,10 @@ NODES: list[type[io.ComfyNode]] = [
     LoadTune,
     ApplyTune,
     TuneDial,
+    TunePromptTokens,
+    ApplyPromptTokens,
+    SavePromptTokens,
+    LoadPromptTokens,
     ImportTuneAVideo,
     ExportTuneAVideo,
     INRBidirectionalDDIMInversion,
@@ -42,6 +47,7 @@ NODES: list[type[io.ComfyNode]] = [
     CovariateShiftReport,
     EditScorecard,
     CompareGrid,
+    InversionStability,
 ]
 
 

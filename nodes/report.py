@@ -1,4 +1,4 @@
-"""Reports: Covariate Shift Report, Reconstruction Report."""
+"""Reports: Covariate Shift Report, Reconstruction Report, Inversion Stability."""
 
 import json
 from dataclasses import asdict
@@ -8,8 +8,10 @@ from comfy_api.latest import io
 from ..modules.covariate_shift import average_shift, shift_table, worst_shift
 from ..modules.host.reconstruct import reconstruct
 from ..modules.host.report import measure_clip
-from ..modules.plot import plot_reconstruction, plot_shifts
+from ..modules.host.stability import measure_stability
+from ..modules.plot import plot_reconstruction, plot_shifts, plot_stability
 from ..modules.reconstruction import report_text
+from ..modules.stability import stability_text
 from .types import MENU, PREFIX
 
 
@@ -112,3 +114,52 @@ class ReconstructionReport(io.ComfyNode):
         frames, found, advice = reconstruct(model, vae, positive, negative, inversion, cfg)
         data = json.dumps({**asdict(found), "worst": found.worst, "remedies": advice})
         return io.NodeOutput(frames, report_text(found, advice), plot_reconstruction(found), data)
+
+
+class InversionStability(io.ComfyNode):
+    """How far DDIM's way back from an inversion may stray."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "InversionStability",
+            display_name="Inversion Stability",
+            category=MENU + "report",
+            description="Measures along a plain inversion how strongly the predicted noise depends on the latent, "
+            "bounds by it how far sampling without guidance may stray on its way back, and measures how far it does. "
+            "With a second prompt, for example one with learned tokens, also what that changes. The bound is ours.",
+            search_aliases=["Lipschitz", "inversion error", "round trip", "adapter stability"],
+            inputs=[
+                io.Model.Input("model", tooltip="The clip model the clip was inverted with."),
+                io.Conditioning.Input("positive", tooltip="Prompt that the clip was inverted with."),
+                io.Latent.Input(
+                    "inversion", tooltip="Plain, from INR Bidirectional DDIM Inversion: gamma 0, cfg 1, no refinements."
+                ),
+                io.Int.Input(
+                    "iterations",
+                    default=3,
+                    min=1,
+                    max=50,
+                    tooltip="Of power iteration at each step. More find L more exactly, from below; each takes the "
+                    "time of three steps of the inversion and a backward.",
+                ),
+                io.Conditioning.Input(
+                    "sampled",
+                    optional=True,
+                    tooltip="Prompt of the way back, where it is another: with an adapter, kappa is what it changes.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("report", tooltip="What was found, and a Markdown table of the steps."),
+                io.Image.Output("plot", tooltip="Bound and measured distance at each step; L and kappa."),
+                io.String.Output("data", tooltip="The figures as JSON."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, inversion, iterations, sampled=None) -> io.NodeOutput:
+        found = measure_stability(model, positive, inversion, sampled, iterations, cls.hidden.unique_id)
+        data = {**asdict(found), "bound": found.bound, "bound_without_kappa": found.bound_without}
+        report = stability_text(found, len(inversion["samples"]))
+        return io.NodeOutput(report, plot_stability(found), json.dumps(data))

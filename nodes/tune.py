@@ -8,6 +8,7 @@ from typing import get_args
 import torch
 from comfy_api.latest import io
 
+from ..modules.consistency import Part
 from ..modules.host.apply import apply_tune
 from ..modules.host.files import write_tune
 from ..modules.host.preview import PreviewSettings
@@ -28,6 +29,33 @@ SNAPSHOTS = "25%, 50%, 75%"
 def keep_unfinished(tune: TuneData) -> str:
     """Save a tuning that did not come to its end; returns where."""
     return write_tune(tune, "unfinished", with_state=True).name
+
+
+def consistency_inputs() -> list[io.Input]:
+    """Return the inputs of the temporal consistency loss."""
+    return [
+        io.Float.Input(
+            "consistency_weight",
+            default=0.0,
+            min=0.0,
+            max=1000000.0,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="Weight of the temporal consistency loss against the diffusion loss: the similarity of "
+            "neighbouring frames is to change evenly. Its values are small, about 1e-4 beside a diffusion "
+            "loss of 1e-2: try 1 to 100. 0 = none.",
+        ),
+        io.Combo.Input(
+            "consistency_blocks",
+            options=list(get_args(Part)),
+            default="middle",
+            optional=True,
+            advanced=True,
+            tooltip="Whose self-attention features the temporal consistency loss compares: those of the whole UNet, or "
+            "of its way down (input), its middle or its way up (output).",
+        ),
+    ]
 
 
 class OneShotTune(io.ComfyNode):
@@ -118,6 +146,7 @@ class OneShotTune(io.ComfyNode):
                     tooltip="Weight lambda of the smoothing loss against the diffusion loss: 2 on Tune-A-Video and "
                     "0.2 on ControlVideo in INR Smooth; 0.2 in SmoothVideo.",
                 ),
+                *consistency_inputs(),
                 io.Mask.Input(
                     "mask",
                     optional=True,
@@ -159,6 +188,8 @@ class OneShotTune(io.ComfyNode):
         prompt_to_note="",
         smoothing="none",
         smoothing_weight=2.0,
+        consistency_weight=0.0,
+        consistency_blocks="middle",
         mask=None,
         resume=None,
         options=None,
@@ -167,7 +198,9 @@ class OneShotTune(io.ComfyNode):
         start, progress = time.monotonic(), TuningProgress(cls.hidden.unique_id)
         chosen = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
         smooth = {"smoothing": smoothing, "smoothing_weight": smoothing_weight}
-        settings = replace(options or TuneSettings(), **chosen, **smooth, snapshots=read_steps(snapshots, steps))
+        consistency = {"consistency_weight": consistency_weight, "consistency_part": consistency_blocks}
+        chosen |= smooth | consistency
+        settings = replace(options or TuneSettings(), **chosen, snapshots=read_steps(snapshots, steps))
         inputs = TuneInputs(positive, latent, mask, resume, preview, prompt_to_note)
         keep = keep_unfinished if on_interrupt == "keep" else None
         tune = tune_model(model, inputs, settings, progress, keep)
@@ -253,7 +286,9 @@ class TuningOptionsNode(io.ComfyNode):
                     "optimizer",
                     options=list(get_args(Optimizer)),
                     default="AdamW",
-                    tooltip="AdamW 8-bit needs the package bitsandbytes and a quarter of the optimiser's memory.",
+                    tooltip="AdamW 8-bit needs the package bitsandbytes and a quarter of the optimiser's memory. "
+                    "Gradient descent is plain: no momentum, no weight decay; its steps are checked, see Tune Prompt "
+                    "Tokens.",
                 ),
                 io.Combo.Input(
                     "coupling",

@@ -10,3 +10,5 @@ TuningOptions = io.Custom("CONSISTENT_VIDEO_TUNING_OPTIONS")
 TuningPreview = io.Custom("CONSISTENT_VIDEO_TUNING_PREVIEW")
 NoiseRelation = io.Custom("CONSISTENT_VIDEO_NOISE_RELATION")
 Motion = io.Custom("CONSISTENT_VIDEO_MOTION")
+PromptTokens = io.Custom("CONSISTENT_VIDEO_PROMPT_TOKENS")
+LoraModel = io.Custom("LORA_MODEL")  # the host's

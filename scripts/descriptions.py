@@ -551,6 +551,103 @@ def compare_grid(task: Task, file: str) -> list[Group]:
     ]
 
 
+def with_tokens(title: str, text: str, latent: tuple[str, str], **strengths: float) -> Node:
+    """Return the node that puts learned tokens before a prompt."""
+    links = {"conditioning": (text, "CONDITIONING"), "prompt_tokens": ("Tokens", "prompt_tokens"), "latent": latent}
+    return Node(title, OURS + "ApplyPromptTokens", links, strengths)
+
+
+def edit_with_tokens(inverted: str) -> list[Group]:
+    """Return the nodes that invert and sample with learned tokens in every prompt."""
+    clip, edited = ("Encode", "LATENT"), ("Edited with tokens", "Negative with tokens")
+    given = {"model": (inverted, "clip_model"), "inversion": ("Invert", "inversion")}
+    sides = {
+        side: (title, "conditioning_with_tokens") for side, title in zip(("positive", "negative"), edited, strict=True)
+    }
+    turned = {"model": (inverted, "clip_model"), "latent": clip}
+    turned["positive"] = ("Empty with tokens", "conditioning_with_tokens")
+    kind = OURS + "INRBidirectionalDDIMInversion"
+    return [
+        Group(
+            "3 Invert, sample",
+            [
+                with_tokens("Empty with tokens", "Empty prompt", clip),
+                with_tokens(edited[0], "Edited prompt", clip),
+                with_tokens(edited[1], "Negative prompt", clip),
+                Node("Invert", kind, turned, {"gamma": 0.0}),
+                Node("Edit", OURS + "SmoothSample", {**given, **sides}, {"cfg": 7.5}),
+            ],
+            "Every prompt takes the same tokens. Lower the strengths of the edited prompt where the edit looks too "
+            "much like the source.",
+        ),
+        Group("4 Edited clip", save("edit", ("Edit", "latent"))),
+    ]
+
+
+def prompt_tokens(task: Task) -> list[Group]:
+    """Return an edit with tokens learned on the clip, the UNet left as it is."""
+    learned = {"model": ("Patch", "clip_model"), "positive": ("Source prompt", "CONDITIONING")}
+    learned |= {"latent": ("Encode", "LATENT"), "options": ("Options", "options")}
+    name = {"filename_prefix": Path(task.file).stem}
+    return [
+        task.nodes(names_source=True),
+        Group(
+            "2 Clip model, tokens",
+            [
+                INFLATE,
+                replace(PATCH, values={"temporal_strength": 0.0}),
+                Node("Options", OURS + "TuningOptions", {}, task.options),
+                Node("Tokens", OURS + "TunePromptTokens", learned, {"steps": 300}),
+                show("Advice", "Tokens", "advice"),
+                Node("Loss plot", "PreviewImage", {"images": ("Tokens", "loss_plot")}),
+                Node("Save tokens", OURS + "SavePromptTokens", {"prompt_tokens": ("Tokens", "prompt_tokens")}, name),
+            ],
+            "Tokens are learned before the source prompt's text and serve any other. The patch connects the frames; "
+            "its temporal modules are left out, for they are not tuned here.",
+        ),
+        *edit_with_tokens("Patch"),
+    ]
+
+
+def saved_prompt_tokens(task: Task, file: str) -> list[Group]:
+    """Return an edit with learned tokens from a file."""
+    return [
+        task.nodes(),
+        Group(
+            "2 Clip model, saved tokens",
+            [
+                INFLATE,
+                replace(PATCH, values={"temporal_strength": 0.0}),
+                Node("Tokens", OURS + "LoadPromptTokens", {}, {"prompt_tokens_name": file}),
+            ],
+            "Run the workflow prompt_tokens first: it saves the file.",
+        ),
+        *edit_with_tokens("Patch"),
+    ]
+
+
+def inversion_stability(task: Task) -> list[Group]:
+    """Return the report on how stable an inversion is."""
+    given = {"model": ("Patch", "clip_model"), "positive": ("Source prompt", "CONDITIONING")}
+    given |= {"inversion": ("Invert", "inversion"), "sampled": ("Edited prompt", "CONDITIONING")}
+    return [
+        task.nodes(names_source=True),
+        Group(
+            "2 Invert, report",
+            [
+                INFLATE,
+                PATCH,
+                invert("Invert", "Patch", "Source prompt", gamma=0.0, steps=10),
+                Node("Stability", OURS + "InversionStability", given),
+                show("Table", "Stability", "report"),
+                Node("Plot", "PreviewImage", {"images": ("Stability", "plot")}),
+            ],
+            "How far the way back may stray and how far it does, when it takes the edited prompt in the place of the "
+            "source prompt. Disconnect sampled to see the inversion alone.",
+        ),
+    ]
+
+
 DEMO_TASK = Task(
     DEMO,
     "red_circle.mp4",
@@ -604,5 +701,8 @@ def workflows() -> dict[str, list[Group]]:
         **twins("saved_inversion", lambda task: saved_inversion(task, first_tune(task), first_tune(task))),
         **twins("scorecard", lambda task: scorecard(task, first_tune(task))),
         **twins("compare_grid", lambda task: compare_grid(task, first_tune(task))),
+        **twins("prompt_tokens", prompt_tokens),
+        **twins("saved_prompt_tokens", lambda task: saved_prompt_tokens(task, first_tune(task))),
+        **twins("inversion_stability", inversion_stability),
         **twins("covariate_shift", lambda task: covariate_shift(task, first_tune(task))),
     }

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ..prompt_adapter import PromptAdapter, load_prompt_adapter, save_prompt_adapter
 from ..weights import Tune, load_tune, save_tune
 
 FOLDER = "consistent_video"
@@ -13,6 +14,7 @@ EXTENSIONS = {FOLDER: {".safetensors"}, IMPORTS: {".safetensors", ".bin", ".pt",
 INVERSIONS = "consistent_video_inversions"
 OPTICAL_FLOW, LPIPS, CLIP_FOLDERS = "optical_flow", "lpips", "clip_score"  # what measures: the first is the host's own
 WEIGHTS = {".safetensors", ".pt", ".pth"}
+PROMPT_TOKENS = "consistent_video_prompt_tokens"
 
 
 def register_folder() -> None:
@@ -21,8 +23,9 @@ def register_folder() -> None:
     paths, _ = folder_paths.folder_names_and_paths[FOLDER]
     for name, extensions in EXTENSIONS.items():
         folder_paths.folder_names_and_paths[name] = (paths, extensions)
-    folder_paths.add_model_folder_path(INVERSIONS, str(Path(folder_paths.models_dir) / INVERSIONS))
-    folder_paths.folder_names_and_paths[INVERSIONS] = (folder_paths.get_folder_paths(INVERSIONS), {".safetensors"})
+    for name in (INVERSIONS, PROMPT_TOKENS):
+        folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
+        folder_paths.folder_names_and_paths[name] = (folder_paths.get_folder_paths(name), {".safetensors"})
     for name in (OPTICAL_FLOW, LPIPS, CLIP_FOLDERS):
         folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
         paths, extensions = folder_paths.folder_names_and_paths[name]
@@ -89,6 +92,33 @@ def tune_stamp(name: str) -> tuple[int, int]:
 def read_tune(name: str) -> Tune:
     """Load a saved tune by its name in the folder."""
     return load_tune(Path(folder_paths.get_full_path_or_raise(FOLDER, name)))
+
+
+def prompt_adapter_files() -> list[str]:
+    """Return the names of the saved prompt adapters."""
+    return folder_paths.get_filename_list(PROMPT_TOKENS)
+
+
+def write_prompt_adapter(adapter: PromptAdapter, prefix: str) -> Path:
+    """Save a prompt adapter under the next free number of a prefix, see `free_path`; returns the file.
+
+    Raises:
+        ValueError: the prefix names no file or leads outside the folder.
+        OSError: the file could not be written.
+    """
+    path = free_path(prefix, ".safetensors", PROMPT_TOKENS)
+    save_prompt_adapter(adapter, path)
+    return path
+
+
+def prompt_adapter_stamp(name: str) -> tuple[int, int]:
+    """Return what changes when a saved prompt adapter is written anew."""
+    return stamp(PROMPT_TOKENS, name)
+
+
+def read_prompt_adapter(name: str) -> PromptAdapter:
+    """Load a saved prompt adapter by its name in the folder."""
+    return load_prompt_adapter(Path(folder_paths.get_full_path_or_raise(PROMPT_TOKENS, name)))
 
 
 def import_files() -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import folder_paths
 from comfy.model_patcher import ModelPatcher
 
-from ..inversion_file import FORMAT_VERSION, load_inversion, save_inversion
+from ..inversion_file import FILE, load_inversion, save_inversion
 from .files import INVERSIONS, free_path, stamp
 from .identity import NotIdentified, digest, model_digest
 from .inversion import INVERSION, InversionSettings, inversion_of, invert_clip
@@ -85,7 +85,7 @@ def invert_once(
     began = time.monotonic()
     try:
         name = digest(
-            FORMAT_VERSION, METHOD_VERSION, model_digest(model), positive, negative, latent["samples"], settings
+            FILE.version, METHOD_VERSION, model_digest(model), positive, negative, latent["samples"], settings
         )
     except NotIdentified as what:
         log.warning("The inversion is not kept: what it depends on holds %s, which cannot be told from others.", what)

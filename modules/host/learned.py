@@ -1,6 +1,7 @@
 """What is learned on a private copy, and how its UNet is called meanwhile."""
 
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,40 @@ from torch.nn.utils import skip_init
 from torch.utils.checkpoint import checkpoint
 
 from ..attention import scaled_dot_product
+from .features import Features
 from .patch import KEY, TemporalBank, attend_block, clip_settings, run_transformer, transformer_blocks
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Calls of a private copy's UNet.
+
+    Attributes:
+        copy: the model.
+        options: transformer options of every call.
+        computing: context of every call, see `computing_in`.
+        features: captured at every call, None = none.
+    """
+
+    copy: ModelPatcher
+    options: dict[str, Any]
+    computing: AbstractContextManager
+    features: Features | None = None
+
+    def __call__(self, x: Tensor, sigma: Tensor, given: dict[str, Any], **options: Any) -> Tensor:
+        """Predict x_0 from the state of some frames at the noise levels of their rows.
+
+        Args:
+            x: state x_0 + sigma * eps, model latent.
+            sigma: noise level of each row, or one for all.
+            given: the UNet's other arguments, see `condition`.
+            options: transformer options in the place of the own.
+        """
+        if self.features is not None:
+            self.features.begin()
+        sigmas = sigma * x.new_ones(len(x))
+        with self.computing:
+            return self.copy.model.apply_model(x, sigmas, transformer_options={**self.options, **options}, **given)
 
 
 class Learned(nn.Module):
@@ -66,13 +100,26 @@ def query_projections(unet: nn.Module) -> dict[str, nn.Linear]:
 
 def temporal_copy(unet: nn.Module, model: ModelPatcher, device: torch.device) -> TemporalBank | None:
     """Return the model's temporal modules as float32 ones that can be tuned, or None."""
-    attached = clip_settings(model).temporal
-    if attached is None:
+    bank = exact_bank(unet, model)
+    if bank is None:
         return None
-    bank = TemporalBank(transformer_blocks(unet), attached.config, attached.origin or attached.tensors())
     for module in bank.bank:
         module.tune_spectral_norm()
     return bank.to(device).train()
+
+
+def frozen_bank(unet: nn.Module, model: ModelPatcher, device: torch.device) -> TemporalBank | None:
+    """Return the model's temporal modules in float32 as they are, or None."""
+    bank = exact_bank(unet, model)
+    return None if bank is None else bank.to(device).eval().requires_grad_(False)
+
+
+def exact_bank(unet: nn.Module, model: ModelPatcher) -> TemporalBank | None:
+    """Return a copy in float32 of the model's temporal modules, or None."""
+    attached = clip_settings(model).temporal
+    if attached is None:
+        return None
+    return TemporalBank(transformer_blocks(unet), attached.config, attached.origin or attached.tensors())
 
 
 def sdpa_override(_host_kernel: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:

@@ -3,18 +3,21 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..tuning import TuneSettings
+from ..prompt_adapter import PromptAdapter
+from ..tuning import Tuner, TuneSettings
 from ..weights import Tune
 from .patch import clip_settings
-from .session import Tuning
 from .tune_inputs import TuneInputs
 
-Keep = Callable[[Tune], str]
+Kept = TypeVar("Kept", Tune, PromptAdapter)
+Learned = TypeVar("Learned", Tune, PromptAdapter, covariant=True)
+Keep = Callable[[Kept], str]
 log = logging.getLogger(__name__)
 
 
@@ -29,8 +32,20 @@ def advising(model: ModelPatcher, inputs: TuneInputs, settings: TuneSettings) ->
         raise torch.cuda.OutOfMemoryError(memory_advice(model, inputs, settings)) from error
 
 
+class Keepable(Protocol[Learned]):
+    """A tuning of which something can be kept."""
+
+    tuner: Tuner
+
+    def tune(self) -> Learned:
+        """Return what has been learned."""
+
+    def last_good(self) -> Learned | None:
+        """Return what had been learned when the loss was last seen finite, None = nothing."""
+
+
 @contextmanager
-def keeping(tuning: Tuning, keep: Keep | None) -> Iterator[None]:
+def keeping(tuning: Keepable[Kept], keep: Keep[Kept] | None) -> Iterator[None]:
     """Save what was learned where the tuning is interrupted or fails, whatever the reason."""
     if keep is None:
         yield
@@ -48,8 +63,8 @@ def keeping(tuning: Tuning, keep: Keep | None) -> Iterator[None]:
         raise
 
 
-def kept(tune: Tune, keep: Keep) -> str:
-    """Save a tune that did not come to its end; returns what is to be said of it."""
+def kept(tune: Kept, keep: Keep[Kept]) -> str:
+    """Save what was learned in a tuning that did not come to its end; returns what is to be said of it."""
     steps = len(tune.info["loss"])
     try:
         return f"What was learned in {steps} steps is in {keep(tune)}."

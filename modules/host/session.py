@@ -11,8 +11,9 @@ from torch import Tensor
 from ..presets import name_of
 from ..tuning import Tuner, TuneSettings
 from ..weights import Tune, hash_tensors
+from .features import Features, warn_of_few_frames
 from .latent import clip_latent, prediction_of, sigma_table, to_model_latent
-from .learned import Learned, training_options
+from .learned import Caller, Learned, training_options
 from .patch import KEY, ClipSettings, clip_settings, is_active
 from .preview import Preview, PreviewSettings
 from .private_copy import choose_precision, computing_in
@@ -42,10 +43,13 @@ class Tuning:
         if settings.smoothing == "SmoothVideo" and settings.smoothing_weight > 1:
             log.warning("smoothing_weight is %g; SmoothVideo's own is 0.2.", settings.smoothing_weight)
         self.precision = choose_precision(settings.precision, model, device)
-        self.computing = computing_in(self.precision, copy)
+        computing = computing_in(self.precision, copy)
         unet.requires_grad_(False)
         self.learned = Learned(unet, model, device)
-        self.options = training_options(copy, self.learned.bank, settings.gradient_checkpointing)
+        warn_of_few_frames(settings, len(self.x_0))
+        features = Features(unet, settings.consistency_part) if settings.consistency_weight else None
+        options = training_options(copy, self.learned.bank, settings.gradient_checkpointing)
+        self.call = Caller(copy, options, computing, features)
         self.given = condition(copy, inputs.positive, self.x_0)
         self.tuner = Tuner(
             self.denoise,
@@ -56,6 +60,7 @@ class Tuning:
             settings,
             latent_mask(inputs.mask, self.x_0),
             scale_gradients=self.precision == "fp16",
+            features=features.take if features is not None else None,
         )
         self.info = {**tune_info(clip, prediction_of(model), settings, inputs), **self.identities()}
         self.snapshots = {0: halved(self.learned.temporal_tensors())} if settings.snapshots else {}
@@ -102,15 +107,10 @@ class Tuning:
         self.snapshots |= tune.snapshots
         self.take_snapshot()  # a tune has none of its own end
 
-    def call(self, x: Tensor, sigma: Tensor, given: dict[str, Any], **options: Any) -> Tensor:
-        """Predict x_0 from the state of some frames at the noise levels of their rows."""
-        with self.computing:
-            return self.copy.model.apply_model(x, sigma, transformer_options={**self.options, **options}, **given)
-
     def denoise(self, x: Tensor, sigma: Tensor, frames: slice) -> Tensor:
         """Predict x_0 for a step of the tuning."""
         self.learned.settle()
-        return self.call(x, sigma * x.new_ones(len(x)), rows_of(self.given, frames))
+        return self.call(x, sigma, rows_of(self.given, frames))
 
     def preview(self, settings: PreviewSettings) -> Preview:
         """Return what draws the edit as it would be now."""
@@ -123,7 +123,7 @@ class Tuning:
 
     def preview_call(self, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> Tensor:
         """Predict x_0 for a preview; as in sampling the patch acts in its part of it alone."""
-        clip = self.options[KEY]
+        clip = self.call.options[KEY]
         acting = clip if is_active(clip, {"sigmas": sigma}) else replace(clip, spatial=None, temporal=None)
         return self.call(x, sigma, given, **{KEY: acting})
 
@@ -152,8 +152,7 @@ class Tuning:
 
     def info_after(self, done: int) -> dict[str, Any]:
         """Return a Tune's info after some steps."""
-        losses = {"loss": self.tuner.losses[:done], "smoothing_loss": self.tuner.smoothing_losses[:done]}
-        return {**self.info, **{name: values for name, values in losses.items() if any(values)}}
+        return {**self.info, **losses_after(self.tuner, done)}
 
     def last_good(self) -> Tune | None:
         """Return what had been learned when the loss was last seen finite, None = nothing."""
@@ -163,6 +162,19 @@ class Tuning:
         self.learned.load_state_dict(learned)
         snapshots = {step: value for step, value in self.snapshots.items() if step < done}
         return Tune(self.learned.tensors(), self.info_after(done), snapshots)
+
+
+def losses_after(tuner: Tuner, done: int) -> dict[str, list]:
+    """Return what was noted of the first steps of a tuning, for info: its losses, and the steps that raised theirs."""
+    noted = {
+        "loss": tuner.losses,
+        "smoothing_loss": tuner.smoothing_losses,
+        "consistency_loss": tuner.consistency_losses,
+    }
+    kept: dict[str, list] = {name: values[:done] for name, values in noted.items() if any(values[:done])}
+    if tuner.settings.optimizer == "gradient descent":
+        kept["rises"] = [step for step in tuner.rises if step <= done]
+    return kept
 
 
 def halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

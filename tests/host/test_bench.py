@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from consistent_video.bench import edit, edit_document, inr, methods, norms, world
+from consistent_video.bench import edit, edit_document, inr, methods, norms, prompt_tokens, world
 from consistent_video.bench.tasks import KINDS, draw_task
 from consistent_video.scripts.clips import read_clip
 
@@ -158,3 +158,15 @@ def test_every_claim_names_methods_and_figures_that_are_measured() -> None:
     assert {how.takes for how in methods.METHODS.values()} <= {"", *(choice.name for choice in methods.CHOICES)}
     quick = {name for name, how in methods.METHODS.items() if how.quick}
     assert {part.better for claim in edit_document.claims(0.5).values() for part in claim.parts} <= quick
+
+
+@pytest.mark.parametrize("base", ["image model", "FFAM", "EI²"])
+def test_an_edit_with_prompt_tokens_is_made_on_every_base(base: prompt_tokens.Base) -> None:
+    edit = prompt_tokens.PromptEdit(base, "red_circle", tuning_steps=1, token_steps=2, ddim_steps=2)
+    with torch.inference_mode():
+        demo = world.World()
+        model = prompt_tokens.base_model(demo, edit)
+        tokens = prompt_tokens.learn_tokens(demo, edit, model)
+        edited = prompt_tokens.edit_with_tokens(demo, edit, model, tokens)
+        without = prompt_tokens.edit_with_tokens(demo, edit, model, None)
+    assert edited.shape == (8, 3, 128, 128) and not edited.equal(without)

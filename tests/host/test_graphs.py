@@ -21,7 +21,10 @@ from .small import write_sd15_checkpoint
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 PATIENCE = 900  # seconds; a loaded machine is many times slower
 QUICK = {
-    **{(title, "steps"): 3 for title in ("Tune", "Invert", "Invert to reconstruct", "Invert half", "Invert whole")},
+    **{
+        (title, "steps"): 3
+        for title in ("Tune", "Tokens", "Invert", "Invert to reconstruct", "Invert half", "Invert whole")
+    },
     ("Preview", "every"): 2,
     ("Preview", "preview_steps"): 2,
 }
@@ -210,6 +213,22 @@ def test_a_reconstruction_is_judged_and_its_inversion_serves_an_edit(host: Host,
     assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
 
 
+def test_prompt_tokens_are_learned_saved_and_serve_an_edit(host: Host, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_prompt_tokens", **{"Tokens.advise_learning_rate": False})
+    run = host.run(prompt, patience=PATIENCE)
+    assert run.text(find_node(prompt, "Advice")) == "advise_learning_rate is off."
+    edited = saved_frames(host, prompt, run, "Save edit")
+    prompt = load_workflow(host, "demo_saved_prompt_tokens")
+    again = saved_frames(host, prompt, host.run(prompt, patience=PATIENCE), "Save edit")
+    assert edited.shape == read_clip(demo_clip)[0].shape and again.equal(edited)
+
+
+def test_the_stability_of_an_inversion_is_reported(host: Host, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_inversion_stability", **{"Stability.iterations": 1})
+    run = host.run(prompt, patience=PATIENCE)
+    assert "| step | sigma |" in run.text(find_node(prompt, "Table")) and host.files(run, find_node(prompt, "Plot"))
+
+
 def test_the_covariate_shift_is_reported(host: Host, tuned, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_covariate_shift")
     run = host.run(prompt, patience=PATIENCE)
@@ -252,6 +271,9 @@ SD15 = {  # in this order: the first save what the others load
     "resume_tune": {"Load tune.tune_name": "clip_00002_.safetensors", "Tune.snapshots": ""},
     "tune_a_video": {},
     "import_tune_a_video": {},
+    "prompt_tokens": {"Tokens.advise_learning_rate": False},
+    "saved_prompt_tokens": {},
+    "inversion_stability": {"Stability.iterations": 1},
 }
 
 

@@ -9,6 +9,7 @@ from consistent_video.scripts.host import PACK, Host, HostError
 
 PREFIX = "ConsistentVideo_"
 NODES = (
+    "ApplyPromptTokens",
     "ApplyTune",
     "AttentionControl",
     "ClipMotion",
@@ -20,20 +21,24 @@ NODES = (
     "ImportTuneAVideo",
     "InflateUNet",
     "InterframeNoiseRelation",
+    "InversionStability",
     "LoadDemoModel",
     "LoadInversion",
+    "LoadPromptTokens",
     "LoadTune",
     "MotionFromFlow",
     "OneShotTune",
     "ReconstructionReport",
     "STAMFFAMPatch",
     "SaveInversion",
+    "SavePromptTokens",
     "SaveTune",
     "SmoothSample",
     "SmoothSampler",
     "TuneDial",
     "TuningOptions",
     "TuningPreview",
+    "TunePromptTokens",
 )  # the ids are a contract with saved workflows: never renamed, never removed
 
 

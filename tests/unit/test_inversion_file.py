@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from consistent_video.modules import inversion_file
+from consistent_video.modules import tensor_file
 from consistent_video.modules.inversion_file import TENSORS, load_inversion, save_inversion
 
 INFO = {"num_frames": 3, "model": "ab", "made": {"steps": 4, "gamma": 0.5, "direction": "both", "seed": 2**53}}
@@ -149,7 +149,7 @@ def test_a_failed_save_leaves_no_half_and_keeps_the_older_file(
         Path(unfinished).write_bytes(b"half of it")
         raise failure
 
-    monkeypatch.setattr(inversion_file, "save_file", write_half)
+    monkeypatch.setattr(tensor_file, "save_file", write_half)
     with pytest.raises(OSError) as caught:
         save_inversion(draw_tensors(1), INFO, path)
     said = str(caught.value)

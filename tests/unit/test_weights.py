@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from consistent_video.modules import weights
+from consistent_video.modules import tensor_file
 from consistent_video.modules.weights import Tune, hash_tensors, load_tune, save_tune
 
 numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
@@ -146,7 +146,7 @@ def test_a_failed_save_leaves_no_half_and_keeps_the_older_file(
         Path(unfinished).write_bytes(b"half of it")
         raise failure
 
-    monkeypatch.setattr(weights, "save_file", write_half)
+    monkeypatch.setattr(tensor_file, "save_file", write_half)
     with pytest.raises(OSError) as caught:
         save_tune(Tune({}, {}), path)
     said = str(caught.value)

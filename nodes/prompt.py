@@ -1,0 +1,289 @@
+"""Tune, Apply, Save and Load Prompt Tokens."""
+
+import json
+import time
+from dataclasses import asdict, replace
+
+import torch
+from comfy_api.latest import io
+
+from ..modules.host.files import prompt_adapter_files, prompt_adapter_stamp, read_prompt_adapter, write_prompt_adapter
+from ..modules.host.progress import TuningProgress
+from ..modules.host.prompt_session import PromptSettings
+from ..modules.host.prompt_tokens import apply_prompt_tokens, tune_prompt
+from ..modules.host.tune_inputs import TuneInputs
+from ..modules.learning_rate import advice_text
+from ..modules.plot import plot_loss
+from ..modules.prompt_adapter import PromptAdapter
+from ..modules.tuning import TuneSettings
+from .tune import consistency_inputs
+from .types import MENU, PREFIX, LoraModel, PromptTokens, TuningOptions
+
+CATEGORY = MENU + "tune"
+NO_ADVICE = "advise_learning_rate is off."
+
+
+def keep_unfinished(adapter: PromptAdapter) -> str:
+    """Save a tuning that did not come to its end; returns where."""
+    return write_prompt_adapter(adapter, "unfinished").name
+
+
+class TunePromptTokens(io.ComfyNode):
+    """Prompt tokens learned on one clip."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "TunePromptTokens",
+            display_name="Tune Prompt Tokens",
+            category=CATEGORY,
+            description="Learns tokens that stand before the text of any prompt and carry what this clip looks like: "
+            "some for all frames, some for each. The model stays as it is, so that a file of some kilobytes is all "
+            "that is learned; with rank above 0 also a small LoRA. After the prompt adapters of arXiv 2504.16016.",
+            search_aliases=["prompt learning", "textual inversion", "soft prompt", "adapter", "temporal consistency"],
+            inputs=[
+                io.Model.Input("model", tooltip="Model from Inflate UNet, with STAM/FFAM Patch or a tune if wanted."),
+                io.Conditioning.Input("positive", tooltip="Source prompt: says what the clip shows."),
+                io.Latent.Input("latent", tooltip="The clip: all frames in one batch, from VAE Encode."),
+                io.Int.Input(
+                    "shared_tokens", default=4, min=0, max=64, tooltip="Tokens that all frames see. 4 in the paper."
+                ),
+                io.Int.Input(
+                    "frame_tokens",
+                    default=2,
+                    min=0,
+                    max=64,
+                    tooltip="Tokens of each frame, which it alone sees: what tells it from the others.",
+                ),
+                io.Int.Input(
+                    "steps", default=300, min=1, max=100000, tooltip="Optimiser steps, on one noise level each."
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=1e-2,
+                    min=1e-7,
+                    max=1e6,
+                    step=1e-7,
+                    round=False,
+                    tooltip="Of AdamW: 1e-3 to 1e-2. Of gradient descent, chosen in Tuning Options: what advice says.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Of the tokens' beginning, the noise and the noise levels.",
+                ),
+                *consistency_inputs(),
+                io.Int.Input(
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=128,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of low-rank adapters on all projections of both attentions, learned with the tokens and "
+                    "given out as lora. 0 = none, the model stays as it is.",
+                ),
+                io.Boolean.Input(
+                    "advise_learning_rate",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Estimate how curved the loss is before and after, and say which learning rate is safe for "
+                    "gradient descent. Takes the time of some 60 steps.",
+                ),
+                io.Combo.Input(
+                    "on_interrupt",
+                    options=["keep", "discard"],
+                    default="keep",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Keep: what was learned before you cancel is saved as unfinished_00001_ in "
+                    "models/consistent_video_prompt_tokens, to use or to resume.",
+                ),
+                io.String.Input(
+                    "prompt_to_note",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Text noted in the file as its source prompt. Empty = none.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the diffusion loss counts: white is learned. One for all frames or one each.",
+                ),
+                PromptTokens.Input(
+                    "resume",
+                    optional=True,
+                    tooltip="Prompt tokens to go on with, from Load Prompt Tokens. steps counts from their beginning.",
+                ),
+                TuningOptions.Input("options", optional=True, tooltip="Precision, memory, optimiser: Tuning Options."),
+            ],
+            outputs=[
+                PromptTokens.Output("prompt_tokens", tooltip="What was learned, for Apply or Save Prompt Tokens."),
+                LoraModel.Output(
+                    "lora",
+                    tooltip="The low-rank adapters as a LoRA, for ComfyUI's Load LoRA Model and Save LoRA Weights. "
+                    "Empty at rank 0.",
+                ),
+                io.Image.Output("loss_plot", tooltip="Loss of each step and its running mean."),
+                io.String.Output("advice", tooltip="A safe learning rate for gradient descent, and what proves it."),
+                io.String.Output("report", tooltip="Settings, losses, seconds and peak memory as JSON."),
+                io.LossMap.Output("loss_map", tooltip="Loss of each step, for the host's loss nodes."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        positive,
+        latent,
+        shared_tokens,
+        frame_tokens,
+        steps,
+        learning_rate,
+        seed,
+        consistency_weight=0.0,
+        consistency_blocks="middle",
+        rank=0,
+        advise_learning_rate=True,
+        on_interrupt="keep",
+        prompt_to_note="",
+        mask=None,
+        resume=None,
+        options=None,
+    ) -> io.NodeOutput:
+        start, progress = time.monotonic(), TuningProgress(cls.hidden.unique_id)
+        chosen = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
+        consistency = {"consistency_weight": consistency_weight, "consistency_part": consistency_blocks}
+        settings = replace(options or TuneSettings(), **chosen, **consistency)
+        inputs = TuneInputs(positive, latent, mask, resume, prompt=prompt_to_note)
+        keep = keep_unfinished if on_interrupt == "keep" else None
+        prompt = PromptSettings(shared_tokens, frame_tokens, rank)
+        found = tune_prompt(model, inputs, settings, prompt, progress, keep, advise_learning_rate)
+        info = found.adapter.info
+        spent = {"seconds": round(time.monotonic() - start, 2), "peak_gib": round(progress.memory.look(), 2)}
+        curvatures, smoothness = [asdict(curvature) for curvature in found.curvatures], found.smoothness
+        advice = advice_text(found.curvatures, smoothness, info.get("rises")) if smoothness else NO_ADVICE
+        measured = {"curvatures": curvatures, "smoothness": asdict(smoothness)} if smoothness else {}
+        return io.NodeOutput(
+            found.adapter,
+            found.low_rank,
+            plot_loss(info["loss"], info.get("consistency_loss"), "consistency loss"),
+            advice,
+            json.dumps({**info, **measured, **spent}, ensure_ascii=False),
+            {"loss": torch.tensor(info["loss"])},
+        )
+
+
+class ApplyPromptTokens(io.ComfyNode):
+    """A prompt with learned tokens."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "ApplyPromptTokens",
+            display_name="Apply Prompt Tokens",
+            category=CATEGORY,
+            description="Puts learned tokens before a prompt's text, for each frame: shared | frame | text. Any prompt "
+            "takes them, so that what was learned under the source prompt serves the edit. Give the negative prompt "
+            "tokens as well, at any strength: prompts of equal length are computed in one call.",
+            search_aliases=["use prompt tokens", "soft prompt", "prompt adapter"],
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="Any prompt; its pooled output and the rest stay."),
+                PromptTokens.Input("prompt_tokens", tooltip="From Tune or Load Prompt Tokens."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="The clip or inversion to be sampled; its number of frames is taken. Where it is not the "
+                    "one learned on, the frames' tokens are interpolated in time.",
+                ),
+                io.Float.Input(
+                    "shared_strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="Of the tokens that all frames see. 0 = the prompt's own padding in their place.",
+                ),
+                io.Float.Input(
+                    "frame_strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="Of each frame's own tokens. 0 = the prompt's own padding in their place.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output("conditioning_with_tokens", tooltip="The prompt with tokens, by frame.")],
+        )
+
+    @classmethod
+    def execute(cls, conditioning, prompt_tokens, latent, shared_strength, frame_strength) -> io.NodeOutput:
+        frames = len(latent["samples"])
+        return io.NodeOutput(apply_prompt_tokens(conditioning, prompt_tokens, frames, shared_strength, frame_strength))
+
+
+class SavePromptTokens(io.ComfyNode):
+    """Prompt tokens become a file."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "SavePromptTokens",
+            display_name="Save Prompt Tokens",
+            category=CATEGORY,
+            description="Writes prompt tokens as one safetensors file below models/consistent_video_prompt_tokens, "
+            "with how they were made and what resuming needs.",
+            search_aliases=["export prompt tokens", "save soft prompt"],
+            inputs=[
+                PromptTokens.Input("prompt_tokens", tooltip="From Tune Prompt Tokens."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="tokens",
+                    tooltip="Name of the file; a number is added. May name a subfolder: clips/swan.",
+                ),
+            ],
+            outputs=[io.String.Output("path", tooltip="Where the file lies.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, prompt_tokens, filename_prefix) -> io.NodeOutput:
+        path = str(write_prompt_adapter(prompt_tokens, filename_prefix))
+        return io.NodeOutput(path, ui={"text": (path,)})
+
+
+class LoadPromptTokens(io.ComfyNode):
+    """A file becomes prompt tokens."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "LoadPromptTokens",
+            display_name="Load Prompt Tokens",
+            category=CATEGORY,
+            description="Reads prompt tokens that Save Prompt Tokens wrote. A damaged file or one of another kind is "
+            "refused.",
+            search_aliases=["import prompt tokens"],
+            inputs=[
+                io.Combo.Input(
+                    "prompt_tokens_name",
+                    options=prompt_adapter_files(),
+                    tooltip="File below models/consistent_video_prompt_tokens.",
+                )
+            ],
+            outputs=[PromptTokens.Output("prompt_tokens", tooltip="For Apply Prompt Tokens, or to resume.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, prompt_tokens_name):
+        return prompt_adapter_stamp(prompt_tokens_name)
+
+    @classmethod
+    def execute(cls, prompt_tokens_name) -> io.NodeOutput:
+        return io.NodeOutput(read_prompt_adapter(prompt_tokens_name))
