@@ -166,12 +166,15 @@ class Tuning:
 
 def losses_after(tuner: Tuner, done: int) -> dict[str, list]:
     """Return what was noted of the first steps of a tuning, for info: its losses, and the steps that raised theirs."""
+    settings = tuner.settings
     noted = {
-        "loss": tuner.losses,
-        "smoothing_loss": tuner.smoothing_losses,
-        "consistency_loss": tuner.consistency_losses,
+        "loss": (tuner.losses, True),
+        "smoothing_loss": (tuner.smoothing_losses, settings.smoothing != "none"),
+        "consistency_loss": (tuner.consistency_losses, settings.consistency_weight > 0),
     }
-    kept: dict[str, list] = {name: values[:done] for name, values in noted.items() if any(values[:done])}
+    kept: dict[str, list] = {
+        name: values[:done] for name, (values, is_on) in noted.items() if is_on or any(values[:done])
+    }
     if tuner.settings.optimizer == "gradient descent":
         kept["rises"] = [step for step in tuner.rises if step <= done]
     return kept
