@@ -1,4 +1,4 @@
-"""Measure: `python -m bench edit`, `clips`, `norms` or `inr`, from the project's folder.
+"""Measure: `python -m bench NAME`, from the project's folder.
 
 Sets up the virtual environment and ComfyUI as scripts/test.py does. Each measurement keeps its rows on disk and goes on
 where it was stopped.
@@ -7,6 +7,7 @@ where it was stopped.
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
@@ -16,6 +17,13 @@ DOCS = environment.ROOT / "docs"
 COMMANDS = {
     "norms": "EI²'s Figure 4: each norm of the temporal module, with an edit each",
     "inr": "INR Smooth: directions and weights in the inversion (its Figure 11), the relation at sampling",
+}
+PERFORMANCE = {
+    "attention": "time and memory of attention across frames, beside SDPA of as many pairs",
+    "temporal": "time of a temporal module and its parts, beside a copy of what its attention reads and writes",
+    "sample": "time of a guided UNet call of clip models, beside the image model; memory of long clips",
+    "tune": "time and memory of a tuning step, beside Tune-A-Video's",
+    "memory": "memory of sampling and tuning over frames, r and resolution, with a plot",
 }
 EDITS, QUICK_EDITS = DOCS / "benchmark.md", environment.ROOT / "output" / "benchmark.md"
 STATE = environment.ROOT / ".comfyui-data" / "bench"
@@ -34,6 +42,8 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--seeds", type=int, default=1, help="how many tunings of each (default 1)")
         command.add_argument("--steps", type=int, default=200, help="of the tuning (default 200)")
         add_common(command, DOCS / f"{name}.md")
+    for name, says in PERFORMANCE.items():
+        add_performance(commands.add_parser(name, help=says, description=f"Measure {says}; writes its section."))
     add_clips(commands.add_parser("clips", help="real clips, by any SD1.x checkpoint in running ComfyUI servers"))
     add_edit(commands.add_parser("edit", help="every method on drawn clips that the model never saw, and verdicts"))
     return parser
@@ -42,11 +52,26 @@ def make_parser() -> argparse.ArgumentParser:
 def add_common(command: argparse.ArgumentParser, document: Path) -> None:
     """Add what all measurements take."""
     command.add_argument("--ddim-steps", type=int, default=50, help="of inversion and sampling (default 50)")
+    add_outputs(command, document)
+
+
+def add_outputs(command: argparse.ArgumentParser, document: Path) -> None:
+    """Add the options that say where results go."""
     command.add_argument(
         "--document", type=Path, default=document, help=f"default {document.relative_to(environment.ROOT)}"
     )
     command.add_argument("--json", type=Path, help="file for every row")
     command.add_argument("--state", type=Path, default=STATE, help="folder of the rows that are done")
+
+
+def add_performance(command: argparse.ArgumentParser) -> None:
+    """Add what the measurements of time and memory take."""
+    command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: the host's")
+    command.add_argument("--size", type=int, default=0, help="of the latent (default by device: 64 on a GPU)")
+    command.add_argument("--frames", type=int, default=0, help="of the clip; of memory the most (default by device)")
+    command.add_argument("--rounds", type=int, default=0, help="of each timing (default by device)")
+    command.add_argument("--again", action="store_true", help="measure anew what is done")
+    add_outputs(command, DOCS / "performance.md")
 
 
 def add_edit(command: argparse.ArgumentParser) -> None:
@@ -90,24 +115,9 @@ def main() -> int:
     environment.register_pack()
     from consistent_video.scripts.in_process import use_host
 
-    use_host(environment.ROOT / ".comfyui-data" / "in-process")
-    if options.command == "norms":
-        from consistent_video.bench.norms import measure_norms
-
-        measure_norms(options)
-    elif options.command == "clips":
-        from consistent_video.bench.clips import measure_clips
-
-        return measure_clips(options)
-    elif options.command == "edit":
-        from consistent_video.bench.edit import measure_edit
-
-        measure_edit(options)
-    else:
-        from consistent_video.bench.inr import measure_inr
-
-        measure_inr(options)
-    return 0
+    use_host(environment.ROOT / ".comfyui-data" / "in-process", cpu=vars(options).get("device") == "cpu")
+    module = importlib.import_module(f"consistent_video.bench.{options.command}")
+    return getattr(module, f"measure_{options.command}")(options) or 0
 
 
 if __name__ == "__main__":

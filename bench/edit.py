@@ -28,19 +28,22 @@ from ..modules.host.control_prompts import read_prompts
 from ..modules.host.inversion import InversionSettings, invert_clip
 from ..modules.host.patch import attach, inflate
 from ..modules.host.progress import PeakMemory, TuningProgress
+from ..modules.host.prompt_session import PromptSettings
+from ..modules.host.prompt_tokens import apply_prompt_tokens, tune_prompt
 from ..modules.host.sampling import RelationSettings, SampleSettings, sample_clip
 from ..modules.host.training import tune_model
 from ..modules.host.tune_inputs import TuneInputs
 from ..modules.motion import estimate_motion
 from ..modules.presets import method
+from ..modules.prompt_adapter import PromptAdapter
 from ..modules.tuning import TuneSettings
 from ..scripts.environment import say
-from .methods import AS_DRAWN, CHOICES, DO_NOTHING, METHODS, REFERENCE, Tuned, gamma_row
+from .methods import AS_DRAWN, CHOICES, DO_NOTHING, METHODS, REFERENCE, Method, Tuned, gamma_row
 from .table import add_row, load_rows
 from .tasks import KINDS, Task, Truth, list_tasks
 from .world import Row, World
 
-LEARNING_RATE, CFG, MASK_THRESHOLD = 1e-4, 7.5, 0.7
+LEARNING_RATE, TOKEN_RATE, CFG, MASK_THRESHOLD = 1e-4, 1e-2, 7.5, 0.7
 
 
 QUICK_STEPS, OBEYED = 20, 0.05
@@ -105,13 +108,14 @@ class Bench:
         self.key: tuple = ()
         self.truth: Truth
         self.tuned: dict[tuple, tuple[ModelPatcher, Watch]] = {}
+        self.learned: dict[tuple, tuple[PromptAdapter, Watch]] = {}
         self.reference: dict[int, float] = {}
 
     def turn_to(self, case: Case, task: Task) -> None:
         """Make the clip of a case the one at hand; tunings of another are forgotten."""
         key = case.clip, case.held_out, case.seed
         if key != self.key:
-            self.key, self.truth, self.tuned = key, Truth(task), {}
+            self.key, self.truth, self.tuned, self.learned = key, Truth(task), {}, {}
 
     def model(self, case: Case, how: Tuned) -> tuple[ModelPatcher, Watch | None]:
         """Return the model of a method, and what its tuning took."""
@@ -121,23 +125,46 @@ class Bench:
         weight = case.value if how.smoothing == "INR" else 0.2
         key = (how, case.steps, weight)
         if key not in self.tuned:
-            prompt, frames = self.truth.task.prompts[0], self.truth.source.frames
-            inputs = TuneInputs(self.world.prompt(prompt), self.world.encode(frames))
             settings = TuneSettings(
                 case.steps, LEARNING_RATE, case.seed, smoothing=how.smoothing, smoothing_weight=weight
             )
             with Watch() as watch:
-                tune = tune_model(model, inputs, settings, TuningProgress(""))
+                tune = tune_model(model, self.inputs(), settings, TuningProgress(""))
             self.tuned[key] = apply_tune(model, tune), watch
         return self.tuned[key]
 
-    def edit(self, case: Case) -> tuple[Tensor, Watch, Watch | None]:
-        """Return the edited frames, and what the edit and the tuning took."""
+    def inputs(self) -> TuneInputs:
+        """Return what the clip at hand is tuned with."""
+        prompt, frames = self.truth.task.prompts[0], self.truth.source.frames
+        return TuneInputs(self.world.prompt(prompt), self.world.encode(frames))
+
+    def tokens(self, case: Case, how: Method, model: ModelPatcher) -> tuple[PromptAdapter | None, Watch | None]:
+        """Return the prompt tokens of a method, and what learning them took."""
+        if not how.tokens:
+            return None, None
+        key = how.model, case.steps
+        if key not in self.learned:
+            settings = TuneSettings(case.steps, TOKEN_RATE, case.seed)
+            given = model, self.inputs(), settings, PromptSettings(), TuningProgress("")
+            with Watch() as watch:
+                adapter = tune_prompt(*given, with_advice=False).adapter
+            self.learned[key] = adapter, watch
+        return self.learned[key]
+
+    def prompt(self, words: str, tokens: PromptAdapter | None) -> list:
+        """Return a prompt with learned tokens before it, if there are any."""
+        plain = self.world.prompt(words)
+        return plain if tokens is None else apply_prompt_tokens(plain, tokens, len(self.truth.source.frames), 1.0, 1.0)
+
+    def edit(self, case: Case) -> tuple[Tensor, Watch, list[Watch]]:
+        """Return the edited frames, and what the edit and the tunings took."""
         how = METHODS[case.method]
         model, tuning = self.model(case, how.model)
+        tokens, learning = self.tokens(case, how, model)
         frames, prompts = self.truth.source.frames, self.truth.task.prompts
         with Watch() as watch:
-            latent, empty, edited = self.world.encode(frames), self.world.prompt(""), self.world.prompt(prompts[1])
+            latent = self.world.encode(frames)
+            empty, edited = self.prompt("", tokens), self.prompt(prompts[1], tokens)
             inverted = self.world.prompt(prompts[0]) if how.control else empty
             settings = InversionSettings(case.ddim_steps, how.gamma, how.direction)
             inversion = invert_clip(model, inverted, empty, latent, settings)
@@ -152,7 +179,7 @@ class Bench:
                 relation = RelationSettings(case.value, motion=motion)
             sampled = sample_clip(model, edited, empty, inversion, SampleSettings(CFG, relation=relation))[0]
             found = self.world.decode(sampled).clamp(0, 1)
-        return found, watch, tuning
+        return found, watch, [took for took in (tuning, learning) if took is not None]
 
     def seconds_per_frame(self, case: Case) -> float:
         """Return the seconds of editing per frame in this very run, to which others are set in relation."""
@@ -172,12 +199,12 @@ class Bench:
             cost: dict[str, float | None] = dict.fromkeys(("seconds", "cost", "tuning_cost", "memory"))
             return {**row, **self.truth.judge(drawn, self.world.reader), **cost}, drawn
         reference = self.seconds_per_frame(case)
-        found, watch, tuning = self.edit(case)
+        found, watch, tunings = self.edit(case)
         cost = {
             "seconds": watch.seconds,
             "cost": watch.seconds / reference,
-            "tuning_cost": tuning.seconds / reference if tuning else None,
-            "memory": max(watch.peak, tuning.peak if tuning else 0.0),
+            "tuning_cost": sum(took.seconds for took in tunings) / reference if tunings else None,
+            "memory": max(took.peak for took in (watch, *tunings)),
         }
         return {**row, **self.truth.judge(found, self.world.reader), **cost}, found
 
@@ -185,7 +212,7 @@ class Bench:
 def make_case(name: str, clip: str, held_out: bool, seed: int, ddim_steps: int, chosen: Mapping[str, float]) -> Case:
     """Return a case with the hyper-parameters that are chosen."""
     how = METHODS.get(name)
-    steps = int(chosen["steps"]) if how and how.model.tuned else 0
+    steps = int(chosen["steps"]) if how and how.draws else 0
     worked = ddim_steps if how else 0
     value = float(chosen[how.takes]) if how and how.takes else 0.0
     return Case(name, clip, held_out, seed, steps, worked, value)

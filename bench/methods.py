@@ -40,6 +40,7 @@ class Method:
         gamma, direction: of the interframe noise relation in the inversion; plain DDIM inversion where 0.
         relation: at sampling: "", "plain", or "motion" along the clip's flow.
         control: of the attention by the source's: kind of the control of self-attention, None = none.
+        tokens: whether prompt tokens are learned on the clip and stand before every prompt.
         takes: name of the hyper-parameter in CHOICES that is its own, "" = none.
         quick: whether --quick measures it.
     """
@@ -49,13 +50,14 @@ class Method:
     direction: Direction = "none"
     relation: str = ""
     control: SelfAttention | None = None
+    tokens: bool = False
     takes: str = ""
     quick: bool = True
 
     @property
     def draws(self) -> bool:
         """Whether its result depends on the seed."""
-        return self.model.tuned
+        return self.model.tuned or self.tokens
 
 
 def untuned(**patch: str) -> Tuned:
@@ -99,6 +101,8 @@ METHODS: dict[str, Method] = {
     "FFAM + relation, motion": Method(untuned(), relation="motion", takes="strength", quick=False),
     "FFAM + prompt-to-prompt": Method(untuned(), control="replace", takes="end"),
     "FFAM + FateZero's fusion": Method(untuned(), control="fusion", takes="end", quick=False),
+    "per frame + prompt tokens": Method(Tuned((("name", PER_FRAME),), tuned=False), tokens=True, quick=False),
+    "FFAM + prompt tokens": Method(untuned(), tokens=True, quick=False),
     TUNE_A_VIDEO_PRESET: Method(Tuned((("name", TUNE_A_VIDEO_PRESET),))),
     "Tune-A-Video + INR": Method(Tuned((("name", TUNE_A_VIDEO_PRESET),), smoothing="INR"), takes="weight", quick=False),
     "full attention": Method(Tuned((("name", FULL),)), quick=False),
@@ -108,6 +112,7 @@ METHODS: dict[str, Method] = {
     SMOOTH_VIDEO: Method(Tuned(smoothing="SmoothVideo")),
     PLAIN: Method(relation="plain", takes="strength"),
     MOTION: Method(relation="motion", takes="strength"),
+    "EI² + prompt tokens": Method(tokens=True, quick=False),
 }
 
 

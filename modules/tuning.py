@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,6 +18,7 @@ from .smoothing import LEAST_FRAMES, Coupling, Smoothing, inr_loss, smooth_video
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Optimizer = Literal["AdamW", "AdamW 8-bit", "gradient descent"]
+OnOutOfMemory = Literal["step down", "stop"]
 Denoise = Callable[[Tensor, Tensor, slice], Tensor]
 Features = Callable[[], list[Tensor]]
 LEAST_SCALE = 2.0**-10  # of float16 gradients; what is not finite below it will not become so
@@ -46,6 +47,7 @@ class TuneSettings:
         snapshots: numbers of steps after which the state is kept.
         precision: of the UNet's computations; what is learned is float32 always.
         gradient_checkpointing: compute the UNet's inner values again for the backward instead of holding them.
+        on_out_of_memory: "step down" = go on with less where a step does not fit into the memory.
         smoothing: loss added that ties neighbouring frames to each other.
         smoothing_weight, smoothing_end: its weight lambda at the first step and at the last, linear between; it is
             relative to the diffusion loss, which is a mean over the same positions. An end of None = as at the first.
@@ -76,6 +78,20 @@ class TuneSettings:
     coupling: Coupling = "pairwise"
     consistency_weight: float = 0.0
     consistency_part: Part = "middle"
+    on_out_of_memory: OnOutOfMemory = "step down"
+
+    def stepped_down(self, frames: int) -> "TuneSettings | None":
+        """Return settings that need less memory: first checkpointing, then half the frames; None = nothing is left.
+
+        Args:
+            frames: of the clip.
+        """
+        if not self.gradient_checkpointing:
+            return replace(self, gradient_checkpointing=True)
+        half = min(self.frames_per_step or frames, frames) // 2
+        if half < max(2, LEAST_FRAMES[self.smoothing], 3 if self.consistency_weight else 0):
+            return None
+        return replace(self, frames_per_step=half)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from .inflate import InflateUNet
 from .inversion import INRBidirectionalDDIMInversion, LoadInversion, SaveInversion
 from .judge import CompareGrid, EditScorecard
 from .patch import STAMFFAMPatch
+from .plan import FitPlanner
 from .prompt import ApplyPromptTokens, LoadPromptTokens, SavePromptTokens, TunePromptTokens
 from .report import CovariateShiftReport, InversionStability, ReconstructionReport
 from .sample import ClipMotion, InterframeNoiseRelation, MotionFromFlow, SmoothSample, SmoothSampler
@@ -24,6 +25,7 @@ NODES: list[type[io.ComfyNode]] = [
     AttentionControl,
     OneShotTune,
     TuningOptionsNode,
+    FitPlanner,
     TuningPreviewNode,
     SaveTune,
     LoadTune,

@@ -18,7 +18,7 @@ from ..modules.host.tune_inputs import TuneInputs
 from ..modules.learning_rate import Schedule
 from ..modules.plot import plot_loss
 from ..modules.smoothing import Coupling, Smoothing
-from ..modules.tuning import Optimizer, Precision, TuneSettings, read_steps
+from ..modules.tuning import OnOutOfMemory, Optimizer, Precision, TuneSettings, read_steps
 from ..modules.weights import Tune as TuneData
 from .types import MENU, PREFIX, Tune, TuningOptions, TuningPreview
 
@@ -330,6 +330,16 @@ class TuningOptionsNode(io.ComfyNode):
                     advanced=True,
                     tooltip="Weight of the smoothing loss at the last step, changing evenly from smoothing_weight at "
                     "the first. -1 = the same at all steps.",
+                ),
+                io.Combo.Input(
+                    "on_out_of_memory",
+                    options=list(get_args(OnOutOfMemory)),
+                    default="step down",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Step down: where a step does not fit, go on from the last one with "
+                    "gradient_checkpointing, then with half the frames in each step, and again; log and report say so. "
+                    "Stop: end with an error.",
                 ),
             ],
             outputs=[TuningOptions.Output("options", tooltip="For One-Shot Tune.")],

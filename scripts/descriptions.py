@@ -551,6 +551,28 @@ def compare_grid(task: Task, file: str) -> list[Group]:
     ]
 
 
+def fit_planner(task: Task) -> list[Group]:
+    """Return a tuning with options that fit into the memory."""
+    given = {"model": ("Patch", "clip_model"), "latent": ("Encode", "LATENT")}
+    return [
+        task.nodes(names_source=True),
+        Group(
+            "2 Clip model, plan, tune",
+            [
+                INFLATE,
+                PATCH,
+                Node("Plan", OURS + "FitPlanner", given),
+                show("Findings", "Plan", "report"),
+                tune({"options": ("Plan", "planned")}, **task.tuning),
+                show("Tune report", "Tune", "report"),
+                save_tune(Path(task.file).stem),
+            ],
+            "The planner counts what the clip needs before anything runs. Connect Tuning Options to it for other "
+            "settings; set budget_gib to try another card.",
+        ),
+    ]
+
+
 def with_tokens(title: str, text: str, latent: tuple[str, str], **strengths: float) -> Node:
     """Return the node that puts learned tokens before a prompt."""
     links = {"conditioning": (text, "CONDITIONING"), "prompt_tokens": ("Tokens", "prompt_tokens"), "latent": latent}
@@ -692,6 +714,7 @@ def workflows() -> dict[str, list[Group]]:
         **twins("tune_dial", lambda task: tune_dial(task, first_tune(task))),
         **twins("resume_tune", resume_tune),
         **twins("tuning_settings", lambda task: tuning_settings(task, task.crop[1] if task.crop else 128)),
+        **twins("fit_planner", fit_planner),
         **twins("tune_a_video", tune_a_video),
         **twins("import_tune_a_video", lambda task: import_tune_a_video(task, exported(task))),
         **twins("noise_relation", lambda task: noise_relation(task, first_tune(task))),

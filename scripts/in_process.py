@@ -9,8 +9,8 @@ from .environment import comfyui_tree
 from .host import device_arguments, prepare_base
 
 
-def use_host(base: Path) -> None:
-    """Make ComfyUI importable, on the CPU where there is no accelerator, with a base directory of its own.
+def use_host(base: Path, cpu: bool = False) -> None:
+    """Make ComfyUI importable, on the CPU if asked or where there is no accelerator, with a base directory of its own.
 
     Raises:
         SetupError: there is no ComfyUI.
@@ -20,4 +20,4 @@ def use_host(base: Path) -> None:
 
     prepare_base(base)
     args.base_directory = str(base)
-    args.cpu = bool(device_arguments())
+    args.cpu = cpu or bool(device_arguments())

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from . import Attend, scaled_dot_product
 
 Downsample = Literal["area", "strided", "bilinear"]
+COPIED_BYTES = 2**28  # of keys and values put side by side at a time, so that memory does not grow with the frames
 
 
 def downsample_tokens(tokens: Tensor, height: int, width: int, r: int, kind: Downsample = "area") -> Tensor:
@@ -55,7 +56,8 @@ def fine_coarse_attention(
     """Attend from each frame to all its own tokens and to the downsampled tokens of every other: EI² (10).
 
     Downsampling follows the projection, which is the same as before it: W_k and W_v are linear without bias. r = 1
-    is full space-time attention, one frame is plain self-attention.
+    is full space-time attention, one frame is plain self-attention. Keys and values of a frame are put side by side for
+    as many frames at a time as COPIED_BYTES allows.
 
     Args:
         q, k, v: projected tokens, shape ((b f), h*w, heads*d).
@@ -69,12 +71,25 @@ def fine_coarse_attention(
     Returns:
         Attended values, the shape of q.
     """
-    others = [[j for j in range(num_frames) if j != i] for i in range(num_frames)]
-    index = torch.tensor(others, dtype=torch.long, device=q.device)
+    coarse_k, coarse_v = (
+        rearrange(downsample_tokens(x, height, width, r, downsample), "(b f) p d -> b f p d", f=num_frames)
+        for x in (k, v)
+    )
+    q, k, v = (rearrange(x, "(b f) l d -> b f l d", f=num_frames) for x in (q, k, v))
+    others = torch.tensor(
+        [[j for j in range(num_frames) if j != i] for i in range(num_frames)], dtype=torch.long, device=q.device
+    )
+    keys = len(q) * (height * width + (num_frames - 1) * coarse_k.shape[2])
+    group = max(1, COPIED_BYTES // (2 * keys * k.shape[3] * k.element_size()))
 
-    def fine_and_coarse(tokens: Tensor) -> Tensor:
-        coarse = downsample_tokens(tokens, height, width, r, downsample)
-        coarse = rearrange(coarse, "(b f) p d -> b f p d", f=num_frames)[:, index]
-        return torch.cat([tokens, rearrange(coarse, "b f g p d -> (b f) (g p) d")], dim=1)
+    def fine_and_coarse(own: slice, tokens: Tensor, coarse: Tensor) -> Tensor:
+        theirs = rearrange(coarse[:, others[own]], "b g o p d -> b g (o p) d")
+        return rearrange(torch.cat([tokens[:, own], theirs], dim=2), "b g n d -> (b g) n d")
 
-    return attend(q, fine_and_coarse(k), fine_and_coarse(v), heads)
+    attended = []
+    for start in range(0, num_frames, group):
+        own = slice(start, start + group)
+        asking = rearrange(q[:, own], "b g l d -> (b g) l d")
+        seen = attend(asking, fine_and_coarse(own, k, coarse_k), fine_and_coarse(own, v, coarse_v), heads)
+        attended.append(rearrange(seen, "(b g) l d -> b g l d", b=len(q)))
+    return rearrange(torch.cat(attended, dim=1), "b f l d -> (b f) l d")

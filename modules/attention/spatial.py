@@ -34,6 +34,16 @@ class SpatialConfig:
             raise ValueError(f"unknown attention: {self}")
 
 
+def copied_keys(config: SpatialConfig, frames: int, height: int, width: int) -> int:
+    """Return how many keys of other places are put side by side for each frame; 0 where none are."""
+    tokens, r = height * width, min(config.r, height, width)
+    if config.kind == "sparse-causal":
+        return 2 * tokens
+    if config.kind == "fine-coarse" and r > 1:
+        return tokens + (frames - 1) * -(-height // r) * -(-width // r)
+    return 0
+
+
 def attend_across_frames(
     config: SpatialConfig,
     q: Tensor,

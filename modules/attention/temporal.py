@@ -33,6 +33,13 @@ def spectral_normalised(weight: Tensor) -> Tensor:
     return (exact / torch.linalg.matrix_norm(exact, ord=2)).to(weight.dtype)
 
 
+def attend_frames(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Attend over the frames of each position; q, k and v of shape (n, f, heads d), n = positions."""
+    rows = max(1, MAX_ROWS // heads)
+    chunks = zip(q.split(rows), k.split(rows), v.split(rows), strict=True)
+    return torch.cat([scaled_dot_product(*chunk, heads) for chunk in chunks])
+
+
 @dataclass(frozen=True)
 class TemporalConfig:
     """What the temporal module is made of.
@@ -119,10 +126,7 @@ class TemporalModule(nn.Module):
             w_v, w_out = self.to_v.weight, self.to_out.weight
         normed = self.normalise(z)
         q, k, v = self.to_q(normed), self.to_k(normed), F.linear(normed, w_v)
-        rows = max(1, MAX_ROWS // self.heads)
-        chunks = zip(q.split(rows), k.split(rows), v.split(rows), strict=True)
-        attended = torch.cat([scaled_dot_product(*chunk, self.heads) for chunk in chunks])
-        return F.linear(attended, w_out, self.to_out.bias)
+        return F.linear(attend_frames(q, k, v, self.heads), w_out, self.to_out.bias)
 
     def forward(self, x: Tensor, num_frames: int, strength: float = 1.0) -> Tensor:
         """Mix frames at each position.

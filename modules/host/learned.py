@@ -11,7 +11,6 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 from torch.utils.checkpoint import checkpoint
 
 from ..attention import scaled_dot_product
@@ -91,9 +90,8 @@ def query_projections(unet: nn.Module) -> dict[str, nn.Linear]:
         for name in ("attn1", "attn2"):
             attention = unet.get_submodule(f"{block.path}.{name}")
             weight = attention.to_q.weight.detach()
-            linear = skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias=False, device=weight.device)
-            linear.weight.data.copy_(weight)
-            attention.to_q = linear
+            attention.to_q = linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            linear.weight = nn.Parameter(weight.float().clone())
             projections[f"diffusion_model.{block.path}.{name}.to_q"] = linear
     return projections
 

@@ -19,7 +19,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from ..attention.spatial import SpatialConfig, attend_across_frames
+from ..attention.fine_coarse import COPIED_BYTES
+from ..attention.spatial import SpatialConfig, attend_across_frames, copied_keys
 from ..attention.temporal import TemporalConfig, TemporalModule
 from ..frames import frames_per_clip
 
@@ -174,6 +175,19 @@ def begin_call(executor, x, timesteps=None, context=None, y=None, control=None, 
     return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
 
+def prepare_call(executor, model, noise_shape, conds, *args, **kwargs):
+    """Wrap the preparation of a sampling: let the host count what frames put side by side, as further rows."""
+    settings = model.model_options["transformer_options"].get(KEY)
+    rows = 0
+    if settings is not None and settings.spatial is not None:
+        frames, _, height, width = noise_shape
+        block = transformer_blocks(model.model.diffusion_model)[0]  # on the largest map
+        keys = copied_keys(settings.spatial, frames, height, width)
+        size = 2 * min(COPIED_BYTES, 4 * frames * keys * block.dim * model.model_dtype().itemsize)
+        rows = math.ceil(size / (2 * model.model.memory_required([1, *noise_shape[1:]])))  # the host takes both sides
+    return executor(model, [noise_shape[0] + rows, *noise_shape[1:]], conds, *args, **kwargs)
+
+
 @torch.compiler.disable
 def attend_block(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
     """Replace a block's self-attention: projected q, k, v of shape ((chunks b f), l, heads d) -> what to_out takes."""
@@ -210,7 +224,9 @@ def run_transformer(layer: SpatialTransformer, x: Tensor, emb, context, transfor
 
     def follow(index: int, _block: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         assert bank is not None, "hooked where there is one"
-        module = bank.at(place, index).to(output.device)  # the host leaves it behind where not all weights fit
+        module = bank.at(place, index)
+        if module.to_out.bias.device != output.device:  # the host leaves it behind where not all weights fit
+            module.to(output.device)
         return module(output, frames, strength)
 
     followed = layer.transformer_blocks if bank is not None else ()
@@ -239,6 +255,8 @@ def inflate(model: ModelPatcher, num_frames: int = 0) -> ModelPatcher:
     clone = model.clone()
     clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
     clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, begin_call)
+    clone.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, KEY)
+    clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, prepare_call)
     options = clone.model_options["transformer_options"]
     options[KEY] = replace(options.get(KEY, ClipSettings()), num_frames=num_frames)
     return clone

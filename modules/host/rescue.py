@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import comfy.model_management
-import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..prompt_adapter import PromptAdapter
 from ..tuning import Tuner, TuneSettings
 from ..weights import Tune
+from .fit import OutOfMemory, memory_advice
 from .patch import clip_settings
 from .tune_inputs import TuneInputs
 
@@ -26,10 +26,12 @@ def advising(model: ModelPatcher, inputs: TuneInputs, settings: TuneSettings) ->
     """Say what to change where a tuning does not fit into the memory."""
     try:
         yield
+    except OutOfMemory:
+        raise
     except RuntimeError as error:
         if not comfy.model_management.is_oom(error):
             raise
-        raise torch.cuda.OutOfMemoryError(memory_advice(model, inputs, settings)) from error
+        raise OutOfMemory(memory_advice(clip_settings(model), inputs.latent["samples"], settings)) from error
 
 
 class Keepable(Protocol[Learned]):
@@ -70,25 +72,3 @@ def kept(tune: Kept, keep: Keep[Kept]) -> str:
         return f"What was learned in {steps} steps is in {keep(tune)}."
     except OSError as error:  # what ended the tuning is what the user is to see
         return f"What was learned in {steps} steps is lost: {error}"
-
-
-def memory_advice(model: ModelPatcher, inputs: TuneInputs, settings: TuneSettings) -> str:
-    """Return what to change when a tuning does not fit."""
-    clip = clip_settings(model)
-    frames, spatial = len(inputs.latent["samples"]), clip.spatial
-    per_step = min(settings.frames_per_step or frames, frames)
-    advice = []
-    if not settings.gradient_checkpointing:
-        advice.append("turn gradient_checkpointing on in Tuning Options (slower)")
-    if per_step > 2:
-        advice.append(f"set frames_per_step to {max(2, per_step // 2)} there")
-    if spatial is not None and spatial.kind == "fine-coarse" and spatial.r < 8:
-        advice.append(f"raise r of STAM/FFAM Patch to {min(8, 2 * spatial.r)}")
-    if spatial is not None and spatial.kind == "full":
-        advice.append("take EI² in the place of full attention")
-    advice.append("make the frames smaller")
-    height, width = inputs.latent["samples"].shape[-2:]
-    return (
-        f"Tuning {per_step} frames of {8 * width} x {8 * height} at a time does not fit into the memory. "
-        f"In this order: {'; '.join(advice)}."
-    )

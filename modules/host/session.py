@@ -1,10 +1,13 @@
 """One tuning on a private copy of a model: from its inputs to the Tunes of its states."""
 
+import gc
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -12,6 +15,7 @@ from ..presets import name_of
 from ..tuning import Tuner, TuneSettings
 from ..weights import Tune, hash_tensors
 from .features import Features, warn_of_few_frames
+from .fit import OutOfMemory, memory_advice
 from .latent import clip_latent, prediction_of, sigma_table, to_model_latent
 from .learned import Caller, Learned, training_options
 from .patch import KEY, ClipSettings, clip_settings, is_active
@@ -21,7 +25,7 @@ from .progress import TuningProgress
 from .tune_inputs import TuneInputs, condition, latent_mask, rows_of
 
 MUST_AGREE = ("spatial", "temporal", "prediction", "optimizer")
-MAY_DIFFER = {"steps", "seed", "snapshots", "prompt", "gradient_checkpointing"}
+MAY_DIFFER = {"steps", "seed", "snapshots", "prompt", "gradient_checkpointing", "on_out_of_memory"}
 log = logging.getLogger(__name__)
 
 
@@ -37,9 +41,8 @@ class Tuning:
 
     def __init__(self, copy: ModelPatcher, model: ModelPatcher, inputs: TuneInputs, settings: TuneSettings):
         device, unet = copy.load_device, copy.model.diffusion_model
-        clip = clip_settings(model)
-        self.copy = copy
-        self.x_0 = to_model_latent(copy, clip_latent(model, inputs.latent, clip.num_frames))
+        self.copy, self.clip = copy, clip_settings(model)
+        self.x_0 = to_model_latent(copy, clip_latent(model, inputs.latent, self.clip.num_frames))
         if settings.smoothing == "SmoothVideo" and settings.smoothing_weight > 1:
             log.warning("smoothing_weight is %g; SmoothVideo's own is 0.2.", settings.smoothing_weight)
         self.precision = choose_precision(settings.precision, model, device)
@@ -62,7 +65,7 @@ class Tuning:
             scale_gradients=self.precision == "fp16",
             features=features.take if features is not None else None,
         )
-        self.info = {**tune_info(clip, prediction_of(model), settings, inputs), **self.identities()}
+        self.info = {**tune_info(self.clip, prediction_of(model), settings, inputs), **self.identities()}
         self.snapshots = {0: halved(self.learned.temporal_tensors())} if settings.snapshots else {}
         if inputs.resume is not None:
             self.resume(inputs.resume)
@@ -132,11 +135,51 @@ class Tuning:
         settings = self.tuner.settings
         progress.begin(settings.steps, len(self.tuner.losses))
         drawn = self.preview(preview) if preview is not None else None
-        for done in self.tuner.steps():
+        for done in self.steps():
             self.take_snapshot()
             if drawn is not None and (done % drawn.settings.every == 0 or done == settings.steps):
                 progress.clip = drawn.draw()
             progress(done, self.tuner.losses[-1])
+
+    def steps(self) -> Iterator[int]:
+        """Do the steps that are left, with less memory where they do not fit; yields the number of those done.
+
+        Raises:
+            OutOfMemory: a step does not fit with the least.
+        """
+        while len(self.tuner.losses) < self.tuner.settings.steps:
+            try:
+                yield from self.tuner.steps()
+            except RuntimeError as error:
+                if not comfy.model_management.is_oom(error):
+                    raise
+            else:
+                return
+            self.step_down()
+
+    def step_down(self) -> None:
+        """Go on with settings that need less memory.
+
+        Raises:
+            OutOfMemory: there are none, or the settings say to stop.
+        """
+        tuner = self.tuner
+        less = tuner.settings.stepped_down(len(self.x_0)) if tuner.settings.on_out_of_memory == "step down" else None
+        if less is None:
+            raise OutOfMemory(memory_advice(self.clip, self.x_0, tuner.settings))
+        tuner.optimizer.zero_grad(set_to_none=True)
+        gc.collect()
+        comfy.model_management.soft_empty_cache()
+        tuner.settings = less
+        options = training_options(self.copy, self.learned.bank, less.gradient_checkpointing)
+        self.call = replace(self.call, options=options)
+        now = {"gradient_checkpointing": less.gradient_checkpointing, "frames_per_step": less.frames_per_step}
+        self.info |= now
+        self.info["stepped_down"] = [*self.info.get("stepped_down", []), {"after": len(tuner.losses), **now}]
+        log.warning(
+            "Out of memory after %d steps; going on with gradient_checkpointing %s and %s frames per step.",
+            len(tuner.losses), "on" if less.gradient_checkpointing else "off", less.frames_per_step or "all",
+        )  # fmt: skip
 
     def take_snapshot(self) -> None:
         """Keep the state if the number of steps done is one to keep it at."""
@@ -173,7 +216,7 @@ def losses_after(tuner: Tuner, done: int) -> dict[str, list]:
         "consistency_loss": (tuner.consistency_losses, settings.consistency_weight > 0),
     }
     kept: dict[str, list] = {
-        name: values[:done] for name, (values, is_on) in noted.items() if is_on or any(values[:done])
+        name: values[:done] for name, (values, is_on) in noted.items() if values and (is_on or any(values[:done]))
     }
     if tuner.settings.optimizer == "gradient descent":
         kept["rises"] = [step for step in tuner.rises if step <= done]

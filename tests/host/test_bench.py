@@ -2,12 +2,30 @@
 
 import argparse
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from consistent_video.bench import edit, edit_document, inr, methods, norms, prompt_tokens, world
+from consistent_video.bench import (
+    attention,
+    edit,
+    edit_document,
+    inr,
+    memory,
+    methods,
+    norms,
+    sample,
+    sd15,
+    temporal,
+    tune,
+    world,
+)
+from consistent_video.bench.document import TITLES, UNKNOWN, read_sections
+from consistent_video.bench.memory_count import Held, Peak
 from consistent_video.bench.tasks import KINDS, draw_task
 from consistent_video.scripts.clips import read_clip
 
@@ -160,13 +178,91 @@ def test_every_claim_names_methods_and_figures_that_are_measured() -> None:
     assert {part.better for claim in edit_document.claims(0.5).values() for part in claim.parts} <= quick
 
 
-@pytest.mark.parametrize("base", ["image model", "FFAM", "EI²"])
-def test_an_edit_with_prompt_tokens_is_made_on_every_base(base: prompt_tokens.Base) -> None:
-    edit = prompt_tokens.PromptEdit(base, "red_circle", tuning_steps=1, token_steps=2, ddim_steps=2)
+@pytest.mark.parametrize("base", [methods.REFERENCE, methods.FFAM, methods.EI2])
+def test_an_edit_with_prompt_tokens_is_another_one(base: str) -> None:
+    task, bench = draw_task("colour", 0, held_out=False), edit.Bench(world.World())
+    chosen = {choice.name: choice.values[0] for choice in methods.CHOICES} | {"steps": 2}
+    found = {}
     with torch.inference_mode():
-        demo = world.World()
-        model = prompt_tokens.base_model(demo, edit)
-        tokens = prompt_tokens.learn_tokens(demo, edit, model)
-        edited = prompt_tokens.edit_with_tokens(demo, edit, model, tokens)
-        without = prompt_tokens.edit_with_tokens(demo, edit, model, None)
-    assert edited.shape == (8, 3, 128, 128) and not edited.equal(without)
+        for name in (base, f"{base} + prompt tokens"):
+            row, found[name] = bench.run(edit.make_case(name, "colour", False, 0, 2, chosen), task)
+            assert row["memory"] > 0
+    without, with_tokens = found.values()
+    assert with_tokens.shape == without.shape and not torch.equal(with_tokens, without)
+    assert methods.METHODS[f"{base} + prompt tokens"].draws and row["tuning_cost"] > 0
+
+
+NARROW = {
+    **sd15.UNET,
+    "model_channels": 32,
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """Options of a performance benchmark at its smallest, of a narrow UNet."""
+    monkeypatch.setattr(sd15, "UNET", NARROW)
+    monkeypatch.setattr(sample, "LONG", (18, 24))
+    monkeypatch.setattr(memory, "FRAMES", (4,))
+    monkeypatch.setattr(memory, "RS", (4,))
+    monkeypatch.setattr(memory, "SIZES", (1.0,))
+    monkeypatch.setattr(tune, "WAYS", {name: tune.WAYS[name] for name in (tune.OURS, tune.SMOOTHED, tune.CODE)})
+    for part in (sample, tune):
+        monkeypatch.setattr(part, "FULL_SIZE", 8)
+    return argparse.Namespace(
+        device="auto", size=8, frames=4, rounds=2, again=False, document=tmp_path / "performance.md",
+        json=tmp_path / "rows.json", state=tmp_path / "state",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("part", [attention, temporal, sample, tune, memory])
+def test_a_performance_benchmark_writes_its_section_from_its_rows(part, tiny, monkeypatch) -> None:
+    name = part.__name__.rsplit(".", 1)[1]
+    measure = getattr(part, f"measure_{name}")
+    measure(tiny)
+    written = tiny.document.read_text(encoding="utf-8")
+    sections = read_sections(written)
+    own = sections.pop(TITLES[name])
+    assert set(sections.values()) == {UNKNOWN}
+    assert own.startswith(f"Written by `python -m bench {name}`.") and "| target | met |" in own
+    assert not re.search(r"\bnan\b|\binf\b|/home|/work|/tmp", own)
+    rows = json.loads(tiny.json.read_text())
+    assert rows and all(row["frames"] <= 4 and row["size"] <= 8 for row in rows)
+    monkeypatch.setattr(part, "run_case", lambda *_: pytest.fail("what is done is not done again"))
+    measure(tiny)
+    assert tiny.document.read_text(encoding="utf-8") == written
+
+
+def test_more_frames_and_tokens_take_more_memory(tiny) -> None:
+    few, ours, checkpointed, code = (
+        tune.tuning_peak("cpu", memory.WAYS[name], frames, 24)
+        for name, frames in ((tune.OURS, 2), (tune.OURS, 4), (tune.OURS_CHECKPOINTED, 4), (tune.CODE, 4))
+    )
+    assert few < ours < code and checkpointed < ours
+
+
+def test_accounting_finds_what_a_real_step_holds(tiny, monkeypatch) -> None:
+    accounted = tune.tuning_peak("cpu", memory.WAYS[tune.OURS], 3, 16)
+
+    @contextmanager
+    def with_values(_device: str) -> Iterator[Peak]:
+        with Held() as held:
+            yield Peak(held)
+
+    monkeypatch.setattr(tune, "measured_peak", with_values)
+    assert tune.tuning_peak("cpu", memory.WAYS[tune.OURS], 3, 16) == pytest.approx(accounted, rel=0.05)
+
+
+def test_tune_a_videos_code_learns_the_same(tiny) -> None:
+    """With the frozen weights in float32 either way, only the kernels differ."""
+    base = sd15.make_model(torch.float32)
+    losses = []
+    for way in (tune.Way(tune.TUNE_A_VIDEO_PRESET), memory.WAYS[tune.CODE], memory.WAYS[tune.CODE_DEFAULTS]):
+        with tune.tuning(tune.clip_model(base, way), way, 3, 8) as made:
+            made.tuner.advance()
+            losses.append(made.tuner.losses)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[2] == pytest.approx(losses[0], rel=1e-4)

@@ -191,6 +191,13 @@ def test_an_edit_tied_along_the_motion(host: Host, tuned, demo_clip: Path) -> No
     assert kept.stat().st_size > 0
 
 
+def test_a_tuning_is_planned(host: Host, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_fit_planner")
+    run = host.run(prompt, patience=PATIENCE)
+    assert "| tuning | 8 | off |" in run.text(find_node(prompt, "Findings"))
+    assert len(json.loads(run.text(find_node(prompt, "Tune report")))["loss"]) == 3
+
+
 def test_an_edit_follows_a_motion_that_is_given(host: Host, tuned, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_known_motion")
     run = host.run(prompt, patience=PATIENCE)
@@ -269,6 +276,7 @@ SD15 = {  # in this order: the first save what the others load
     | {"Region.x": 8, "Region.y": 8}
     | {f"{title}.{side}": 64 for title in ("Nothing", "Rectangle") for side in ("width", "height")},
     "resume_tune": {"Load tune.tune_name": "clip_00002_.safetensors", "Tune.snapshots": ""},
+    "fit_planner": {},
     "tune_a_video": {},
     "import_tune_a_video": {},
     "prompt_tokens": {"Tokens.advise_learning_rate": False},

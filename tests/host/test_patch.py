@@ -319,3 +319,20 @@ def test_it_begins_and_ends_on_the_way(model, latent) -> None:
 def test_an_empty_part_of_sampling_is_refused(model, percents: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=f"start_percent {percents[0]:g} .* end_percent {percents[1]:g}"):
         patched(model, EI2, percents=percents)
+
+
+@pytest.mark.parametrize(("name", "keys"), [(EI2, 12 * 8 + 4 * 6 * 4), (PER_FRAME, 0), (FULL, 0)])
+def test_the_host_reckons_with_what_is_put_side_by_side(name: str, keys: int, monkeypatch) -> None:
+    base, reckoned = random_model(), []
+    load = comfy.model_management.load_models_gpu
+    monkeypatch.setattr(
+        comfy.model_management,
+        "load_models_gpu",
+        lambda *given, memory_required=0, **more: reckoned.append(memory_required) or load(*given, **more),
+    )
+    for model in (inflate(base), attach(inflate(base), *method(name, 2))):
+        sample(model, clip_latent())
+    row = base.model.memory_required([1, 4, 12, 8])
+    extra = 2 * 4 * 5 * keys * 32 * 4  # both tensors, keys and values of both sides of the guidance, float32
+    assert extra <= reckoned[1] - reckoned[0] < extra + 2 * row
+    assert reckoned[0] == 10 * row

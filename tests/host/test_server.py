@@ -18,6 +18,7 @@ NODES = (
     "EditScorecard",
     "ExportTuneAVideo",
     "INRBidirectionalDDIMInversion",
+    "FitPlanner",
     "ImportTuneAVideo",
     "InflateUNet",
     "InterframeNoiseRelation",

@@ -880,7 +880,7 @@ def test_a_full_memory_is_met_with_advice(name: str, changes: dict, advice: list
     copies, kept = watch_copies(monkeypatch), list[Tune]()
     spoil(2, fill, monkeypatch)
     with pytest.raises(torch.cuda.OutOfMemoryError) as caught:
-        run(patched(name), replace(SETTINGS, **changes), keeper(kept))
+        run(patched(name), replace(SETTINGS, on_out_of_memory="stop", **changes), keeper(kept))
     said = str(caught.value)
     assert comfy.model_management.is_oom(caught.value)
     per_step = changes.get("frames_per_step", FRAMES)
@@ -891,6 +891,64 @@ def test_a_full_memory_is_met_with_advice(name: str, changes: dict, advice: list
     assert [len(tune.info["loss"]) for tune in kept] == [1]
     del caught
     assert_gone(copies)
+
+
+def crowd(limit: int, steps: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
+    """Let the UNet run out of memory with more frames than `limit` in the steps given; note what each call was."""
+    calls: list[tuple[int, int, bool]] = []
+    denoise = session.Tuning.denoise
+
+    def crowded(self, x, sigma, frames):
+        settings = self.tuner.settings
+        calls.append((len(self.tuner.losses) + 1, len(x), settings.gradient_checkpointing))
+        denoised = denoise(self, x, sigma, frames)
+        if calls[-1][0] in steps and (len(x) > limit or not settings.gradient_checkpointing):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return denoised
+
+    monkeypatch.setattr(session.Tuning, "denoise", crowded)
+    return calls
+
+
+def test_checkpointing_helps_a_full_memory_and_changes_nothing_else(monkeypatch, caplog) -> None:
+    settings = replace(SETTINGS, steps=4)
+    expected = run(patched(EI2), settings)
+    calls = crowd(FRAMES, (3,), monkeypatch)
+    found = run(patched(EI2), settings)
+    assert calls == [(1, FRAMES, False), (2, FRAMES, False), (3, FRAMES, False), (3, FRAMES, True), (4, FRAMES, True)]
+    assert found.info["loss"] == pytest.approx(expected.info["loss"], rel=1e-5)
+    for key, value in expected.tensors.items():
+        torch.testing.assert_close(found.tensors[key], value, rtol=1e-3, atol=1e-5)
+    assert found.info["stepped_down"] == [{"after": 2, "gradient_checkpointing": True, "frames_per_step": 0}]
+    assert found.info["gradient_checkpointing"] and "stepped_down" not in expected.info
+    assert "Out of memory after 2 steps; going on with gradient_checkpointing on and all frames" in caplog.text
+
+
+def test_a_full_memory_is_met_by_fewer_frames_from_the_last_step_on(monkeypatch) -> None:
+    calls = crowd(2, (2, 3, 4), monkeypatch)
+    found = run(patched(EI2), replace(SETTINGS, steps=4))
+    assert [rows for _, rows, _ in calls] == [FRAMES, FRAMES, FRAMES, 2, 2, 2] and FRAMES // 2 == 2
+    assert [step for step, _, _ in calls] == [1, 2, 2, 2, 3, 4]
+    assert len(found.info["loss"]) == 4 and all(map(math.isfinite, found.info["loss"]))
+    assert [rung["after"] for rung in found.info["stepped_down"]] == [1, 1]
+    assert found.info["frames_per_step"] == 2
+
+
+def test_where_the_least_does_not_fit_it_says_so(monkeypatch) -> None:
+    calls, kept, copies = crowd(1, (2,), monkeypatch), list[Tune](), watch_copies(monkeypatch)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="Tuning 2 frames of .* r of STAM/FFAM Patch") as caught:
+        run(patched(EI2), replace(SETTINGS, steps=4), keeper(kept))
+    assert "gradient_checkpointing" not in str(caught.value)
+    assert [rows for _, rows, _ in calls] == [FRAMES, FRAMES, FRAMES, 2]
+    assert [len(tune.info["loss"]) for tune in kept] == [1]
+    del caught
+    assert_gone(copies)
+
+
+def test_smoothing_keeps_the_frames_that_it_needs(monkeypatch) -> None:
+    crowd(2, (1,), monkeypatch)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=f"Tuning {FRAMES} frames"):
+        run(patched(EI2), replace(SETTINGS, steps=2, smoothing="SmoothVideo", smoothing_weight=0.2))
 
 
 def test_coarse_weights_are_refused() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from consistent_video.modules.attention import scaled_dot_product
+from consistent_video.modules.attention import fine_coarse, scaled_dot_product
 from consistent_video.modules.attention.fine_coarse import Downsample, downsample_tokens, fine_coarse_attention
 
 HEADS, HEAD_DIM, DIM = 2, 3, 6
@@ -181,3 +181,27 @@ def test_keys_are_fewer_than_those_of_full_attention_by_the_papers_share() -> No
         q = draw(num_frames, 24, DIM)
         fine_coarse_attention(q, q, q, HEADS, num_frames, 4, 6, 2, attend=note)
     assert shapes == [24 * (3 - 1 + 4) // 4, 2 * 24]
+
+
+@pytest.mark.parametrize("frames_at_once", [1, 2, 3, 7])
+def test_frames_in_groups_attend_the_same(frames_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips, frames, height, width, r = 2, 5, 4, 6, 2
+    shape = clips * frames, height * width, DIM
+    inputs = [draw(*shape, seed=seed).requires_grad_() for seed in range(3)]
+    expected = fine_coarse_attention(*inputs, HEADS, frames, height, width, r)
+    weights = draw(*shape, seed=9)
+    gradients = torch.autograd.grad((weights * expected).sum(), inputs)
+    seen: list[Tensor] = []
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        seen.append(k)
+        return scaled_dot_product(q, k, v, heads)
+
+    keys = clips * (height * width + (frames - 1) * (height // r) * (width // r))
+    monkeypatch.setattr(fine_coarse, "COPIED_BYTES", frames_at_once * 2 * keys * DIM * 8)
+    found = fine_coarse_attention(*inputs, HEADS, frames, height, width, r, attend=watched)
+    torch.testing.assert_close(found, expected)
+    for mine, its in zip(torch.autograd.grad((weights * found).sum(), inputs), gradients, strict=True):
+        torch.testing.assert_close(mine, its)
+    assert len(seen) == math.ceil(frames / frames_at_once)
+    assert 2 * max(k.nbytes for k in seen) <= fine_coarse.COPIED_BYTES

@@ -1,0 +1,199 @@
+"""Time and memory of attention across frames, against SDPA of as many pairs of query and key."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..modules.attention import scaled_dot_product
+from ..modules.attention.fine_coarse import fine_coarse_attention
+from ..modules.attention.full import full_attention
+from ..modules.attention.sparse_causal import sparse_causal_attention
+from .baselines import naive_fine_coarse
+from .document import judge
+from .memory_count import MIB, extra_memory, without_values
+from .performance import Row, Setting, complete_rows, finish, half_on_gpu, read_setting
+from .table import write_table
+from .timing import Call, ratios, time_rounds, write_milliseconds, write_spread
+
+DIM, HEADS = 320, 8  # of SD1.5's largest feature map
+RS = (2, 4)
+BOUND, PER_FRAME, NAIVE, PROJECTED = "SDPA of as many pairs", "per frame", "naive FFAM", "FFAM with projections"
+LIMIT = 1.1
+LIMITS = {f"FFAM, r = {r}": LIMIT for r in RS}
+PASSES = {"forward": 1.0, "forward and backward": 3.5}  # with the matrix products of a forward, 2 against 7
+GROWTH = (8, 32)  # frames that the memory of FFAM is compared at
+FULL_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Case(Setting):
+    """A pass over all kinds of attention, in one run."""
+
+    passes: str
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One kind of attention: its inputs, the number of keys of a query (0 = with projections), its reference."""
+
+    attend: Callable[..., Tensor]
+    inputs: list[Tensor]
+    keys: int = 0
+    reference: str = PER_FRAME
+
+    def call(self, backward: bool) -> Call:
+        """Return a call, forward alone or with the gradients of all inputs."""
+        if not backward:
+            return torch.no_grad()(partial(self.attend, *self.inputs))
+        inputs = [x.detach().requires_grad_() for x in self.inputs]
+
+        def run() -> Any:
+            attended = self.attend(*inputs)
+            return torch.autograd.grad(attended, inputs, torch.ones_like(attended))
+
+        return run
+
+
+def coarse_keys(size: int, frames: int, r: int) -> int:
+    """Return the number of keys of a query of FFAM."""
+    return size**2 + (frames - 1) * (-(-size // r)) ** 2
+
+
+def make_contenders(setting: Setting) -> Iterator[tuple[str, Contender]]:
+    """Yield every kind of attention on the same tokens, by name."""
+    f, size, tokens = setting.frames, setting.size, setting.size**2
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(setting.device, half_on_gpu(setting))
+
+    z, weights = draw(f, tokens, DIM), [draw(DIM, DIM) / DIM**0.5 for _ in range(3)]
+    q, k, v = (F.linear(z, weight) for weight in weights)
+    head = DIM // HEADS
+    yield PER_FRAME, Contender(partial(scaled_dot_product, heads=HEADS), [q, k, v], tokens)
+    yield "sparse-causal", Contender(partial(sparse_causal_attention, heads=HEADS, num_frames=f), [q, k, v], 2 * tokens)
+    yield "full", Contender(partial(full_attention, heads=HEADS, num_frames=f), [q, k, v], f * tokens)
+    for r in RS:
+        keys, grid = coarse_keys(size, f, r), dict[str, Any](height=size, width=size, r=r)
+        ready = [draw(f, HEADS, n, head) for n in (tokens, keys, keys)]
+        yield f"{BOUND}, r = {r}", Contender(F.scaled_dot_product_attention, ready, keys)
+        ours = partial(fine_coarse_attention, heads=HEADS, num_frames=f, **grid)
+        yield f"FFAM, r = {r}", Contender(ours, [q, k, v], keys, f"{BOUND}, r = {r}")
+        naive = partial(naive_fine_coarse, heads=HEADS, **grid)
+        yield f"{NAIVE}, r = {r}", Contender(naive, [z, *weights])
+        yield f"{PROJECTED}, r = {r}", Contender(partial(project, ours), [z, *weights], 0, f"{NAIVE}, r = {r}")
+
+
+def project(attend: Callable[..., Tensor], z: Tensor, *weights: Tensor) -> Tensor:
+    """Project tokens to queries, keys and values, once each, and attend."""
+    return attend(*(F.linear(z, weight) for weight in weights))
+
+
+def matrix_product(setting: Setting) -> tuple[Call, float]:
+    """Return a large matrix product and its number of operations."""
+    n = 8192 if setting.device == "cuda" else 2048
+    a = torch.randn(n, n, device=setting.device, dtype=half_on_gpu(setting))
+    return partial(torch.matmul, a, a), 2.0 * n**3
+
+
+def run_case(case: Case) -> Row:
+    """Time all kinds of attention in one run, and measure the memory of each."""
+    device, backward = torch.device(case.device), case.passes != "forward"
+    contenders = dict(make_contenders(case))
+    product, operations = matrix_product(case)
+    calls = {name: contender.call(backward) for name, contender in contenders.items()}
+    times = time_rounds({**calls, "matrix product": product}, case.rounds, device)
+    rate = operations / median(times.pop("matrix product"))
+    queries = case.frames * case.size**2
+    flops = {name: 4 * PASSES[case.passes] * queries * one.keys * DIM for name, one in contenders.items()}
+    return {
+        "seconds": times,
+        "reference": {name: contender.reference for name, contender in contenders.items()},
+        "operations_per_second": rate,
+        "part_of_rate": {name: flops[name] / rate / median(times[name]) for name in contenders if flops[name]},
+        "extra_bytes": {name: extra_memory(call, device) for name, call in calls.items()},
+        "growth": {str(r): [beyond_output(case, frames, r) for frames in GROWTH] for r in RS} if not backward else {},
+    }
+
+
+def beyond_output(setting: Setting, frames: int, r: int) -> int:
+    """Return the bytes that FFAM holds at most beside its inputs and output, at full size; without a GPU accounted."""
+
+    def measure(device: str) -> int:
+        q, k, v = (torch.zeros(frames, FULL_SIZE**2, DIM, device=device, dtype=torch.float16) for _ in range(3))
+        ours = partial(fine_coarse_attention, q, k, v, HEADS, frames, FULL_SIZE, FULL_SIZE, r)
+        return extra_memory(torch.no_grad()(ours), torch.device(device)) - q.nbytes
+
+    if setting.device == "cuda":
+        return measure("cuda")
+    with without_values():
+        return measure("cpu")
+
+
+def measure_attention(options: argparse.Namespace) -> None:
+    """Measure what is not measured yet, and write the section."""
+    setting = read_setting(options, cpu_size=32)
+    cases = [Case(**asdict(setting), passes=passes) for passes in PASSES]
+    rows = complete_rows("attention", options, cases, run_case)
+    finish("attention", options, rows, make_section(setting, rows))
+
+
+def make_section(setting: Setting, rows: list[Row]) -> str:
+    """Return the section's text."""
+    body = [line for row in rows for line in make_lines(row)]
+    headings = ["attention", "pass", "ms", "× per frame", "× its reference", "reference", "of the matmul rate"]
+    rate = rows[0]["operations_per_second"] / 1e12
+    growth = [line for row in rows for line in growth_lines(row["growth"])]
+    low, high = (f"MiB at {frames} frames" for frames in GROWTH)
+    how = "measured" if setting.device == "cuda" else "accounted"
+    return "\n".join(
+        [
+            f"{setting}; {half_on_gpu(setting)}, rounds: {setting.rounds}. {DIM} channels in {HEADS} heads. A large "
+            f"matrix product ran at {rate:.3g} TFLOP/s; *of the matmul rate*: the time that the attention's own matrix "
+            "products would take at that rate, as a part of its time. *MiB*: held at most beside the inputs.",
+            "",
+            write_table([*headings, "MiB", "target", "met"], body),
+            "",
+            f"What FFAM holds at most beside inputs and output, {how} at {FULL_SIZE} × {FULL_SIZE} in float16:",
+            "",
+            write_table(["attention", low, high, "growth", "target", "met"], growth),
+            "",
+            f"- *{BOUND}*: keys and values of that number beforehand side by side, in the layout of the kernel.",
+            f"- *{NAIVE}*: a loop over the frames that projects keys and values of all it sees, as EI² (10) reads; "
+            f"*{PROJECTED}*: ours from the same tokens on.",
+        ]
+    )
+
+
+def make_lines(row: Row) -> Iterator[list[str]]:
+    """Yield the lines of a pass."""
+    for name, reference in row["reference"].items():
+        against = ratios(row["seconds"], name, reference)
+        part = row["part_of_rate"].get(name)
+        yield [
+            name,
+            row["passes"],
+            write_milliseconds(row["seconds"][name]),
+            write_spread(ratios(row["seconds"], name, PER_FRAME)),
+            "" if reference == PER_FRAME else write_spread(against),
+            "" if reference == PER_FRAME else reference,
+            "" if part is None else f"{part:.0%}",
+            f"{row['extra_bytes'][name] / MIB:.3g}",
+            *judge(median(against), LIMITS.get(name)),
+        ]
+
+
+def growth_lines(growth: dict[str, list[int]]) -> Iterator[list[str]]:
+    """Yield how the memory of FFAM grows with the frames."""
+    for r, (low, high) in growth.items():
+        times = high / low
+        yield [f"FFAM, r = {r}", f"{low / MIB:.4g}", f"{high / MIB:.4g}", f"{times:.3g}", *judge(times, LIMIT)]

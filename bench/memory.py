@@ -1,0 +1,151 @@
+"""Memory of sampling and tuning over frames, r and resolution."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from comfy.model_management import unload_all_models
+from matplotlib.figure import Figure
+
+from ..modules.presets import EI2, PER_FRAME
+from .document import judge
+from .memory_count import GIB, measured_peak
+from .performance import Row, Setting, complete_rows, finish, read_setting
+from .sd15 import guided_call, load, make_model
+from .table import write_table
+from .tune import CODE, CODE_DEFAULTS, OURS, OURS_CHECKPOINTED, WAYS, Way, clip_model, tuning_peak
+
+SAMPLING = "sampling"
+SAMPLING_PER_FRAME = "sampling, per frame"
+CURVES = {SAMPLING: "sampling", OURS: "tuning", OURS_CHECKPOINTED: "tuning, checkpointing"}
+FRAMES, RS = (4, 8, 16, 24, 32, 64), (1, 2, 4, 8)
+SIZES = (0.5, 0.75, 1.0, 1.5)  # of the size given
+USUAL_FRAMES, USUAL_R, USUAL_SIZE = 8, 4, 64
+LIMITS = {(OURS_CHECKPOINTED, 8): 8.0, (OURS_CHECKPOINTED, 24): 12.0}  # GiB, at 64 squared with r = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something done once.
+
+    Attributes:
+        device, chip, torch: as in Setting.
+        what: "sampling" or a way to tune.
+        frames, size, r: of the clip and its attention.
+    """
+
+    device: str
+    chip: str
+    torch: str
+    what: str
+    frames: int
+    size: int
+    r: int
+
+
+def list_cases(setting: Setting) -> list[Case]:
+    """Return the cases of all curves, each once, and those that they are held against."""
+    usual = min(USUAL_FRAMES, setting.frames)
+    shapes = [(n, setting.size, USUAL_R) for n in FRAMES if n <= setting.frames]
+    shapes += [(usual, setting.size, r) for r in RS]
+    shapes += [(usual, round(part * setting.size), USUAL_R) for part in SIZES]
+    wanted = [(what, *shape) for shape in shapes for what in CURVES]
+    wanted += [(what, usual, setting.size, USUAL_R) for what in (SAMPLING_PER_FRAME, CODE, CODE_DEFAULTS)]
+    return [Case(setting.device, setting.chip, setting.torch, *one) for one in dict.fromkeys(wanted)]
+
+
+def sampling_peak(case: Case) -> int:
+    """Return the bytes held at most in a guided UNet call, the weights among them."""
+    unload_all_models()
+    with torch.no_grad(), measured_peak(case.device) as peak:
+        preset = EI2 if case.what == SAMPLING else PER_FRAME
+        model = clip_model(make_model(peak.dtype), Way(preset), case.r)
+        load([model])
+        call = guided_call(model, case.frames, case.size)
+        peak.begin()
+        call()
+        return peak.end()
+
+
+def run_case(case: Case) -> Row:
+    """Do it once; bytes are None where the memory of the GPU does not suffice."""
+    try:
+        if case.what in WAYS:
+            return {"bytes": tuning_peak(case.device, WAYS[case.what], case.frames, case.size, case.r)}
+        return {"bytes": sampling_peak(case)}
+    except torch.OutOfMemoryError:
+        return {"bytes": None}
+
+
+def measure_memory(options: argparse.Namespace) -> None:
+    """Measure what is not measured yet, draw the plot and write the section."""
+    setting = read_setting(options, cpu_size=USUAL_SIZE, cpu_frames=FRAMES[-1], gpu_frames=FRAMES[-1])
+    rows = complete_rows("memory", options, list_cases(setting), run_case)
+    plot = options.document.with_name(f"{options.document.stem}_memory.png")
+    save_plot(rows, setting, plot)
+    finish("memory", options, rows, make_section(setting, rows, plot))
+
+
+def limit_of(row: Row) -> float | None:
+    """Return the target of a row, GiB."""
+    if (row["size"], row["r"]) != (USUAL_SIZE, USUAL_R):
+        return None
+    return LIMITS.get((row["what"], row["frames"]))
+
+
+def make_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
+    """Yield the lines of the table, what belongs together one after another."""
+    rows = sorted(rows, key=lambda row: (row["size"], row["r"], row["frames"]))
+    kinds = sorted({row["what"] for row in rows}, key=[SAMPLING, SAMPLING_PER_FRAME, *WAYS].index)
+    for what in kinds:
+        for row in (row for row in rows if row["what"] == what):
+            gib = math.inf if row["bytes"] is None else row["bytes"] / GIB
+            written = f"{gib:.3g}" if gib < math.inf else "out of memory"
+            clip = [str(row[key]) for key in ("frames", "size", "r")]
+            yield [CURVES.get(what, what), *clip, written, *judge(gib, limit_of(row))]
+
+
+def curve(rows: Sequence[Row], setting: Setting, what: str, along: str) -> list[tuple[int, float]]:
+    """Return the points of a curve along "frames", "r" or "size", the others at their usual values."""
+    usual = {"frames": min(USUAL_FRAMES, setting.frames), "r": USUAL_R, "size": setting.size}
+    chosen = [row for row in rows if row["what"] == what and row["bytes"] is not None]
+    points = {
+        row[along]: row["bytes"] / GIB
+        for row in chosen
+        if all(row[key] == value for key, value in usual.items() if key != along)
+    }
+    return sorted(points.items())
+
+
+def save_plot(rows: Sequence[Row], setting: Setting, path: Path) -> None:
+    """Plot memory over frames, r and size."""
+    figure = Figure(figsize=(11, 3.6), dpi=100, layout="constrained")
+    panels = figure.subplots(1, 3)
+    for axes, along in zip(panels, ("frames", "r", "size"), strict=True):
+        for what, name in CURVES.items():
+            points = curve(rows, setting, what, along)
+            axes.plot([x for x, _ in points], [y for _, y in points], "o-", markersize=3, label=name)
+        axes.set(xlabel="size of the latent" if along == "size" else along, ylabel="GiB", ylim=(0, None))
+    panels[0].legend()
+    figure.savefig(path)
+
+
+def make_section(setting: Setting, rows: Sequence[Row], plot: Path) -> str:
+    """Return the section's text."""
+    where = f"{setting.chip}; PyTorch {setting.torch}"
+    how = f"Measured on {where}" if setting.device == "cuda" else f"Accounted in bfloat16, not measured; {where}"
+    return "\n".join(
+        [
+            f"{how}. The most that is held at a time, the UNet's weights among it: in a guided UNet call, and in a "
+            f"tuning step. {EI2}, unless said otherwise.",
+            "",
+            f"![Memory over frames, r and size]({plot.name})",
+            "",
+            write_table(["what", "frames", "latent", "r", "GiB", "target", "met"], list(make_lines(rows))),
+        ]
+    )

@@ -1,0 +1,97 @@
+"""SD1.5's UNet, randomly filled, as the host makes it, and what it is called with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..modules.host.learned import sdpa_override
+
+UNET: dict[str, Any] = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1,
+    "context_dim": 768,
+    "use_spatial_transformer": True,
+    "legacy": False,
+}
+TOKENS = 77
+DRAWN = 1_000_003  # random numbers that fill all weights, over and over: drawing each would take longer than measuring
+
+
+def random_weights(shapes: dict[str, torch.Size], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return weights of these shapes that keep the size of what passes through."""
+    drawn = torch.randn(DRAWN, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+    def fill(key: str, shape: torch.Size) -> Tensor:
+        if len(shape) == 1:
+            return torch.full(shape, float(key.endswith("weight")), dtype=dtype)
+        filled = drawn.repeat(-(-shape.numel() // DRAWN))[: shape.numel()].reshape(shape)
+        return filled / math.sqrt(shape[1:].numel())
+
+    return {key: fill(key, shape) for key, shape in shapes.items()}
+
+
+def make_model(dtype: torch.dtype | None = None, disable_dynamic: bool = True) -> ModelPatcher:
+    """Return the UNet as a host model that can be loaded again, wholly held by the device it runs on.
+
+    Args:
+        dtype: of its weights; None = what the host takes on this device.
+        disable_dynamic: as the host asks where it loads again; here never otherwise.
+    """
+    assert disable_dynamic, "weights that come and go would be measured with it"
+    config = comfy.supported_models.SD15(UNET)
+    device = comfy.model_management.get_torch_device()
+    supported = config.supported_inference_dtypes
+    dtype = dtype or comfy.model_management.unet_dtype(device, supported_dtypes=supported)
+    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device, supported))
+    model = config.get_model({}, "")
+    shapes = {key: value.shape for key, value in model.diffusion_model.state_dict().items()}
+    model.diffusion_model.load_state_dict(random_weights(shapes, dtype))
+    patcher = comfy.model_patcher.ModelPatcher(model, device, comfy.model_management.unet_offload_device())
+    patcher.cached_patcher_init = (partial(make_model, dtype), ())
+    return patcher
+
+
+def make_prompt() -> list[list[Any]]:
+    """Return a conditioning of random text states."""
+    return [[torch.randn(1, TOKENS, UNET["context_dim"], generator=torch.Generator().manual_seed(2)), {}]]
+
+
+def make_latent(frames: int, size: int) -> dict[str, Tensor]:
+    """Return a VAE latent of random frames."""
+    return {"samples": 5 * torch.randn(frames, 4, size, size, generator=torch.Generator().manual_seed(3))}
+
+
+def load(models: Sequence[ModelPatcher]) -> None:
+    """Load models and what is attached to them, wholly."""
+    attached = [extra for model in models for extra in model.get_nested_additional_models()]
+    comfy.model_management.load_models_gpu([*models, *attached], force_full_load=True)
+
+
+def guided_call(model: ModelPatcher, frames: int, size: int) -> Callable[[], Tensor]:
+    """Return one UNet call of a loaded model as sampling with classifier-free guidance makes it: two rows a frame.
+
+    Attention is PyTorch's, which the host takes on NVIDIA cards by itself.
+    """
+    device = model.load_device
+    x = torch.randn(2 * frames, 4, size, size, device=device)
+    context = torch.randn(2 * frames, TOKENS, UNET["context_dim"], device=device)
+    options = {**model.model_options["transformer_options"], "cond_or_uncond": [1, 0]}
+    options["optimized_attention_override"] = sdpa_override
+    return partial(model.model.apply_model, x, 5 * x.new_ones(len(x)), c_crossattn=context, transformer_options=options)

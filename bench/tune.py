@@ -1,0 +1,253 @@
+"""Time and memory of a tuning step, ours and Tune-A-Video's, and what spectral norm, centring and INR's loss take."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from comfy.model_management import unload_all_models
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..modules.attention import Attend, scaled_dot_product
+from ..modules.host.patch import attach, inflate
+from ..modules.host.private_copy import private_copy, reproducible
+from ..modules.host.session import Tuning
+from ..modules.host.tune_inputs import TuneInputs
+from ..modules.presets import EI2, TUNE_A_VIDEO_PRESET, method
+from ..modules.smoothing import Smoothing, inr_loss
+from ..modules.tuning import Precision, TuneSettings
+from .baselines import naive_temporal, softmax_attention
+from .document import judge
+from .memory_count import GIB, measured_peak
+from .performance import Row, Setting, complete_rows, finish, read_setting
+from .sd15 import make_latent, make_model, make_prompt
+from .table import write_table
+from .timing import Call, Times, balanced_order, ratios, time_calls, time_rounds, write_milliseconds, write_spread
+
+ENDLESS = 10**6  # steps of a tuning, so that its state is noted at the first alone
+FULL_SIZE, FULL_FRAMES = 64, 8
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to tune.
+
+    Attributes:
+        preset: the clip model's.
+        smoothing, checkpointing: of the tuning.
+        kernel: as Tune-A-Video's code does it: float32 weights, temporal attention with the matrix of scores, and this
+            for the other attentions; None = as we do it.
+    """
+
+    preset: str = EI2
+    smoothing: Smoothing = "none"
+    checkpointing: bool = False
+    kernel: Attend | None = None
+
+
+OURS, SMOOTHED, OURS_CHECKPOINTED = EI2, f"{EI2} + INR", f"{EI2}, checkpointing"
+CODE, CODE_DEFAULTS = "Tune-A-Video's code, plain", "Tune-A-Video's code, its defaults"
+WAYS = {
+    OURS: Way(),
+    SMOOTHED: Way(smoothing="INR"),
+    OURS_CHECKPOINTED: Way(checkpointing=True),
+    f"{TUNE_A_VIDEO_PRESET} preset": Way(TUNE_A_VIDEO_PRESET),
+    CODE: Way(TUNE_A_VIDEO_PRESET, kernel=softmax_attention),
+    CODE_DEFAULTS: Way(TUNE_A_VIDEO_PRESET, checkpointing=True, kernel=scaled_dot_product),
+}
+COMPARED: dict[tuple[str, str], tuple[float | None, float | None]] = {  # with what: targets of time and of memory
+    (OURS, CODE): (0.5, 0.6),
+    (OURS_CHECKPOINTED, CODE_DEFAULTS): (0.5, 0.6),
+    (OURS, CODE_DEFAULTS): (None, None),
+    (f"{TUNE_A_VIDEO_PRESET} preset", CODE): (None, None),
+    (SMOOTHED, OURS): (1.03, 1.03),
+}
+SHARE = 0.03
+
+
+@dataclass(frozen=True)
+class Case(Setting):
+    """Every way to tune, turn by turn."""
+
+    steps: int
+
+
+class BareTuning(Tuning):
+    """A tuning of which no one asks later what it was made on."""
+
+    def identities(self) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+
+def clip_model(base: ModelPatcher, way: Way, r: int = 4) -> ModelPatcher:
+    """Return the clip model of a way."""
+    return attach(inflate(base), *method(way.preset, r))
+
+
+@contextmanager
+def tuning(model: ModelPatcher, way: Way, frames: int, size: int, precision: Precision = "auto") -> Iterator[Tuning]:
+    """Yield a tuning that has done its first step, on a private copy."""
+    settings = TuneSettings(
+        ENDLESS, precision=precision, gradient_checkpointing=way.checkpointing, smoothing=way.smoothing
+    )
+    inputs = TuneInputs(make_prompt(), make_latent(frames, size))
+    with torch.inference_mode(False), torch.enable_grad(), private_copy(model) as copy, reproducible():
+        made = BareTuning(copy, model, inputs, settings)
+        if way.kernel is not None:
+            work_as_its_code(made, way.kernel)
+        made.tuner.advance()
+        made.tuner.last_good = (0, {})
+        yield made
+
+
+def work_as_its_code(made: Tuning, kernel: Attend) -> None:
+    """Let a tuning of the Tune-A-Video preset compute as Tune-A-Video's code does."""
+
+    def override(_host_kernel: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *_: Any, **__: Any) -> Tensor:
+        return kernel(q, k, v, heads)
+
+    unet = made.copy.model.diffusion_model
+    unet.float()
+    unet.dtype, made.copy.model.manual_cast_dtype = torch.float32, None
+    made.call.options["optimized_attention_override"] = override
+    assert made.learned.bank is not None, "the preset has temporal modules"
+    for module in made.learned.bank.bank:
+        module.forward = partial(naive_temporal, module)
+
+
+def tuning_peak(device: str, way: Way, frames: int, size: int, r: int = 4) -> int:
+    """Return the bytes held at most in a tuning step, the copy's weights among them; without a GPU accounted."""
+    unload_all_models()
+    with measured_peak(device) as peak:
+        model = clip_model(make_model(peak.dtype), way, r)
+        before = peak.now()
+        with tuning(model, way, frames, size, "auto" if device == "cuda" else "bf16") as made:
+            peak.begin()
+            made.tuner.advance()
+            return peak.end() - before
+
+
+def step_parts(made: Tuning) -> dict[str, Call]:
+    """Return what a step of EI² with INR spends on its norms and its loss, forward and backward."""
+    bank, shapes = made.learned.bank, []
+    assert bank is not None, "EI² has temporal modules"
+
+    def note(module: nn.Module, inputs: tuple[Tensor, int]) -> None:
+        shapes.append((module, inputs[0]))
+
+    handles = [module.register_forward_pre_hook(note) for module in bank.bank]
+    made.tuner.advance()
+    for handle in handles:
+        handle.remove()
+    frames = len(made.x_0)
+    centred = [(m, torch.randn(x.shape[1], frames, x.shape[2]).to(x).requires_grad_()) for m, x in shapes]
+    apart = torch.randn_like(made.x_0).requires_grad_()
+
+    def spectral_norms() -> object:
+        with parametrize.cached():
+            total = sum(module.to_v.weight.sum() + module.to_out.weight.sum() for module in bank.bank)
+        return torch.autograd.grad(total, list(bank.parameters()), allow_unused=True)
+
+    def centring() -> None:
+        for module, z in centred:
+            torch.autograd.grad(module.normalise(z).sum(), z)
+
+    def loss() -> object:
+        return torch.autograd.grad(inr_loss(apart), apart)
+
+    return {"spectral norms": spectral_norms, "instance centring": centring, "INR's loss": loss}
+
+
+def run_case(case: Case) -> Row:
+    """Do a turn of every way in each round, each on a copy of its own."""
+    device, base = torch.device(case.device), make_model()
+    models = {name: clip_model(base, way) for name, way in WAYS.items()}
+    times: Times = {name: [] for name in WAYS}
+    parts: Times = {}
+    for number in range(case.rounds):
+        for name in balanced_order(list(WAYS), number):
+            unload_all_models()
+            with tuning(models[name], WAYS[name], case.frames, case.size) as made:
+                times[name].append(time_calls(made.tuner.advance, case.steps, device))
+                if name == SMOOTHED:
+                    found = time_rounds(step_parts(made), 1, device)
+                    parts = {part: [*parts.get(part, []), *seconds] for part, seconds in found.items()}
+    size, frames = (case.size, case.frames) if case.device == "cuda" else (FULL_SIZE, FULL_FRAMES)
+    return {
+        "seconds": times,
+        "parts": parts,
+        "precision": made.precision,
+        "bytes": {name: tuning_peak(case.device, way, frames, size) for name, way in WAYS.items()},
+    }
+
+
+def measure_tune(options: argparse.Namespace) -> None:
+    """Measure what is not measured yet, and write the section."""
+    setting = read_setting(options, cpu_size=16, cpu_frames=4)
+    case = Case(**asdict(setting), steps=5 if setting.device == "cuda" else 1)
+    rows = complete_rows("tune", options, [case], run_case)
+    finish("tune", options, rows, make_section(setting, rows[0]))
+
+
+def compare_ways(row: Row) -> Iterator[list[str]]:
+    """Yield the lines of one way against another."""
+    for (name, reference), (of_time, of_memory) in COMPARED.items():
+        if {name, reference} <= row["bytes"].keys():
+            seconds = ratios(row["seconds"], name, reference)
+            memory = row["bytes"][name] / row["bytes"][reference]
+            times = [write_spread(seconds), *judge(median(seconds), of_time)]
+            yield [name, reference, *times, f"{memory:.3g}", *judge(memory, of_memory)]
+
+
+def part_lines(row: Row) -> list[list[str]]:
+    """Return the lines of what a step spends on its norms and its loss, and their sum."""
+    step = row["seconds"][SMOOTHED]
+    shares = {
+        name: [part / whole for part, whole in zip(seconds, step, strict=True)]
+        for name, seconds in row["parts"].items()
+    }
+    together = [sum(parts) for parts in zip(*shares.values(), strict=True)]
+    lines = [
+        [name, write_milliseconds(row["parts"][name]), write_spread(share), "", ""] for name, share in shares.items()
+    ]
+    return [*lines, ["together", "", write_spread(together), *judge(median(together), SHARE)]]
+
+
+def make_section(setting: Setting, row: Row) -> str:
+    """Return the section's text."""
+    accounted = f"accounted at {FULL_FRAMES} frames of {FULL_SIZE} × {FULL_SIZE} latents in bfloat16"
+    memory = "measured" if setting.device == "cuda" else accounted
+    ways = [
+        [name, write_milliseconds(seconds), f"{row['bytes'][name] / GIB:.3g}"]
+        for name, seconds in row["seconds"].items()
+    ]
+    headings = ["way", "against", "× time", "target", "met", "× memory", "target", "met"]
+    return "\n".join(
+        [
+            f"{setting}; {row['precision']}, rounds: {setting.rounds}. An optimiser's step on the whole clip, r = 4; "
+            f"memory {memory}, the UNet's weights among it.",
+            "",
+            write_table(["way", "ms", "GiB"], ways),
+            "",
+            write_table(headings, list(compare_ways(row))),
+            "",
+            f"- *{CODE}*: sparse-causal attention, cross-attention and temporal attention with the whole matrix of "
+            "scores, the frozen weights in float32.",
+            f"- *{CODE_DEFAULTS}*: with gradient checkpointing and xformers, for which SDPA stands in; its temporal "
+            "attention keeps the matrix of scores. Its script also encodes the clip and the prompt anew at each step, "
+            "which is left out here.",
+            "",
+            f"What a step of {SMOOTHED} spends, as a part of it:",
+            "",
+            write_table(["part", "ms", "part of a step", "target", "met"], part_lines(row)),
+        ]
+    )

@@ -1,0 +1,69 @@
+"""How much memory a computation takes, counted on tensors without values."""
+
+import weakref
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import arg_tree_leaves, tree_leaves
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of the tensors that PyTorch's operations make as long as they live.
+
+    A storage counts once, however many views it has; one that an operation was given and that none made does not.
+
+    Args:
+        held: tensors that count from the beginning.
+
+    Attributes:
+        now, peak: bytes held at present, and at most.
+    """
+
+    def __init__(self, held: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.sizes: dict[int, int] = {}
+        for tensor in held:
+            self.note(tensor, True)
+
+    def note(self, value: Any, counts: bool) -> None:
+        """Remember the storage of a tensor until it is freed."""
+        if not isinstance(value, Tensor):
+            return
+        storage = value.untyped_storage()
+        key = storage._cdata
+        if key not in self.sizes:
+            self.sizes[key] = storage.nbytes() if counts else 0
+            self.now += self.sizes[key]
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.forget, key)
+
+    def forget(self, key: int) -> None:
+        """Take a freed storage off the count."""
+        self.now -= self.sizes.pop(key)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for given in arg_tree_leaves(*args, **kwargs):
+            self.note(given, False)
+        made = func(*args, **kwargs)
+        for new in tree_leaves(made):
+            self.note(new, True)
+        return made
+
+
+def norms_in_float32(model: nn.Module) -> None:
+    """Let a model's norms compute and give float32 under autocast, as they do on a GPU and do not on a CPU."""
+    for module in model.modules():
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+            module.forward = partial(apply_in_float32, module.forward)  # type: ignore[method-assign]
+
+
+def apply_in_float32(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a norm in float32."""
+    with torch.autocast(x.device.type, enabled=False):
+        return norm(x.float())

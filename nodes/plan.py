@@ -1,0 +1,51 @@
+"""Fit Planner."""
+
+import json
+
+from comfy_api.latest import io
+
+from ..modules.host.planner import GIB, free_memory, plan_tuning, report_plan
+from ..modules.tuning import TuneSettings
+from .types import MENU, PREFIX, TuningOptions
+
+
+class FitPlanner(io.ComfyNode):
+    """What fits into the memory."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "FitPlanner",
+            display_name="Fit Planner",
+            category=MENU + "tune",
+            description="Foretells how much memory tuning and sampling a clip take, and chooses checkpointing and "
+            "frames per step so that the tuning fits. It counts, and computes nothing on the GPU.",
+            search_aliases=["VRAM", "out of memory", "low VRAM", "how many frames fit"],
+            inputs=[
+                io.Model.Input("model", tooltip="Clip model, with the patch that is to be tuned."),
+                io.Latent.Input("latent", tooltip="The clip, from VAE Encode."),
+                io.Float.Input(
+                    "budget_gib",
+                    default=0.0,
+                    min=0.0,
+                    max=1024.0,
+                    step=0.1,
+                    tooltip="Memory that may be used, GiB. 0 = all that the device has, less what ComfyUI reserves.",
+                ),
+                TuningOptions.Input(
+                    "options", optional=True, tooltip="Options to begin with. Without them the defaults."
+                ),
+            ],
+            outputs=[
+                TuningOptions.Output("planned", tooltip="The options that fit, for One-Shot Tune."),
+                io.String.Output("report", tooltip="What was counted, as a table."),
+                io.String.Output("data", tooltip="The same as JSON."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, latent, budget_gib, options=None) -> io.NodeOutput:
+        budget = round(budget_gib * GIB) or free_memory()
+        planned, tried = plan_tuning(model, latent, options or TuneSettings(), budget)
+        report, data = report_plan(model, latent, tried, budget)
+        return io.NodeOutput(planned, report, json.dumps(data))
