@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from . import Attend, scaled_dot_product
 
 Downsample = Literal["area", "strided", "bilinear"]
-COPIED_BYTES = 2**28  # of keys and values put side by side at a time, so that memory does not grow with the frames
+COPIED_BYTES = 2**26  # of keys and values put side by side at a time, so that memory does not grow with the frames
 
 
 def downsample_tokens(tokens: Tensor, height: int, width: int, r: int, kind: Downsample = "area") -> Tensor:
@@ -79,7 +79,7 @@ def fine_coarse_attention(
     others = torch.tensor(
         [[j for j in range(num_frames) if j != i] for i in range(num_frames)], dtype=torch.long, device=q.device
     )
-    keys = len(q) * (height * width + (num_frames - 1) * coarse_k.shape[2])
+    keys = len(q) * (height * width + 2 * (num_frames - 1) * coarse_k.shape[2])  # coarse ones twice on the way
     group = max(1, COPIED_BYTES // (2 * keys * k.shape[3] * k.element_size()))
 
     def fine_and_coarse(own: slice, tokens: Tensor, coarse: Tensor) -> Tensor:

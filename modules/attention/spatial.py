@@ -35,12 +35,12 @@ class SpatialConfig:
 
 
 def copied_keys(config: SpatialConfig, frames: int, height: int, width: int) -> int:
-    """Return how many keys of other places are put side by side for each frame; 0 where none are."""
+    """Return how many keys are copied to put them side by side for each frame; 0 where none are."""
     tokens, r = height * width, min(config.r, height, width)
     if config.kind == "sparse-causal":
         return 2 * tokens
     if config.kind == "fine-coarse" and r > 1:
-        return tokens + (frames - 1) * -(-height // r) * -(-width // r)
+        return tokens + 2 * (frames - 1) * -(-height // r) * -(-width // r)
     return 0
 
 

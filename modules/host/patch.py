@@ -183,7 +183,7 @@ def prepare_call(executor, model, noise_shape, conds, *args, **kwargs):
         frames, _, height, width = noise_shape
         block = transformer_blocks(model.model.diffusion_model)[0]  # on the largest map
         keys = copied_keys(settings.spatial, frames, height, width)
-        size = 2 * min(COPIED_BYTES, 4 * frames * keys * block.dim * model.model_dtype().itemsize)
+        size = min(COPIED_BYTES, 4 * frames * keys * block.dim * model.model_dtype().itemsize)
         rows = math.ceil(size / (2 * model.model.memory_required([1, *noise_shape[1:]])))  # the host takes both sides
     return executor(model, [noise_shape[0] + rows, *noise_shape[1:]], conds, *args, **kwargs)
 
