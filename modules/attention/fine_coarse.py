@@ -86,10 +86,10 @@ def fine_coarse_attention(
         theirs = rearrange(coarse[:, others[own]], "b g o p d -> b g (o p) d")
         return rearrange(torch.cat([tokens[:, own], theirs], dim=2), "b g n d -> (b g) n d")
 
-    attended = []
+    attended = torch.empty_like(q)
     for start in range(0, num_frames, group):
         own = slice(start, start + group)
         asking = rearrange(q[:, own], "b g l d -> (b g) l d")
         seen = attend(asking, fine_and_coarse(own, k, coarse_k), fine_and_coarse(own, v, coarse_v), heads)
-        attended.append(rearrange(seen, "(b g) l d -> b g l d", b=len(q)))
-    return rearrange(torch.cat(attended, dim=1), "b f l d -> (b f) l d")
+        attended[:, own] = rearrange(seen, "(b g) l d -> b g l d", b=len(q))
+    return rearrange(attended, "b f l d -> (b f) l d")
