@@ -238,17 +238,28 @@ def attempt(server: Server, case: Case, options: argparse.Namespace) -> tuple[di
 def run_on_servers(
     servers: Sequence[Server], cases: Sequence[Case], options: argparse.Namespace, ledger: Ledger
 ) -> None:
-    """Run cases on some servers, each taking the next one as soon as it is free."""
-    free: Queue[Server] = Queue()
+    """Run cases on some servers, each taking the next one as soon as it is free.
+
+    A server that answers no more gets no further case, and the one it had goes to another.
+    """
+    free: Queue[Server | None] = Queue()
+    left = list(servers)
     for server in servers:
         free.put(server)
 
     def work(case: Case) -> None:
-        server = free.get()
-        try:
-            ledger.add(case, *attempt(server, case, options))
-        finally:
-            free.put(server)
+        error = "no server answers"
+        while (server := free.get()) is not None:
+            row, error = attempt(server, case, options)
+            if row is not None or server.answers():
+                free.put(server)
+                ledger.add(case, row, error)
+                return
+            left.remove(server)
+            if not left:
+                free.put(None)
+        free.put(None)
+        ledger.add(case, None, error)
 
     with ThreadPoolExecutor(len(servers)) as pool:
         for future in as_completed([pool.submit(work, case) for case in cases]):

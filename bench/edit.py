@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 from types import TracebackType
@@ -25,6 +27,7 @@ from ..modules.host.apply import apply_tune
 from ..modules.host.control import attach_control
 from ..modules.host.control_call import ControlSettings
 from ..modules.host.control_prompts import read_prompts
+from ..modules.host.demo import WEIGHTS
 from ..modules.host.inversion import InversionSettings, invert_clip
 from ..modules.host.patch import attach, inflate
 from ..modules.host.progress import PeakMemory, TuningProgress
@@ -47,6 +50,7 @@ LEARNING_RATE, TOKEN_RATE, CFG, MASK_THRESHOLD = 1e-4, 1e-2, 7.5, 0.7
 
 
 QUICK_STEPS, OBEYED = 20, 0.05
+REVISION = 1  # raised when the same case gives another row
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Case:
         steps: of the tuning, 0 where there is none.
         ddim_steps: of inversion and sampling.
         value: of the method's hyper-parameter, 0 where it has none.
+        world: what tells the demo model and the way of measuring from others, see `world_stamp`.
     """
 
     method: str
@@ -70,6 +75,7 @@ class Case:
     steps: int
     ddim_steps: int
     value: float
+    world: str
 
 
 class Watch:
@@ -122,7 +128,7 @@ class Bench:
         model = attach(inflate(self.world.model), *method(**dict(how.patch)))  # type: ignore[arg-type]
         if not how.tuned:
             return model, None
-        weight = case.value if how.smoothing == "INR" else 0.2
+        weight = case.value if how.smoothing != "none" else 0.0
         key = (how, case.steps, weight)
         if key not in self.tuned:
             settings = TuneSettings(
@@ -215,7 +221,14 @@ def make_case(name: str, clip: str, held_out: bool, seed: int, ddim_steps: int, 
     steps = int(chosen["steps"]) if how and how.draws else 0
     worked = ddim_steps if how else 0
     value = float(chosen[how.takes]) if how and how.takes else 0.0
-    return Case(name, clip, held_out, seed, steps, worked, value)
+    return Case(name, clip, held_out, seed, steps, worked, value, world_stamp())
+
+
+@cache
+def world_stamp() -> str:
+    """Return what changes when rows that are done do not hold any more: the demo model's weights, and REVISION."""
+    weights = b"".join(sha256(path.read_bytes()).digest() for path in sorted(WEIGHTS.glob("*.safetensors")))
+    return f"{REVISION}-{sha256(weights).hexdigest()[:8]}"
 
 
 class Rows:

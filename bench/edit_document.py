@@ -33,6 +33,7 @@ from .verdict import DRAWS, LEAST_CLIPS, LEVEL, Claim, Part, clip_means
 from .world import Row
 
 TEXTURE_LOST, GHOSTS_ADDED, COST_ADDED = 0.05, 0.02, 0.1
+OBEYED_LOST, MOTION_ADDED = 0.05, 1.0  # share; pixels
 SHOWN = (DO_NOTHING, AS_DRAWN, REFERENCE, FFAM, "FFAM + prompt-to-prompt", "Tune-A-Video", EI2, INR, MOTION)
 COLUMNS = {
     "obeyed": "obeyed",
@@ -61,7 +62,7 @@ def claims(gamma: float) -> dict[str, Claim]:
         "c": Claim(
             "EI²: FFAM lowers flicker against sparse-causal attention at like cost (without tuning; a tenth of an edit "
             "per frame more at most)",
-            (Part(FFAM, SPARSE, "flicker", -1), Part(FFAM, SPARSE, "cost", -1, COST_ADDED)),
+            (Part(FFAM, SPARSE, "flicker", -1), Part(FFAM, SPARSE, "cost", -1, COST_ADDED), *still_edits(FFAM, SPARSE)),
         ),
         "d": Claim(
             "INR Smooth: its loss beats none and SmoothVideo on consistency without losing texture (a twentieth)",
@@ -69,11 +70,17 @@ def claims(gamma: float) -> dict[str, Claim]:
                 Part(INR, EI2, "warp_error", -1),
                 Part(INR, SMOOTH_VIDEO, "warp_error", -1),
                 Part(INR, EI2, "texture", 1, TEXTURE_LOST),
+                *still_edits(INR, EI2),
             ),
         ),
         "e": Claim(
             f"INR Smooth: both directions beat one on consistency (training-free, gamma {gamma:g})",
-            (Part(both, forward, "warp_error", -1), Part(both, backward, "warp_error", -1)),
+            (
+                Part(both, forward, "warp_error", -1),
+                Part(both, backward, "warp_error", -1),
+                *still_edits(both, forward),
+                *still_edits(both, backward),
+            ),
         ),
         "f": Claim(
             "Ours: motion compensation of the relation at sampling lowers flicker further, without ghosts (a fiftieth "
@@ -83,9 +90,15 @@ def claims(gamma: float) -> dict[str, Claim]:
                 Part(MOTION, EI2, "flicker", -1),
                 Part(MOTION, EI2, "ghosts", -1, GHOSTS_ADDED),
                 Part(MOTION, EI2, "texture", 1, TEXTURE_LOST),
+                *still_edits(MOTION, EI2),
             ),
         ),
     }
+
+
+def still_edits(method: str, rival: str) -> tuple[Part, Part]:
+    """Return what every claim of steadiness rests on as well: an edit that is not made is steady, too."""
+    return Part(method, rival, "obeyed", 1, OBEYED_LOST), Part(method, rival, "motion_error", -1, MOTION_ADDED)
 
 
 LEGEND = f"""\
@@ -93,8 +106,9 @@ LEGEND = f"""\
 what it does not change.
 - *Motion error*: distance of the object's centroid from the known path of the edited clip; a frame without an object \
 counts as {LOST:g} pixels.
-- *Warp error*: mean squared difference of neighbouring frames along the source's known flow, where points are seen in \
-both. *Flicker*: standard deviation of the change of the object's area from frame to frame, as a part of its mean.
+- *Warp error*: mean squared difference of neighbouring frames along the known flow of the drawn edit, where points \
+are seen in both. *Flicker*: standard deviation of the change of the object's area from frame to frame, as a part of \
+its mean; a clip with a frame without an object counts as 1.
 - *Ghosts*: vivid colour away from the object of the source and of the drawn edit, as a part of the object's area. \
 *Background*: PSNR against the source there, in edits of the object alone.
 - *Texture*: energy of fine structure against the drawn edit's; 1 is right, less is smoothed.

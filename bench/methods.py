@@ -97,7 +97,7 @@ METHODS: dict[str, Method] = {
     **{
         gamma_row(way, gamma): Method(untuned(), gamma, way, quick=gamma == 0.5) for gamma in (0.5, 1.0) for way in WAYS
     },
-    "FFAM + relation, plain": Method(untuned(), relation="plain", takes="strength", quick=False),
+    "FFAM + relation, plain": Method(untuned(), relation="plain", takes="plain_strength", quick=False),
     "FFAM + relation, motion": Method(untuned(), relation="motion", takes="strength", quick=False),
     "FFAM + prompt-to-prompt": Method(untuned(), control="replace", takes="end"),
     "FFAM + FateZero's fusion": Method(untuned(), control="fusion", takes="end", quick=False),
@@ -109,8 +109,8 @@ METHODS: dict[str, Method] = {
     **norm_rows(),
     EI2: Method(),
     INR: Method(Tuned(smoothing="INR"), takes="weight"),
-    SMOOTH_VIDEO: Method(Tuned(smoothing="SmoothVideo")),
-    PLAIN: Method(relation="plain", takes="strength"),
+    SMOOTH_VIDEO: Method(Tuned(smoothing="SmoothVideo"), takes="smooth_weight"),
+    PLAIN: Method(relation="plain", takes="plain_strength"),
     MOTION: Method(relation="motion", takes="strength"),
     "EI² + prompt tokens": Method(tokens=True, quick=False),
 }
@@ -134,7 +134,9 @@ class Choice:
 CHOICES = (
     Choice("steps", EI2, (200, 100)),
     Choice("weight", INR, (2.0, 0.2)),
+    Choice("smooth_weight", SMOOTH_VIDEO, (0.2, 2.0)),
     Choice("strength", "FFAM + relation, motion", (0.5, 0.25)),
+    Choice("plain_strength", "FFAM + relation, plain", (0.5, 0.25)),
     Choice("end", "FFAM + prompt-to-prompt", (0.3, 0.6)),
     Choice("gamma", "", (0.5, 1.0)),
 )

@@ -26,6 +26,7 @@ KEEP_GROUND = ("colour", "shape", "texture")
 FRAMES = 8
 SIZES, STRIDE, PAN, LEAN = (19.0, 28.0), (20.0, 44.0), 20.0, 15.0
 BORDER = 5  # pixels about the object that belong to neither it nor the ground
+LEAST_AREA = 0.05  # of the wanted object's, below which there is none
 LOST = SIDE / 2  # pixels that a frame without an object counts as motion error
 VALIDATION, HELD_OUT = 10_000, 20_000  # seeds from here on; the model was trained from seed 0
 
@@ -134,7 +135,7 @@ class Truth:
 
     Attributes:
         source, wanted: the clips.
-        motion: of the source.
+        motion: of the wanted clip.
         apart: where neither the source's object nor the wanted one lies, shape (f, h, w), 0 or 1.
     """
 
@@ -142,7 +143,7 @@ class Truth:
         self.task = task
         self.source: Clip = draw_recipe(task.source)
         self.wanted: Clip = draw_recipe(task.wanted)
-        self.motion = motion_of(self.source.flow, self.source.flow_back)
+        self.motion = motion_of(self.wanted.flow, self.wanted.flow_back)
         covered = torch.maximum(self.source.mask, self.wanted.mask)[:, None]
         self.apart = (F.max_pool2d(covered, 2 * BORDER + 1, 1, BORDER)[:, 0] == 0).float()
 
@@ -160,7 +161,7 @@ class Truth:
             "kept": fmean(kept),
             "motion_error": missed.mean().item(),
             "warp_error": 1000 * warp_error(edit, self.motion),
-            "flicker": (area.diff().std() / area.mean().clamp(min=0.05)).item(),
+            "flicker": 1.0 if area.min() < LEAST_AREA else (area.diff().std() / area.mean()).item(),
             "ghosts": ((mask * self.apart).sum() / self.wanted.mask.sum()).item(),
             "background": background_psnr(edit, source, 1 - self.apart) if task.kind in KEEP_GROUND else None,
             "texture": texture_kept(edit, self.wanted.frames),

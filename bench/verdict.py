@@ -9,7 +9,7 @@ from statistics import fmean
 import torch
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
-DRAWS, LEVEL, LEAST_CLIPS = 10_000, 0.95, 5
+DRAWS, LEVEL, LEAST_CLIPS = 10_000, 0.95, 8  # fewer clips make the interval too narrow
 Values = Mapping[str, float]
 
 
@@ -30,8 +30,8 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """Supported where the whole interval is above zero, not supported where none of it is."""
-        if self.clips < LEAST_CLIPS or self.low <= 0 < self.high:
+        """Supported where the whole interval is above zero, not supported where it is below."""
+        if self.clips < LEAST_CLIPS or self.low <= 0 <= self.high:
             return UNDECIDED
         return SUPPORTED if self.low > 0 else NOT_SUPPORTED
 

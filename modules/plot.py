@@ -22,22 +22,19 @@ def draw(figure: Figure) -> Tensor:
     return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).float()[None] / 255
 
 
-def plot_loss(
-    losses: Sequence[float], added: Sequence[float] | None = None, added_name: str = "smoothing loss"
-) -> Tensor:
+def plot_loss(losses: Sequence[float], added: Mapping[str, Sequence[float] | None] | None = None) -> Tensor:
     """Plot the loss of each step and its running mean; returns an image of shape (1, 480, 800, 3) in 0 ... 1.
 
     Args:
         losses: of each step.
-        added: loss of each step that was added with its weight, if any.
-        added_name: what it is called.
+        added: losses of each step that were added with their weights, by name; None = not there.
 
     One-shot tuning draws a new noise level at each step, so that single losses scatter; the running mean over a tenth
     of the steps shows where they go.
     """
     figure = Figure(figsize=(8, 4.8), dpi=100, layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss (mean squared error)", yscale="log")
-    for name, values in (("loss", losses), (added_name, added)):
+    for name, values in {"loss": losses, **(added or {})}.items():
         if values:
             plot_running_mean(axes, name, values)
     axes.legend()

@@ -22,7 +22,7 @@ OnOutOfMemory = Literal["step down", "stop"]
 Denoise = Callable[[Tensor, Tensor, slice], Tensor]
 Features = Callable[[], list[Tensor]]
 LEAST_SCALE = 2.0**-10  # of float16 gradients; what is not finite below it will not become so
-ROUNDING = 1e-5  # part of a loss by which it may rise without having risen
+ROUNDING = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 1e-2}  # part of a loss by which it may rise without having risen
 KEPT = 20  # how often in a tuning the last good weights are noted
 
 
@@ -174,6 +174,7 @@ class Tuner:
         smoothing_losses: of each step done, without lambda; 0 without smoothing.
         consistency_losses: of each step done, without its weight; 0 without that loss.
         rises: steps of gradient descent that raised the very loss that they were taken on.
+        is_applying: whether a step was left while it changed the weights or the optimiser.
         last_good: number of steps and state of `learned`, on the CPU, for which the loss was finite.
 
     Raises:
@@ -192,8 +193,9 @@ class Tuner:
         mask: Tensor | None = None,
         scale_gradients: bool = False,
         features: Features | None = None,
+        rounding: float = ROUNDING["fp32"],
     ):
-        self.features = features
+        self.features, self.rounding = features, rounding
         self.denoise, self.learned, self.x_0, self.mask = denoise, learned, x_0, mask
         self.sigma_table, self.prediction, self.settings = sigma_table, prediction, settings
         self.parameters = list(learned.parameters())
@@ -207,6 +209,7 @@ class Tuner:
         self.smoothing_losses: list[float] = []
         self.consistency_losses: list[float] = []
         self.rises: list[int] = []
+        self.is_applying = False
         self.check_smoothing()
         self.last_good: tuple[int, dict[str, Tensor]] = (0, {})
 
@@ -253,6 +256,7 @@ class Tuner:
                 done,
                 {key: value.detach().cpu().clone() for key, value in self.learned.state_dict().items()},
             )
+        self.is_applying = True  # from here on the step cannot be taken again
         self.scaler.unscale_(self.optimizer)
         norm = clip_grad_norm_(self.parameters, settings.max_grad_norm or math.inf)
         if not norm.isfinite() and (not self.scaler.is_enabled() or self.scaler.get_scale() < LEAST_SCALE):
@@ -261,11 +265,12 @@ class Tuner:
             group["lr"] = settings.learning_rate * self.factor(done)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if settings.optimizer == "gradient descent" and self.has_risen(total.item(), drawn):
-            self.rises.append(done + 1)
         self.losses.append(value)
         self.smoothing_losses.append(smoothing)
         self.consistency_losses.append(consistency)
+        self.is_applying = False
+        if settings.optimizer == "gradient descent" and self.has_risen(total.item(), drawn, done):
+            self.rises.append(done + 1)
 
     def draw(self, t: int | None = None) -> Draw:
         """Draw what to take a step on, at a training timestep if one is given."""
@@ -289,19 +294,19 @@ class Tuner:
         smoothing = self.smoothing_loss(output_to_eps(x, output, sigma, self.prediction), drawn.eps, mask)
         return Losses(loss, smoothing, self.consistency_loss(loss))
 
-    def total(self, losses: Losses, drawn: Draw) -> Tensor:
-        """Return what a step minimises."""
+    def total(self, losses: Losses, drawn: Draw, done: int | None = None) -> Tensor:
+        """Return what a step minimises, after some steps; None = those that are done."""
         total = losses.diffusion * self.weights[drawn.t].to(losses.diffusion)
-        total = total + self.smoothing_weight(len(self.losses)) * losses.smoothing
+        total = total + self.smoothing_weight(len(self.losses) if done is None else done) * losses.smoothing
         if not self.settings.consistency_weight:
             return total
         return total + self.settings.consistency_weight * losses.consistency
 
-    def has_risen(self, before: float, drawn: Draw) -> bool:
-        """Whether a step raised the loss that it was taken on."""
+    def has_risen(self, before: float, drawn: Draw, done: int) -> bool:
+        """Whether a step, taken after some others, raised the loss that it was taken on."""
         with torch.no_grad(), parametrize.cached():
-            after = self.total(self.evaluate(drawn), drawn).item()
-        return after > before + ROUNDING * abs(before)
+            after = self.total(self.evaluate(drawn), drawn, done).item()
+        return after > before + self.rounding * abs(before)
 
     def consistency_loss(self, like: Tensor) -> Tensor:
         """Return the temporal consistency loss of what the UNet did last, without its weight."""

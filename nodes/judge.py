@@ -75,8 +75,9 @@ class EditScorecard(io.ComfyNode):
 
     @classmethod
     def execute(cls, source, edited, edit_text, source_text="", mask=None, **models) -> io.NodeOutput:
-        clips = source.movedim(-1, 1), edited.movedim(-1, 1)
-        card = judge_edit(*clips, edit_text, source_text, mask, make_judges(**models))
+        before, after = (clip.float().cpu().movedim(-1, 1) for clip in (source, edited))
+        where = None if mask is None else mask.float().cpu()
+        card = judge_edit(before, after, edit_text, source_text, where, make_judges(**models))
         return io.NodeOutput(report_text(card), json.dumps(card.data(), ensure_ascii=False), plot_scorecard(card))
 
 
@@ -128,4 +129,5 @@ class CompareGrid(io.ComfyNode):
 
     @classmethod
     def execute(cls, source, labels="", difference=False, flow=NONE, columns=8, **edits) -> io.NodeOutput:
-        return io.NodeOutput(*compare_clips(source, edits, labels, difference, flow, columns))
+        shown = {name: edits[name].float().cpu() for name in EDITS if edits.get(name) is not None}
+        return io.NodeOutput(*compare_clips(source.float().cpu(), shown, labels, difference, flow, columns))

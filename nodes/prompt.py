@@ -174,7 +174,7 @@ class TunePromptTokens(io.ComfyNode):
         return io.NodeOutput(
             found.adapter,
             found.low_rank,
-            plot_loss(info["loss"], info.get("consistency_loss"), "consistency loss"),
+            plot_loss(info["loss"], {"consistency loss": info.get("consistency_loss")}),
             advice,
             json.dumps({**info, **measured, **spent}, ensure_ascii=False),
             {"loss": torch.tensor(info["loss"])},

@@ -87,10 +87,11 @@ class OneShotTune(io.ComfyNode):
                     "learning_rate",
                     default=3e-5,
                     min=1e-7,
-                    max=1e-2,
+                    max=1e6,
                     step=1e-7,
                     round=False,
-                    tooltip="Of AdamW. 3e-5 suits Stable Diffusion; the demo model is small and wants 1e-4.",
+                    tooltip="Of the optimiser, AdamW if Tuning Options say no other. 3e-5 suits Stable Diffusion; the "
+                    "demo model is small and wants 1e-4.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -209,7 +210,7 @@ class OneShotTune(io.ComfyNode):
         return io.NodeOutput(
             apply_tune(model, tune),
             tune,
-            plot_loss(losses, tune.info.get("smoothing_loss")),
+            plot_loss(losses, {f"{name} loss": tune.info.get(f"{name}_loss") for name in ("smoothing", "consistency")}),
             json.dumps({**tune.info, **spent}, ensure_ascii=False),
             {"loss": torch.tensor(losses)},
         )

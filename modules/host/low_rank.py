@@ -27,7 +27,7 @@ class LowRank(nn.Module):
         paths = [f"{block.path}.{name}" for block in transformer_blocks(unet) for name in ("attn1", "attn2")]
         self.keys = [f"{path}.{projection}" for path in paths for projection in PROJECTIONS]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             made = [self.make(unet.get_submodule(key).weight, rank) for key in self.keys]
         self.adapters = nn.ModuleList(made).to(device)
         for key, adapter in zip(self.keys, self.adapters, strict=True):

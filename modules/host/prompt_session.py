@@ -8,9 +8,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..prompt_adapter import PromptAdapter, PromptTokens
-from ..tuning import Tuner, TuneSettings
+from ..tuning import ROUNDING, Tuner, TuneSettings
 from ..weights import hash_tensors
 from .features import Features, warn_of_few_frames
+from .fit import FittingSteps
 from .latent import clip_latent, prediction_of, sigma_table, to_model_latent
 from .learned import Caller, frozen_bank, training_options
 from .low_rank import LowRank
@@ -47,7 +48,7 @@ class LearnedPrompt(nn.Module):
         self.tokens, self.low_rank = tokens, low_rank
 
 
-class PromptTuning:
+class PromptTuning(FittingSteps):
     """A tuning of prompt tokens in the host: makes the Tuner, and adapters of its states.
 
     Args:
@@ -67,14 +68,15 @@ class PromptTuning:
         prompt: PromptSettings,
     ):
         device, unet = copy.load_device, copy.model.diffusion_model
-        clip = clip_settings(model)
-        x_0 = to_model_latent(copy, clip_latent(model, inputs.latent, clip.num_frames))
+        self.copy, self.clip = copy, clip_settings(model)
+        x_0 = to_model_latent(copy, clip_latent(model, inputs.latent, self.clip.num_frames))
         self.precision = choose_precision(settings.precision, model, device)
         computing = computing_in(self.precision, copy)
         unet.requires_grad_(False)
         warn_of_few_frames(settings, len(x_0))
         self.features = Features(unet, settings.consistency_part)
-        options = training_options(copy, frozen_bank(unet, model, device), settings.gradient_checkpointing)
+        self.bank = frozen_bank(unet, model, device)
+        options = training_options(copy, self.bank, settings.gradient_checkpointing)
         self.call = Caller(copy, options, computing, self.features if settings.consistency_weight else None)
         self.given = condition(copy, inputs.positive, x_0)
         width, generator = self.given[CONTEXT].shape[-1], torch.Generator().manual_seed(settings.seed)
@@ -91,6 +93,7 @@ class PromptTuning:
             latent_mask(inputs.mask, x_0),
             scale_gradients=self.precision == "fp16",
             features=self.features.take,
+            rounding=ROUNDING[self.precision],
         )
         queries = [unet.get_submodule(f"{block.path}.attn2.to_q").weight for block in transformer_blocks(unet)]
         self.info = {
@@ -132,7 +135,7 @@ class PromptTuning:
     def run(self, progress: TuningProgress) -> None:
         """Do the steps that are left, showing them."""
         progress.begin(self.tuner.settings.steps, len(self.tuner.losses))
-        for done in self.tuner.steps():
+        for done in self.steps():
             progress(done, self.tuner.losses[-1])
 
     def tune(self) -> PromptAdapter:

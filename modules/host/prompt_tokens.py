@@ -87,7 +87,7 @@ def tune_prompt(
             curvatures = measure_curvatures(tuning) if with_advice else []
             tuning.run(progress)
             curvatures += measure_curvatures(tuning) if with_advice else []
-        smoothness = measure_smoothness(tuning) if with_advice else None
+            smoothness = measure_smoothness(tuning) if with_advice else None
         return LearnedTokens(tuning.tune(), tuning.low_rank(), curvatures, smoothness)
 
 

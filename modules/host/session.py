@@ -1,21 +1,18 @@
 """One tuning on a private copy of a model: from its inputs to the Tunes of its states."""
 
-import gc
 import logging
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..presets import name_of
-from ..tuning import Tuner, TuneSettings
+from ..tuning import ROUNDING, Tuner, TuneSettings
 from ..weights import Tune, hash_tensors
 from .features import Features, warn_of_few_frames
-from .fit import OutOfMemory, memory_advice
+from .fit import FittingSteps
 from .latent import clip_latent, prediction_of, sigma_table, to_model_latent
 from .learned import Caller, Learned, training_options
 from .patch import KEY, ClipSettings, clip_settings, is_active
@@ -29,7 +26,7 @@ MAY_DIFFER = {"steps", "seed", "snapshots", "prompt", "gradient_checkpointing", 
 log = logging.getLogger(__name__)
 
 
-class Tuning:
+class Tuning(FittingSteps):
     """A tuning in the host: makes the Tuner, and Tunes of its states.
 
     Args:
@@ -51,7 +48,8 @@ class Tuning:
         self.learned = Learned(unet, model, device)
         warn_of_few_frames(settings, len(self.x_0))
         features = Features(unet, settings.consistency_part) if settings.consistency_weight else None
-        options = training_options(copy, self.learned.bank, settings.gradient_checkpointing)
+        self.bank = self.learned.bank
+        options = training_options(copy, self.bank, settings.gradient_checkpointing)
         self.call = Caller(copy, options, computing, features)
         self.given = condition(copy, inputs.positive, self.x_0)
         self.tuner = Tuner(
@@ -64,6 +62,7 @@ class Tuning:
             latent_mask(inputs.mask, self.x_0),
             scale_gradients=self.precision == "fp16",
             features=features.take if features is not None else None,
+            rounding=ROUNDING[self.precision],
         )
         self.info = {**tune_info(self.clip, prediction_of(model), settings, inputs), **self.identities()}
         self.snapshots = {0: halved(self.learned.temporal_tensors())} if settings.snapshots else {}
@@ -141,46 +140,6 @@ class Tuning:
                 progress.clip = drawn.draw()
             progress(done, self.tuner.losses[-1])
 
-    def steps(self) -> Iterator[int]:
-        """Do the steps that are left, with less memory where they do not fit; yields the number of those done.
-
-        Raises:
-            OutOfMemory: a step does not fit with the least.
-        """
-        while len(self.tuner.losses) < self.tuner.settings.steps:
-            try:
-                yield from self.tuner.steps()
-            except RuntimeError as error:
-                if not comfy.model_management.is_oom(error):
-                    raise
-            else:
-                return
-            self.step_down()
-
-    def step_down(self) -> None:
-        """Go on with settings that need less memory.
-
-        Raises:
-            OutOfMemory: there are none, or the settings say to stop.
-        """
-        tuner = self.tuner
-        less = tuner.settings.stepped_down(len(self.x_0)) if tuner.settings.on_out_of_memory == "step down" else None
-        if less is None:
-            raise OutOfMemory(memory_advice(self.clip, self.x_0, tuner.settings))
-        tuner.optimizer.zero_grad(set_to_none=True)
-        gc.collect()
-        comfy.model_management.soft_empty_cache()
-        tuner.settings = less
-        options = training_options(self.copy, self.learned.bank, less.gradient_checkpointing)
-        self.call = replace(self.call, options=options)
-        now = {"gradient_checkpointing": less.gradient_checkpointing, "frames_per_step": less.frames_per_step}
-        self.info |= now
-        self.info["stepped_down"] = [*self.info.get("stepped_down", []), {"after": len(tuner.losses), **now}]
-        log.warning(
-            "Out of memory after %d steps; going on with gradient_checkpointing %s and %s frames per step.",
-            len(tuner.losses), "on" if less.gradient_checkpointing else "off", less.frames_per_step or "all",
-        )  # fmt: skip
-
     def take_snapshot(self) -> None:
         """Keep the state if the number of steps done is one to keep it at."""
         done = len(self.tuner.losses)
@@ -218,7 +177,7 @@ def losses_after(tuner: Tuner, done: int) -> dict[str, list]:
     kept: dict[str, list] = {
         name: values[:done] for name, (values, is_on) in noted.items() if values and (is_on or any(values[:done]))
     }
-    if tuner.settings.optimizer == "gradient descent":
+    if settings.optimizer == "gradient descent":
         kept["rises"] = [step for step in tuner.rises if step <= done]
     return kept
 

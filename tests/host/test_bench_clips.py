@@ -13,7 +13,7 @@ from consistent_video.bench import clips
 from consistent_video.bench.clips import CAPTION, DEMO_MODEL, KINDS, VIDEO
 from consistent_video.scripts.clips import read_clip
 from consistent_video.scripts.environment import ROOT
-from consistent_video.scripts.host import Host, Server
+from consistent_video.scripts.host import Host, HostError, Server
 
 ROW = {
     VIDEO: "red_circle",
@@ -138,3 +138,20 @@ def test_every_server_gets_work_and_none_two_at_once(options, monkeypatch) -> No
     clips.run_on_servers([Server("a"), Server("b")], cases, options, ledger)
     assert sum(used.values()) == len(cases) == len((options.state / "clips.jsonl").read_text().splitlines())
     assert min(used.values()) >= 4 and not ledger.failures
+
+
+def test_what_a_dead_server_had_goes_to_another(options, monkeypatch) -> None:
+    def run_case(server: Server, case, *_) -> dict:
+        if server.address == "dead":
+            raise HostError("does not answer")
+        return {"case": case.name}
+
+    monkeypatch.setattr(clips, "run_case", run_case)
+    monkeypatch.setattr(Server, "answers", lambda self: self.address != "dead")
+    cases = list(clips.list_cases(options)) * 3
+    options.state.mkdir()
+    ledger = clips.Ledger(options.state / "clips.jsonl", len(cases), 0)
+    clips.run_on_servers([Server("dead"), Server("a")], cases, options, ledger)
+    assert len((options.state / "clips.jsonl").read_text().splitlines()) == len(cases) and not ledger.failures
+    clips.run_on_servers([Server("dead")], cases, options, ledger)
+    assert set(ledger.failures) == set(cases)

@@ -356,7 +356,22 @@ def test_a_full_memory_is_met_with_advice(monkeypatch) -> None:
 
     monkeypatch.setattr(PromptTuning, "denoise", fill)
     with pytest.raises(torch.cuda.OutOfMemoryError, match="turn gradient_checkpointing on in Tuning Options"):
-        run()
+        run(settings=replace(SETTINGS, on_out_of_memory="stop"))
+
+
+def test_a_full_memory_is_met_by_checkpointing_from_the_last_step_on(adapter, monkeypatch) -> None:
+    denoise = PromptTuning.denoise
+
+    def crowded(self, *args):
+        denoised = denoise(self, *args)
+        if len(self.tuner.losses) >= 2 and not self.tuner.settings.gradient_checkpointing:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return denoised
+
+    monkeypatch.setattr(PromptTuning, "denoise", crowded)
+    found = run().adapter
+    assert found.info["stepped_down"] == [{"after": 2, "gradient_checkpointing": True, "frames_per_step": 0}]
+    assert found.info["loss"] == pytest.approx(adapter.info["loss"], rel=1e-4)
 
 
 def test_gradient_descent_at_the_advised_rate_never_rises() -> None:

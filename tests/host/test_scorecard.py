@@ -199,6 +199,13 @@ def test_a_grid_shows_every_clip_and_map(models: Path) -> None:
     assert clip.shape[1] > 3 * 72 > 72 < plain.shape[1] < 2 * 72 and clip.shape[2] > 3 * 88 > plain.shape[2] > 2 * 88
 
 
+def test_labels_go_by_the_order_of_the_inputs() -> None:
+    source, edits = frames(), {"edit_2": frames(2), "edit_1": frames(1)}
+    found = CompareGrid.execute(source.half(), "A, B", edit_3=None, **{key: clip.half() for key, clip in edits.items()})
+    ordered = CompareGrid.execute(source.half().float(), "A, B", edit_1=frames(1).half(), edit_2=frames(2).half())
+    assert all(torch.equal(*pair) for pair in zip(found.result, ordered.result, strict=True))
+
+
 def test_labels_and_lengths_that_do_not_fit_are_refused() -> None:
     clips = {"edit_1": frames(), "edit_3": frames(1)}
     assert list(name_clips(clips, "")) == ["edit_1", "edit_3"]

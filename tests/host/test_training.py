@@ -945,6 +945,21 @@ def test_where_the_least_does_not_fit_it_says_so(monkeypatch) -> None:
     assert_gone(copies)
 
 
+def test_a_step_that_was_half_taken_is_not_taken_again(monkeypatch) -> None:
+    step, kept, calls = torch.optim.AdamW.step, list[Tune](), []
+
+    def full(self, closure=None):
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="gradient_checkpointing on in Tuning Options"):
+        run(patched(EI2), replace(SETTINGS, steps=5), keeper(kept))
+    assert len(calls) == 3 and [len(tune.info["loss"]) for tune in kept] == [2]
+
+
 def test_smoothing_keeps_the_frames_that_it_needs(monkeypatch) -> None:
     crowd(2, (1,), monkeypatch)
     with pytest.raises(torch.cuda.OutOfMemoryError, match=f"Tuning {FRAMES} frames"):

@@ -126,6 +126,26 @@ def test_above_two_over_l_steps_raise_theirs_and_are_named() -> None:
     assert tuner.rises == [1, 2, 3, 4, 5] and tuner.losses[-1] > tuner.losses[0]
 
 
+def test_a_step_is_done_before_it_is_checked(monkeypatch) -> None:
+    bowl, settings = Bowl(), TuneSettings(3, 0.1, optimizer="gradient descent", max_grad_norm=0.0)
+    tuner = Tuner(bowl.denoise, bowl, torch.zeros(3, 3, 20, 20), TABLE, "eps", settings)
+    monkeypatch.setattr(tuner, "has_risen", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(tuner.steps())
+    assert len(tuner.losses) == 1 and not tuner.is_applying
+    monkeypatch.undo()
+    finish(tuner)
+    whole = descend(0.1, 3)
+    assert tuner.losses == whole.losses and torch.equal(bowl.level, whole.learned.level)
+
+
+def test_rounding_is_no_rise() -> None:
+    for rounding, rises in ((1e-5, [1]), (10.0, [])):
+        bowl, settings = Bowl(), TuneSettings(1, 1.1, optimizer="gradient descent", max_grad_norm=0.0)
+        tuner = Tuner(bowl.denoise, bowl, torch.zeros(3, 3, 20, 20), TABLE, "eps", settings, rounding=rounding)
+        assert finish(tuner).rises == rises
+
+
 def test_adamw_is_not_checked() -> None:
     assert finish(make_tuner(replace(SETTINGS, learning_rate=100.0))).rises == []
 
