@@ -190,9 +190,9 @@ class ApplyPromptTokens(io.ComfyNode):
             node_id=PREFIX + "ApplyPromptTokens",
             display_name="Apply Prompt Tokens",
             category=CATEGORY,
-            description="Puts learned tokens before a prompt's text, for each frame: shared | frame | text. Any prompt "
-            "takes them, so that what was learned under the source prompt serves the edit. Give the negative prompt "
-            "tokens as well, at any strength: prompts of equal length are computed in one call.",
+            description="Puts learned tokens before a prompt's text, for each frame: the shared ones, then its own. "
+            "Any prompt takes them, so that what was learned under the source prompt serves the edit. Give the "
+            "negative prompt tokens as well, at any strength: prompts of equal length are computed in one call.",
             search_aliases=["use prompt tokens", "soft prompt", "prompt adapter"],
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="Any prompt; its pooled output and the rest stay."),

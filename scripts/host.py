@@ -240,11 +240,12 @@ class Host(Server):
         tree: the ComfyUI folder.
         base: directory for models, inputs, outputs and the log; made if missing.
         arguments: further command line arguments of the server, e.g. "--cpu".
+        pack: the pack's folder.
     """
 
-    def __init__(self, tree: Path, base: Path, arguments: tuple[str, ...] = ()) -> None:
+    def __init__(self, tree: Path, base: Path, arguments: tuple[str, ...] = (), pack: Path = ROOT) -> None:
         super().__init__()
-        self.tree, self.base, self.arguments = tree, base.resolve(), arguments
+        self.tree, self.base, self.arguments, self.pack = tree, base.resolve(), arguments, pack
         self.log = self.base / "server.log"
         self.process: subprocess.Popen | None = None
 
@@ -267,7 +268,7 @@ class Host(Server):
         Raises:
             HostError: it ended or did not answer in time; the message has the end of its log.
         """
-        prepare_base(self.base)
+        prepare_base(self.base, self.pack)
         port = find_free_port()
         self.address = f"127.0.0.1:{port}"
         command = [sys.executable, "main.py", "--listen", "127.0.0.1", "--port", str(port)]
@@ -311,11 +312,13 @@ def list_files(run: Run, node: str) -> list[Json]:
     return [entry for group in groups for entry in group if isinstance(entry, dict) and "filename" in entry]
 
 
-def prepare_base(base: Path) -> None:
-    """Make the folders that ComfyUI expects in its base directory, with this pack as a link in custom_nodes."""
+def prepare_base(base: Path, pack: Path = ROOT) -> None:
+    """Make the folders that ComfyUI expects in its base directory, with the pack in custom_nodes, as a link if it lies
+    elsewhere.
+    """
     for name in FOLDERS:
         (base / name).mkdir(parents=True, exist_ok=True)
-    link(base / "custom_nodes" / PACK, ROOT)
+    link(base / "custom_nodes" / PACK, pack)
 
 
 def device_arguments() -> tuple[str, ...]:

@@ -1,0 +1,33 @@
+"""Write locales/en from the nodes' own texts: `python scripts/build_locales.py`.
+
+The other languages are written by hand; a test says what they lack.
+"""
+
+from __future__ import annotations
+
+import json
+
+import environment
+
+
+def main() -> None:
+    """Write the English files."""
+    environment.enter(__file__, [])
+    environment.register_pack()
+    from consistent_video.scripts.in_process import use_host
+    from consistent_video.scripts.texts import LOCALES, english
+
+    use_host(environment.ROOT / ".comfyui-data" / "in-process")
+    from consistent_video.modules.host.files import register_folder
+    from consistent_video.nodes import NODES
+
+    register_folder()
+    folder = LOCALES / "en"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in english([node.GET_NODE_INFO_V1() for node in NODES]).items():
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

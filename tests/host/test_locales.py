@@ -1,0 +1,111 @@
+"""What the editor shows of the nodes, in English and in Chinese."""
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from consistent_video.modules.host.files import register_folder
+from consistent_video.nodes import NODES
+from consistent_video.scripts.host import Host
+from consistent_video.scripts.texts import LOCALES, english, list_inputs
+
+FILES = ("main.json", "nodeDefs.json")
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?")
+CODE = re.compile(r"[\w.-]*[_/][\w./-]*\w|\b[\w-]*[A-Z][\w-]*[A-Z][\w-]*|--\w+")  # ids, paths, names like LoRA
+Key = tuple[str, ...]
+
+
+def read(language: str) -> dict:
+    return {name: json.loads((LOCALES / language / name).read_text(encoding="utf-8")) for name in FILES}
+
+
+def flatten(texts: dict, key: Key = ()) -> Iterator[tuple[Key, str]]:
+    """Yield each text with the keys that lead to it."""
+    for name, value in texts.items():
+        if isinstance(value, dict):
+            yield from flatten(value, (*key, name))
+        else:
+            yield (*key, name), value
+
+
+@pytest.fixture(scope="module")
+def infos() -> list[dict]:
+    register_folder()
+    return [node.GET_NODE_INFO_V1() for node in NODES]
+
+
+@pytest.fixture(scope="module")
+def pairs() -> dict[Key, tuple[str, str]]:
+    """English and Chinese of each text."""
+    chinese = dict(flatten(read("zh")))
+    return {key: (text, chinese[key]) for key, text in flatten(read("en"))}
+
+
+def is_prose(key: Key) -> bool:
+    return key[-1] in ("description", "tooltip")
+
+
+def test_english_is_what_the_nodes_say(infos: list[dict]) -> None:
+    assert read("en") == english(infos), "run python scripts/build_locales.py"
+
+
+def test_chinese_has_every_text_and_none_that_is_gone(infos: list[dict]) -> None:
+    wanted, found = set(dict(flatten(english(infos)))), set(dict(flatten(read("zh"))))
+    assert not wanted - found and not found - wanted
+
+
+def test_no_text_has_marks_of_the_editors_message_format() -> None:
+    texts = [text for language in ("en", "zh") for _, text in flatten(read(language))]
+    assert not [text for text in texts if set(text) & set("@{}|")]
+
+
+def test_chinese_is_chinese_and_all_there(pairs: dict) -> None:
+    assert not [text for _, text in pairs.values() if not CHINESE.search(text) or text != text.strip()]
+    assert not [text for key, (_, text) in pairs.items() if is_prose(key) and not text.endswith("。")]
+
+
+def test_the_same_english_has_the_same_chinese(pairs: dict) -> None:
+    found: dict[str, set[str]] = {}
+    for key, (text, translated) in pairs.items():
+        if is_prose(key):
+            found.setdefault(text, set()).add(translated)
+    assert not [texts for texts in found.values() if len(texts) > 1]
+
+
+def test_chinese_keeps_the_numbers(pairs: dict) -> None:
+    changed = [pair for pair in pairs.values() if len({tuple(sorted(NUMBER.findall(text))) for text in pair}) > 1]
+    assert not changed
+
+
+def test_chinese_calls_nodes_as_their_titles_do_and_keeps_other_names(pairs: dict) -> None:
+    titles = {text: translated for key, (text, translated) in pairs.items() if key[-1] == "display_name"}
+    anything = re.compile("|".join(rf"\b{re.escape(title)}\b" for title in sorted(titles, key=len, reverse=True)))
+    lost = []
+    for key, (text, translated) in pairs.items():
+        if is_prose(key):
+            wanted = {titles[title] for title in anything.findall(text)}
+            wanted |= set(CODE.findall(anything.sub(" ", text)))
+            lost += [(key, name) for name in sorted(wanted) if name not in translated]
+    assert not lost
+
+
+def test_chinese_explains_the_same_choices(infos: list[dict], pairs: dict) -> None:
+    """Choices are shown as they are, so that a tooltip must name them so."""
+    lost = []
+    for info in infos:
+        for key, (_, options) in list_inputs(info).items():
+            text, translated = pairs["nodeDefs.json", info["name"], "inputs", key, "tooltip"]
+            for choice in map(str, options.get("options") or ()):
+                if re.search(rf"(^|[.,] ){re.escape(choice)}( =|:)", text, re.IGNORECASE) and choice not in translated:
+                    lost.append((info["name"], key, choice))
+    assert not lost
+
+
+def test_the_host_serves_both_languages(host: Host) -> None:
+    served = host.get("i18n")
+    for language in ("en", "zh"):
+        main, nodes = (read(language)[name] for name in FILES)
+        assert main.items() <= served[language].items() and served[language]["nodeDefs"] == nodes
