@@ -80,7 +80,9 @@ def add_edit(command: argparse.ArgumentParser) -> None:
     command.add_argument("--clips-of-kind", type=int, default=2, help="held-out clips of each kind (default 2)")
     command.add_argument("--kinds", nargs="+", default=(), help="of edits: colour, shape, ... (default all)")
     command.add_argument("--seeds", type=int, default=2, help="how many tunings of each clip (default 2)")
-    command.add_argument("--validation", type=int, default=1, help="validation clips of each kind (default 1)")
+    command.add_argument(
+        "--validation", type=int, default=1, help="validation clips of each kind (default 1, 0 = none)"
+    )
     add_common(command, EDITS)
 
 

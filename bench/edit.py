@@ -273,14 +273,17 @@ class Rows:
 def choose(rows: Rows, options: argparse.Namespace) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Choose the hyper-parameters on the validation clips, one after the other.
 
-    Of the values whose edits obey within OBEYED of the best the one with the least warp error is taken.
+    Of the values whose edits obey within OBEYED of the best the one with the least warp error is taken; without
+    validation clips, the first.
 
     Returns:
         Values by name, and what was measured of each value.
     """
     chosen = {choice.name: choice.values[0] for choice in CHOICES}
     if options.quick:
-        return {**chosen, "steps": QUICK_STEPS}, []
+        chosen["steps"] = QUICK_STEPS
+    if options.quick or not options.validation:
+        return chosen, []
     tasks = list_tasks(options.validation, held_out=False)
     measured: list[dict[str, Any]] = []
     for choice in CHOICES:

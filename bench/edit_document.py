@@ -140,11 +140,20 @@ def verdict_lines(groups: Mapping[str, Sequence[Row]], gamma: float) -> list[str
     return lines
 
 
+def command_options(options: argparse.Namespace) -> str:
+    """Return the options that a run was asked with."""
+    if options.quick:
+        return "--quick"
+    names = ("clips_of_kind", "seeds", "validation", "ddim_steps")
+    given = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names]
+    return " ".join([*given, *(["--kinds", *options.kinds] if options.kinds else [])])
+
+
 def validation_lines(measured: Sequence[Mapping[str, Any]], chosen: Mapping[str, float], count: int) -> list[str]:
     """Return what was chosen, and from what."""
     values = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
     if not measured:
-        return [f"Nothing was chosen by measurement in this quick run: {values}, the papers' or the nodes' own values."]
+        return [f"Nothing was chosen by measurement in this run: {values}, the papers' or the nodes' own values."]
     body = [
         [entry["name"], entry["method"], f"{entry['value']:g}", f"{entry['obeyed']:.3f}", f"{entry['warp_error']:.3g}"]
         for entry in measured
@@ -205,7 +214,7 @@ def write_document(
     draw_plot(groups, plot)
     kinds = list(dict.fromkeys(task.kind for task in tasks.values()))
     validation = len(KINDS) * options.validation
-    command = "python -m bench edit" + (" --quick" if options.quick else "")
+    command = f"python -m bench edit {command_options(options)}"
     lines = [
         "# Edits, judged by the world that drew them",
         "",

@@ -30,7 +30,8 @@ class FitPlanner(io.ComfyNode):
                     min=0.0,
                     max=1024.0,
                     step=0.1,
-                    tooltip="Memory that may be used, GiB. 0 = all that the device has, less what ComfyUI reserves.",
+                    tooltip="Memory that may be used, GiB. 0 = what is free where ComfyUI's own models are unloaded, "
+                    "less what it reserves.",
                 ),
                 TuningOptions.Input(
                     "options", optional=True, tooltip="Options to begin with. Without them the defaults."

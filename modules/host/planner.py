@@ -131,10 +131,12 @@ def with_rest(counted: float) -> int:
 
 
 def free_memory() -> int:
-    """Return the bytes that the device has where every model is unloaded, less what the host keeps for others."""
-    device = comfy.model_management.get_torch_device()
-    total = comfy.model_management.get_total_memory(device)
-    return int(total - comfy.model_management.extra_reserved_memory())
+    """Return the bytes that are free where every model is unloaded, less what the host keeps for others."""
+    management = comfy.model_management
+    device = management.get_torch_device()
+    loaded = [held for held in management.current_loaded_models if held.device == device and held.model is not None]
+    free = management.get_free_memory(device) + sum(held.model_loaded_memory() for held in loaded)
+    return int(min(free, management.get_total_memory(device)) - management.extra_reserved_memory())
 
 
 def plan_tuning(

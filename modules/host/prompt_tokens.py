@@ -83,6 +83,8 @@ def tune_prompt(
         tuning = PromptTuning(copy, model, inputs, settings, prompt)
         with reproducible(), keeping(tuning, keep):
             if with_advice:
+                if tuning.precision != "fp32":
+                    log.warning("The curvature is measured in %s, which makes it look larger.", tuning.precision)
                 show_text("measuring the curvature of the loss, before and after", progress.node_id)
             curvatures = measure_curvatures(tuning) if with_advice else []
             tuning.run(progress)
