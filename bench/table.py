@@ -11,7 +11,10 @@ from typing import Any
 
 
 def load_rows(path: Path, case: type) -> dict[Any, dict[str, Any]]:
-    """Return the rows that are done by their case, a frozen dataclass; a line that was cut off is left out."""
+    """Return the rows that are done by their case, a frozen dataclass.
+
+    A line that was cut off is left out, and so is one that an older form of the case made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -19,7 +22,8 @@ def load_rows(path: Path, case: type) -> dict[Any, dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             continue
-        rows[case(**{field.name: row[field.name] for field in fields(case)})] = row
+        if row.keys() >= {field.name for field in fields(case)}:
+            rows[case(**{field.name: row[field.name] for field in fields(case)})] = row
     return rows
 
 

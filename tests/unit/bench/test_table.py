@@ -27,6 +27,11 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     assert list(load_rows(tmp_path / "rows.jsonl", Case)) == [Case("a", 0)]
 
 
+def test_a_line_of_an_older_case_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"clip": "a"}\n{"clip": "b", "seed": 1}\n')
+    assert list(load_rows(tmp_path / "rows.jsonl", Case)) == [Case("b", 1)]
+
+
 def test_without_a_file_nothing_is_done_and_its_folder_is_made(tmp_path: Path) -> None:
     assert load_rows(tmp_path / "new" / "rows.jsonl", Case) == {}
     assert (tmp_path / "new").is_dir()
