@@ -43,11 +43,13 @@ def begin_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest,
     edited = frozenset(cond["uuid"] for cond in guider.conds["positive"])
     places = list(dict.fromkeys(block.place for block in transformer_blocks(model.diffusion_model)))
     store = find_store(control, guider.model_patcher)
+    before = len(store.steps) if store is not None else 0
     run = Run(replace(control, states=control.states.to(noise.device)), source, edited, places, store)
     shared = {**options, "transformer_options": {**options["transformer_options"], RUN: run}}
     sampled = executor(guider, sigmas, {**extra_args, "model_options": shared}, callback, noise, *rest, **kwargs)
     if store is not None:
-        log.info("Attention Control keeps %d steps of the source, %.2f GB", len(store.steps), store.used / GB)
+        kept = len(store.steps), before, store.used / GB
+        log.info("Attention Control keeps %d steps of the source, %d of them from before, %.2f GB", *kept)
     return sampled
 
 

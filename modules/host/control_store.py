@@ -54,8 +54,9 @@ class SourceStore:
     """
 
     def __init__(self, where: Where, budget: float):
-        self.where, self.budget, self.used = where, budget, 0.0
+        self.where, self.budget, self.used = where, budget, 0
         self.steps: dict[int, Kept] = {}
+        self.sizes: dict[int, int] = {}
         self.folder: Path | None = None
 
     def put(self, step: int, kept: Kept) -> None:
@@ -74,7 +75,7 @@ class SourceStore:
             tensors = [torch.empty(0)] * len(tensors)
         elif self.where == "CPU":
             tensors = [x.cpu() for x in tensors]
-        self.used += size
+        self.used, self.sizes[step] = self.used + size, size
         self.steps[step] = kept.with_tensors(tensors)
 
     def get(self, step: int, device: torch.device) -> Kept | None:
@@ -89,6 +90,7 @@ class SourceStore:
             except (OSError, SafetensorError) as error:
                 log.warning("What Attention Control kept of step %d is computed again: %s", step, error)
                 del self.steps[step]
+                self.used -= self.sizes.pop(step)
                 return None
             tensors = [read[str(i)] for i in range(len(tensors))]
         return kept.with_tensors([x.to(device) for x in tensors])

@@ -520,3 +520,15 @@ def test_the_node_attaches_what_it_says(demo) -> None:
     assert attached.prompts == read_prompts(clip, *texts.values())
     edited, _ = sample_clip(node.result[0], encode("a blue square"), empty, inversion, SampleSettings(4.0))
     assert edited["samples"].isfinite().all()
+
+
+def test_a_kept_step_whose_file_is_gone_is_computed_again(model, latent, caplog) -> None:
+    inversion = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(STEPS, 0.0))
+    clone = controlled(model, inversion, ControlSettings(store="disk", store_gb=1.0))
+    expected = sample(clone, inversion)
+    _, store = control_store.STORES[inversion[INVERSION]["noises"]]
+    used = store.used
+    store.file(1).unlink()
+    torch.testing.assert_close(sample(clone, inversion), expected, rtol=1e-4, atol=1e-4)
+    assert "kept of step 1 is computed again" in caplog.text
+    assert store.used == used and store.file(1).exists()

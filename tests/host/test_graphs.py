@@ -211,6 +211,16 @@ def test_an_edit_follows_the_attention_of_the_source(host: Host, demo_clip: Path
     assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
 
 
+def test_the_next_edit_takes_what_was_kept_of_the_source(host: Host, demo_clip: Path) -> None:
+    shown = []
+    for steps, text in ((0, "a blue square on a white background"), (1, "a green square on a white background")):
+        values = {"Control.store": "CPU", "Control.edit_text": text, "Edited prompt.text": text}
+        prompt = load_workflow(host, "demo_attention_control", **values)
+        shown.append(saved_frames(host, prompt, host.run(prompt, patience=PATIENCE), "Save edit"))
+        assert f"keeps 1 steps of the source, {steps} of them from before" in host.log_text()
+    assert not shown[0].equal(shown[1])
+
+
 def test_a_reconstruction_is_judged_and_its_inversion_serves_an_edit(host: Host, tuned, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_reconstruction")
     run = host.run(prompt, patience=PATIENCE)
