@@ -27,7 +27,7 @@ PERFORMANCE = {
 }
 EDITS, QUICK_EDITS = DOCS / "benchmark.md", environment.ROOT / "output" / "benchmark.md"
 STATE = environment.ROOT / ".comfyui-data" / "bench"
-QUICK = {"clips_of_kind": 1, "seeds": 1, "ddim_steps": 6, "kinds": ("colour", "shape", "several")}
+QUICK = {"clips_of_kind": 1, "seeds": 1, "steps": 20, "ddim_steps": 6, "kinds": ("colour", "shape", "several")}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -80,6 +80,7 @@ def add_edit(command: argparse.ArgumentParser) -> None:
     command.add_argument("--clips-of-kind", type=int, default=2, help="held-out clips of each kind (default 2)")
     command.add_argument("--kinds", nargs="+", default=(), help="of edits: colour, shape, ... (default all)")
     command.add_argument("--seeds", type=int, default=2, help="how many tunings of each clip (default 2)")
+    command.add_argument("--steps", type=int, default=100, help="of each tuning (default 100)")
     command.add_argument(
         "--validation", type=int, default=1, help="validation clips of each kind (default 1, 0 = none)"
     )

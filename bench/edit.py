@@ -46,11 +46,8 @@ from .table import add_row, load_rows
 from .tasks import KINDS, Task, Truth, list_tasks
 from .world import Row, World
 
-LEARNING_RATE, TOKEN_RATE, CFG, MASK_THRESHOLD = 1e-4, 1e-2, 7.5, 0.7
-
-
-QUICK_STEPS, OBEYED = 20, 0.05
-REVISION = 1  # raised when the same case gives another row
+TOKEN_RATE, MASK_THRESHOLD, OBEYED = 1e-2, 0.7, 0.05
+REVISION = 2  # raised when the same case gives another row
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,9 @@ class Case:
         held_out: whether it is measured or for validation.
         seed: of the tuning, 0 where nothing is drawn.
         steps: of the tuning, 0 where there is none.
+        rate: of learning in the tuning of the model, 0 where there is none.
         ddim_steps: of inversion and sampling.
+        cfg: of the sampling.
         value: of the method's hyper-parameter, 0 where it has none.
         world: what tells the demo model and the way of measuring from others, see `world_stamp`.
     """
@@ -73,7 +72,9 @@ class Case:
     held_out: bool
     seed: int
     steps: int
+    rate: float
     ddim_steps: int
+    cfg: float
     value: float
     world: str
 
@@ -121,7 +122,7 @@ class Bench:
         """Make the clip of a case the one at hand; tunings of another are forgotten."""
         key = case.clip, case.held_out, case.seed
         if key != self.key:
-            self.key, self.truth, self.tuned, self.learned = key, Truth(task), {}, {}
+            self.key, self.truth, self.tuned, self.learned, self.reference = key, Truth(task), {}, {}, {}
 
     def model(self, case: Case, how: Tuned) -> tuple[ModelPatcher, Watch | None]:
         """Return the model of a method, and what its tuning took."""
@@ -129,11 +130,9 @@ class Bench:
         if not how.tuned:
             return model, None
         weight = case.value if how.smoothing != "none" else 0.0
-        key = (how, case.steps, weight)
+        key = (how, case.steps, case.rate, weight)
         if key not in self.tuned:
-            settings = TuneSettings(
-                case.steps, LEARNING_RATE, case.seed, smoothing=how.smoothing, smoothing_weight=weight
-            )
+            settings = TuneSettings(case.steps, case.rate, case.seed, smoothing=how.smoothing, smoothing_weight=weight)
             with Watch() as watch:
                 tune = tune_model(model, self.inputs(), settings, TuningProgress(""))
             self.tuned[key] = apply_tune(model, tune), watch
@@ -183,15 +182,15 @@ class Bench:
             if how.relation:
                 motion = estimate_motion(frames.movedim(1, -1)) if how.relation == "motion" else None
                 relation = RelationSettings(case.value, motion=motion)
-            sampled = sample_clip(model, edited, empty, inversion, SampleSettings(CFG, relation=relation))[0]
+            sampled = sample_clip(model, edited, empty, inversion, SampleSettings(case.cfg, relation=relation))[0]
             found = self.world.decode(sampled).clamp(0, 1)
         return found, watch, [took for took in (tuning, learning) if took is not None]
 
     def seconds_per_frame(self, case: Case) -> float:
-        """Return the seconds of editing per frame in this very run, to which others are set in relation."""
+        """Return the seconds of editing the clip at hand per frame, to which others are set in relation."""
         if case.ddim_steps not in self.reference:
-            plain = replace(case, method=REFERENCE, value=0.0, steps=0)
-            self.reference[case.ddim_steps] = min(self.edit(plain)[1].seconds for _ in range(3))
+            plain = replace(case, method=REFERENCE, value=0.0, steps=0, rate=0.0)
+            self.reference[case.ddim_steps] = min(self.edit(plain)[1].seconds for _ in range(2))
         return self.reference[case.ddim_steps]
 
     def run(self, case: Case, task: Task) -> tuple[Row, Tensor]:
@@ -215,13 +214,17 @@ class Bench:
         return {**row, **self.truth.judge(found, self.world.reader), **cost}, found
 
 
-def make_case(name: str, clip: str, held_out: bool, seed: int, ddim_steps: int, chosen: Mapping[str, float]) -> Case:
+def make_case(
+    name: str, clip: str, held_out: bool, seed: int, options: argparse.Namespace, chosen: Mapping[str, float]
+) -> Case:
     """Return a case with the hyper-parameters that are chosen."""
     how = METHODS.get(name)
-    steps = int(chosen["steps"]) if how and how.draws else 0
-    worked = ddim_steps if how else 0
-    value = float(chosen[how.takes]) if how and how.takes else 0.0
-    return Case(name, clip, held_out, seed, steps, worked, value, world_stamp())
+    if how is None:
+        return Case(name, clip, held_out, seed, 0, 0.0, 0, 0.0, 0.0, world_stamp())
+    steps = options.steps if how.draws else 0
+    rate = chosen["rate"] if how.model.tuned else 0.0
+    value = chosen[how.takes] if how.takes else 0.0
+    return Case(name, clip, held_out, seed, steps, rate, options.ddim_steps, chosen["cfg"], value, world_stamp())
 
 
 @cache
@@ -280,8 +283,6 @@ def choose(rows: Rows, options: argparse.Namespace) -> tuple[dict[str, float], l
         Values by name, and what was measured of each value.
     """
     chosen = {choice.name: choice.values[0] for choice in CHOICES}
-    if options.quick:
-        chosen["steps"] = QUICK_STEPS
     if options.quick or not options.validation:
         return chosen, []
     tasks = list_tasks(options.validation, held_out=False)
@@ -289,10 +290,8 @@ def choose(rows: Rows, options: argparse.Namespace) -> tuple[dict[str, float], l
     for choice in CHOICES:
         found: list[dict[str, Any]] = []
         for value in choice.values:
-            name = choice.method or gamma_row("both", value)
-            cases = [
-                make_case(name, clip, False, 0, options.ddim_steps, chosen | {choice.name: value}) for clip in tasks
-            ]
+            name = choice.method if choice.way is None else gamma_row(choice.way, value)
+            cases = [make_case(name, clip, False, 0, options, chosen | {choice.name: value}) for clip in tasks]
             own = [rows.get(case, tasks[case.clip]) for case in cases]
             figures = {key: fmean(row[key] for row in own) for key in ("obeyed", "warp_error")}
             found.append({"name": choice.name, "method": name, "value": value, **figures})
@@ -310,10 +309,10 @@ def list_cases(options: argparse.Namespace, chosen: Mapping[str, float]) -> Iter
     for seed in range(options.seeds):
         for clip in list_tasks(options.clips_of_kind, held_out=True, kinds=options.kinds or KINDS):
             if seed == 0:
-                yield from (make_case(name, clip, True, 0, 0, chosen) for name in (DO_NOTHING, AS_DRAWN))
+                yield from (make_case(name, clip, True, 0, options, chosen) for name in (DO_NOTHING, AS_DRAWN))
             for name in names:
                 if seed == 0 or METHODS[name].draws:
-                    yield make_case(name, clip, True, seed, options.ddim_steps, chosen)
+                    yield make_case(name, clip, True, seed, options, chosen)
 
 
 def measure_edit(options: argparse.Namespace) -> None:

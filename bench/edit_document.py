@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..scripts.clips import save_strip
-from .edit import CFG, LEARNING_RATE, OBEYED, Case, Rows
+from .edit import OBEYED, Case, Rows
 from .methods import (
     AS_DRAWN,
     CENTERING,
@@ -25,6 +25,7 @@ from .methods import (
     REFERENCE,
     SMOOTH_VIDEO,
     SPARSE,
+    WAYS,
     gamma_row,
 )
 from .table import mean_and_error, write_table
@@ -50,9 +51,9 @@ COLUMNS = {
 }
 
 
-def claims(gamma: float) -> dict[str, Claim]:
-    """Return the papers' claims and ours by their letters, with the gamma that was chosen."""
-    both, forward, backward = (gamma_row(way, gamma) for way in ("both", "forward", "backward"))
+def claims(chosen: Mapping[str, float]) -> dict[str, Claim]:
+    """Return the papers' claims and ours by their letters, with the gammas that were chosen."""
+    forward, backward, both = (gamma_row(way, chosen[f"gamma {way}"]) for way in WAYS)
     return {
         "a": Claim(
             "EI²: Instance Centering in the place of Layer Norm raises text obedience",
@@ -74,7 +75,7 @@ def claims(gamma: float) -> dict[str, Claim]:
             ),
         ),
         "e": Claim(
-            f"INR Smooth: both directions beat one on consistency (training-free, gamma {gamma:g})",
+            "INR Smooth: both directions beat one on consistency (training-free, each with its own gamma)",
             (
                 Part(both, forward, "warp_error", -1),
                 Part(both, backward, "warp_error", -1),
@@ -127,10 +128,10 @@ def group(rows: Rows, cases: Sequence[Case]) -> dict[str, list[Row]]:
     return groups
 
 
-def verdict_lines(groups: Mapping[str, Sequence[Row]], gamma: float) -> list[str]:
+def verdict_lines(groups: Mapping[str, Sequence[Row]], chosen: Mapping[str, float]) -> list[str]:
     """Return the verdict on each claim, with what it rests on."""
     lines = []
-    for letter, claim in claims(gamma).items():
+    for letter, claim in claims(chosen).items():
         verdict, findings = claim.judge(groups)
         lines.append(f"- **({letter}) {verdict[0].upper()}{verdict[1:]}.** {claim.text}.")
         for part, finding in findings:
@@ -144,7 +145,7 @@ def command_options(options: argparse.Namespace) -> str:
     """Return the options that a run was asked with."""
     if options.quick:
         return "--quick"
-    names = ("clips_of_kind", "seeds", "validation", "ddim_steps")
+    names = ("clips_of_kind", "seeds", "validation", "steps", "ddim_steps")
     given = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names]
     return " ".join([*given, *(["--kinds", *options.kinds] if options.kinds else [])])
 
@@ -221,8 +222,8 @@ def write_document(
         f"Written by `{command}`. The demo model edits {len(tasks)} drawn clips of {FRAMES} frames "
         f"({', '.join(kinds)}); their seeds begin at {HELD_OUT}, the model was trained from seed 0, and each "
         f"wanted object is a pair of colour and shape that it never saw. {options.seeds} seeds of the tuning; methods "
-        f"that draw nothing are measured once. {options.ddim_steps} DDIM steps, CFG {CFG:g}, tuning for "
-        f"{chosen['steps']:g} steps at {LEARNING_RATE:g}. A cell holds the mean over clips ± its standard error, each "
+        f"that draw nothing are measured once. {options.ddim_steps} DDIM steps, CFG {chosen['cfg']:g}, tuning "
+        f"for {options.steps} steps at {chosen['rate']:g}. A cell holds the mean over clips ± its standard error, each "
         "clip the mean of its seeds.",
         "",
         "## Verdicts",
@@ -231,7 +232,7 @@ def write_document(
         "Supported: the whole interval is on the claim's side. Not supported: none of it is. Otherwise, and with fewer "
         f"than {LEAST_CLIPS} clips, undecided.",
         "",
-        *verdict_lines(groups, chosen["gamma"]),
+        *verdict_lines(groups, chosen),
         "",
         "## Figures",
         "",

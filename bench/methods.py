@@ -124,19 +124,22 @@ class Choice:
         name: of it.
         method: that it is chosen with; all that take it get the same value.
         values: to choose from, the papers' or the node's own first: --quick takes that.
+        way: of INR Smooth's training-free inversion, whose rows have a gamma each.
     """
 
     name: str
     method: str
     values: tuple[float, ...]
+    way: Direction | None = None
 
 
 CHOICES = (
-    Choice("steps", EI2, (200, 100)),
+    Choice("cfg", REFERENCE, (7.5, 3.0)),
+    Choice("rate", EI2, (1e-4, 3e-4)),
     Choice("weight", INR, (2.0, 0.2)),
     Choice("smooth_weight", SMOOTH_VIDEO, (0.2, 2.0)),
     Choice("strength", "FFAM + relation, motion", (0.5, 0.25)),
     Choice("plain_strength", "FFAM + relation, plain", (0.5, 0.25)),
     Choice("end", "FFAM + prompt-to-prompt", (0.3, 0.6)),
-    Choice("gamma", "", (0.5, 1.0)),
+    *(Choice(f"gamma {way}", FFAM, (0.5, 1.0), way) for way in WAYS),
 )

@@ -96,18 +96,16 @@ def test_what_nothing_is_drawn_for_is_measured_once(options) -> None:
     assert len(set(cases)) == len(cases)
 
 
+FIRST = {choice.name: choice.values[0] for choice in methods.CHOICES}
+LATER = methods.gamma_row("both", 0.5)  # in the stand-in table less steady than gamma 1
+
+
 @pytest.fixture
-def editing(tmp_path: Path, monkeypatch) -> argparse.Namespace:
+def editing(tmp_path: Path) -> argparse.Namespace:
     """Options of the smallest measurement of edits: one clip, few steps."""
-    chosen = (
-        methods.Choice("steps", methods.EI2, (2, 1)),
-        *(choice for choice in methods.CHOICES if choice.name != "steps"),
-    )
-    monkeypatch.setattr(edit, "CHOICES", chosen)
-    monkeypatch.setattr(edit, "QUICK_STEPS", 2)
     return argparse.Namespace(
-        quick=True, clips_of_kind=1, kinds=("colour",), seeds=2, validation=1, ddim_steps=2, state=tmp_path / "state",
-        document=tmp_path / "benchmark.md", json=tmp_path / "edit.json",
+        quick=True, clips_of_kind=1, kinds=("colour",), seeds=2, validation=1, steps=2, ddim_steps=2,
+        state=tmp_path / "state", document=tmp_path / "benchmark.md", json=tmp_path / "edit.json",
     )  # fmt: skip
 
 
@@ -149,43 +147,43 @@ def test_hyper_parameters_are_chosen_on_validation_clips_alone(editing, monkeypa
             obeyed = {2.0: 0.5, 0.2: 0.9}.get(case.value, 0.8) if case.method == methods.INR else 0.8
             return {
                 "obeyed": obeyed - 0.02 * (case.value == 0.25),
-                "warp_error": case.value + case.steps + len(case.method),
+                "warp_error": case.value + case.rate + case.cfg + (case.method == LATER),
             }
 
     chosen, measured = edit.choose(Table(), editing)
-    assert chosen["steps"] == 1, "as obedient, steadier"
+    assert chosen["cfg"] == 3 and chosen["rate"] == 1e-4, "as obedient, steadier"
     assert chosen["weight"] == 0.2, "the other obeys less"
     assert chosen["strength"] == 0.25, "a little less obedient, steadier"
     assert len(measured) == sum(len(choice.values) for choice in edit.CHOICES)
     assert {case.clip for case in asked} == {f"{kind}_0" for kind in KINDS}
     later = [case for case in asked if case.method == methods.INR]
-    assert {case.steps for case in later} == {1}, "what is chosen first holds for the rest"
+    assert {(case.cfg, case.rate) for case in later} == {(3, 1e-4)}, "what is chosen first holds for the rest"
     held_out = list(edit.list_cases(editing, chosen))
     assert all(case.held_out for case in held_out)
     assert {case.value for case in held_out if case.method == methods.INR} == {0.2}
+    assert [chosen[f"gamma {way}"] for way in methods.WAYS] == [0.5, 0.5, 1.0], "each way its own"
     lines = edit_document.validation_lines(measured, chosen, 6)
     assert "Chosen on 6 validation clips" in lines[0] and "| weight | EI² + INR | 0.2 | 0.900 |" in lines[2]
 
 
 def test_every_claim_names_methods_and_figures_that_are_measured() -> None:
     for gamma in (0.5, 1.0):
-        for claim in edit_document.claims(gamma).values():
+        for claim in edit_document.claims({f"gamma {way}": gamma for way in methods.WAYS}).values():
             for part in claim.parts:
                 assert {part.better, part.worse} <= set(methods.METHODS) and part.key in edit_document.COLUMNS
     assert set(edit_document.SHOWN) <= {methods.DO_NOTHING, methods.AS_DRAWN, *methods.METHODS}
     assert {how.takes for how in methods.METHODS.values()} <= {"", *(choice.name for choice in methods.CHOICES)}
     quick = {name for name, how in methods.METHODS.items() if how.quick}
-    assert {part.better for claim in edit_document.claims(0.5).values() for part in claim.parts} <= quick
+    assert {part.better for claim in edit_document.claims(FIRST).values() for part in claim.parts} <= quick
 
 
 @pytest.mark.parametrize("base", [methods.REFERENCE, methods.FFAM, methods.EI2])
-def test_an_edit_with_prompt_tokens_is_another_one(base: str) -> None:
+def test_an_edit_with_prompt_tokens_is_another_one(base: str, editing) -> None:
     task, bench = draw_task("colour", 0, held_out=False), edit.Bench(world.World())
-    chosen = {choice.name: choice.values[0] for choice in methods.CHOICES} | {"steps": 2}
     found = {}
     with torch.inference_mode():
         for name in (base, f"{base} + prompt tokens"):
-            row, found[name] = bench.run(edit.make_case(name, "colour", False, 0, 2, chosen), task)
+            row, found[name] = bench.run(edit.make_case(name, "colour", False, 0, editing, FIRST), task)
             assert row["memory"] > 0
     without, with_tokens = found.values()
     assert with_tokens.shape == without.shape and not torch.equal(with_tokens, without)
