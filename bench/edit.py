@@ -116,13 +116,13 @@ class Bench:
         self.truth: Truth
         self.tuned: dict[tuple, tuple[ModelPatcher, Watch]] = {}
         self.learned: dict[tuple, tuple[PromptAdapter, Watch]] = {}
-        self.reference: dict[int, float] = {}
+        self.reference: dict[tuple, float] = {}
 
     def turn_to(self, case: Case, task: Task) -> None:
         """Make the clip of a case the one at hand; tunings of another are forgotten."""
         key = case.clip, case.held_out, case.seed
         if key != self.key:
-            self.key, self.truth, self.tuned, self.learned, self.reference = key, Truth(task), {}, {}, {}
+            self.key, self.truth, self.tuned, self.learned = key, Truth(task), {}, {}
 
     def model(self, case: Case, how: Tuned) -> tuple[ModelPatcher, Watch | None]:
         """Return the model of a method, and what its tuning took."""
@@ -188,10 +188,11 @@ class Bench:
 
     def seconds_per_frame(self, case: Case) -> float:
         """Return the seconds of editing the clip at hand per frame, to which others are set in relation."""
-        if case.ddim_steps not in self.reference:
+        key = case.clip, case.held_out, case.ddim_steps
+        if key not in self.reference:
             plain = replace(case, method=REFERENCE, value=0.0, steps=0, rate=0.0)
-            self.reference[case.ddim_steps] = min(self.edit(plain)[1].seconds for _ in range(2))
-        return self.reference[case.ddim_steps]
+            self.reference[key] = min(self.edit(plain)[1].seconds for _ in range(2))
+        return self.reference[key]
 
     def run(self, case: Case, task: Task) -> tuple[Row, Tensor]:
         """Edit and judge."""
