@@ -98,6 +98,19 @@ def sample(title: str, model: str, positive: str, inversion: str, cfg: float) ->
     return Node(title, OURS + "SmoothSample", links, {"cfg": cfg})
 
 
+def relink(node: Node, **links: tuple[str, str]) -> Node:
+    """Return a node with further or other links."""
+    return replace(node, links={**node.links, **links})
+
+
+def relation(task: Task) -> list[Node]:
+    """Return the nodes that tie frames to each other along the clip's motion."""
+    return [
+        Node("Motion", OURS + "ClipMotion", {"images": task.pixels}),
+        Node("Relation", OURS + "InterframeNoiseRelation", {"motion": ("Motion", "motion")}),
+    ]
+
+
 def show(title: str, source_node: str, output: str) -> Node:
     """Return a node that shows a text."""
     return Node(title, "PreviewAny", {"source": (source_node, output)})
@@ -171,6 +184,60 @@ def edit(task: Task) -> list[Group]:
         Group("5 Edited clip", save("edit", ("Edit", "latent"))),
         Group("6 Reconstruction", save("reconstruction", ("Reconstruction", "latent"))),
         Group("7 Autoencoder alone", save("autoencoder round trip", ("Encode", "LATENT"))),
+    ]
+
+
+def long_clip(task: Task) -> list[Group]:
+    """Return an edit of a clip that is too long for one batch: tuned some frames at a time, sampled in windows."""
+    windows = {"context_length": WINDOW, "context_overlap": WINDOW // 2, "causal_window_fix": False}
+    given, windowed = {"model": ("Tune", "clip_model")}, ("Windows", "MODEL")
+    edited = sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)
+    options = replace(task, options={**task.options, "frames_per_step": WINDOW // 2})
+    return [
+        task.nodes(names_source=True),
+        Group(
+            "2 Clip model",
+            [INFLATE, PATCH, *tuning(options)],
+            "Each tuning step takes some neighbouring frames (frames_per_step of the options), another stretch every "
+            "time.",
+        ),
+        Group(
+            "3 Windows, invert, sample",
+            [
+                Node("Windows", "ContextWindowsManual", given, windows),
+                relink(invert("Invert", "Tune", "Empty prompt"), model=windowed),
+                *relation(task),
+                relink(edited, model=windowed, relation=("Relation", "relation")),
+            ],
+            "The model sees so many frames at a time, and neighbouring windows are blended where they overlap. The "
+            "relation ties all frames along the motion, across the windows too. Memory depends on context_length, "
+            "not on the clip.",
+        ),
+        Group("4 Edited clip", save("edit", ("Edit", "latent"))),
+    ]
+
+
+def controlnet(task: Task) -> list[Group]:
+    """Return an edit that a ControlNet steers as well."""
+    steer = {"positive": ("Edited prompt", "CONDITIONING"), "negative": ("Negative prompt", "CONDITIONING")}
+    steer |= {"control_net": ("ControlNet", "CONTROL_NET"), "image": ("Edges", "IMAGE")}
+    edited = sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)
+    return [
+        task.nodes(names_source=True),
+        Group("2 Clip model", [INFLATE, PATCH, *tuning(task)], "A LoRA goes between Model and Inflate."),
+        Group("3 Invert", [invert("Invert", "Tune", "Empty prompt")], "The clip is inverted without ControlNet."),
+        Group(
+            "4 Steer and sample",
+            [
+                Node("ControlNet", "ControlNetLoader", {}, {"control_net_name": CONTROL_NET}),
+                Node("Edges", "Canny", {"image": task.pixels}),
+                Node("Steer", "ControlNetApplyAdvanced", steer, {"strength": 0.6, "end_percent": 0.7}),
+                relink(edited, positive=("Steer", "positive"), negative=("Steer", "negative")),
+            ],
+            "One hint for each frame of the clip, of the clip's own size. Less strength, or an earlier end_percent, "
+            "gives the edited prompt more say.",
+        ),
+        Group("5 Edited clip", save("edit", ("Edit", "latent"))),
     ]
 
 
@@ -348,8 +415,7 @@ def tuning_settings(task: Task, side: int) -> list[Group]:
 
 def noise_relation(task: Task, file: str) -> list[Group]:
     """Return an edit whose frames are tied to each other along the clip's motion, beside one that is not."""
-    tied = sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)
-    tied = replace(tied, links={**tied.links, "relation": ("Relation", "relation")})
+    tied = relink(sample("Edit", "Tune", "Edited prompt", "Invert", 7.5), relation=("Relation", "relation"))
     return [
         task.nodes(),
         Group(
@@ -363,8 +429,7 @@ def noise_relation(task: Task, file: str) -> list[Group]:
         Group(
             "3 Sample",
             [
-                Node("Motion", OURS + "ClipMotion", {"images": task.pixels}),
-                Node("Relation", OURS + "InterframeNoiseRelation", {"motion": ("Motion", "motion")}),
+                *relation(task),
                 tied,
                 show("Sample report", "Edit", "report"),
             ],
@@ -670,6 +735,8 @@ def inversion_stability(task: Task) -> list[Group]:
     ]
 
 
+WINDOW = 16  # frames that the model sees at a time in a long clip
+CONTROL_NET = "control_v11p_sd15_canny_fp16.safetensors"
 DEMO_TASK = Task(
     DEMO,
     "red_circle.mp4",
@@ -688,6 +755,15 @@ SD15_TASK = Task(
     {},
     {"gradient_checkpointing": True},
 )
+
+
+LONG_DEMO_TASK = replace(
+    DEMO_TASK,
+    file="striped_cross.mp4",
+    before="a striped blue cross on a brick wall",
+    after="a striped red ring on a brick wall",
+)
+LONG_SD15_TASK = replace(SD15_TASK, crop=(48, 512))
 
 
 def twins(name: str, make: Callable[[Task], list[Group]]) -> dict[str, list[Group]]:
@@ -709,6 +785,9 @@ def workflows() -> dict[str, list[Group]]:
     """Return every workflow by its file name."""
     return {
         **twins("edit", edit),
+        "demo_long_clip": long_clip(LONG_DEMO_TASK),
+        "sd15_long_clip": long_clip(LONG_SD15_TASK),
+        "sd15_controlnet": controlnet(SD15_TASK),
         "demo_training_free": training_free(DEMO_TASK),
         **twins("saved_tune", lambda task: saved_tune(task, first_tune(task))),
         **twins("tune_dial", lambda task: tune_dial(task, first_tune(task))),

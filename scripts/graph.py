@@ -10,7 +10,13 @@ from .workflow import CONTROLS, Json, default_value, is_widget
 
 WIDTH, GAP, TOP = 340, 60, 140
 COLOUR = "#3f789e"
-SHOWN = {"LoadVideo": WIDTH, "SaveVideo": WIDTH, "PreviewImage": 240, "PreviewAny": 200}  # pixels of what it shows
+SHOWN = {  # pixels of what a node shows below its inputs
+    "LoadVideo": WIDTH,
+    "SaveVideo": WIDTH,
+    "PreviewImage": 240,
+    "PreviewAny": 200,
+    "ConsistentVideo_OneShotTune": 260,  # preview, with the state of the tuning
+}
 
 
 @dataclass(frozen=True)

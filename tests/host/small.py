@@ -116,6 +116,13 @@ def write_sd15_checkpoint(path: Path) -> None:
     save_file({key: value.contiguous() for key, value in weights.items()}, path)
 
 
+def write_sd15_controlnet(path: Path) -> None:
+    """Write a randomly filled ControlNet for `write_sd15_checkpoint`'s UNet, as the core loader takes it."""
+    net = comfy.cldm.cldm.ControlNet(hint_channels=3, num_heads=8, **SD15_UNET)
+    weights = random_weights({key: value.shape for key, value in net.state_dict().items()}, 0.02, torch.float16)
+    save_file({f"control_model.{key}": value.contiguous() for key, value in weights.items()}, path)
+
+
 def lively_weights(shapes: dict[str, torch.Size], dtype: torch.dtype) -> dict[str, Tensor]:
     """Return weights of these shapes that keep the size of what passes through, the same at each call."""
     weights = {}

@@ -11,12 +11,13 @@ from PIL import Image
 from consistent_video.demo.clips import save_video
 from consistent_video.modules.weights import load_tune
 from consistent_video.scripts.clips import fit_square, read_clip
+from consistent_video.scripts.descriptions import CONTROL_NET
 from consistent_video.scripts.environment import ROOT
 from consistent_video.scripts.host import GraphError, Host
 from consistent_video.scripts.judge import get_psnr
 from consistent_video.scripts.workflow import find_node, set_values, to_prompt
 
-from .small import write_sd15_checkpoint
+from .small import write_sd15_checkpoint, write_sd15_controlnet
 
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 PATIENCE = 900  # seconds; a loaded machine is many times slower
@@ -61,6 +62,9 @@ def checkpoint(host: Host, test_data: Path) -> str:
     folder = host.base / "models" / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     write_sd15_checkpoint(folder / CHECKPOINT)
+    nets = host.base / "models" / "controlnet"
+    nets.mkdir(exist_ok=True)
+    write_sd15_controlnet(nets / CONTROL_NET)
     return CHECKPOINT
 
 
@@ -198,6 +202,14 @@ def test_a_tuning_is_planned(host: Host, demo_clip: Path) -> None:
     assert len(json.loads(run.text(find_node(prompt, "Tune report")))["loss"]) == 3
 
 
+def test_a_clip_is_edited_in_windows(host: Host) -> None:
+    clip = Path(shutil.copy(ROOT / "demo" / "clips" / "striped_cross.mp4", host.base / "input"))
+    prompt = load_workflow(host, "demo_long_clip")
+    run = host.run(prompt, patience=PATIENCE)
+    edited = saved_frames(host, prompt, run, "Save edit")
+    assert edited.shape == read_clip(clip)[0].shape and len(edited) == 24
+
+
 def test_an_edit_follows_a_motion_that_is_given(host: Host, tuned, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_known_motion")
     run = host.run(prompt, patience=PATIENCE)
@@ -292,6 +304,8 @@ SD15 = {  # in this order: the first save what the others load
     "prompt_tokens": {"Tokens.advise_learning_rate": False},
     "saved_prompt_tokens": {},
     "inversion_stability": {"Stability.iterations": 1},
+    "controlnet": {},
+    "long_clip": {"Windows.context_length": 2, "Windows.context_overlap": 1, "Options.frames_per_step": 2},
 }
 
 

@@ -4,6 +4,7 @@ import comfy.model_sampling
 import comfy.samplers
 import pytest
 import torch
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import DisableNoise, Guider_Basic, RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_model_advanced import LCM
 from diffusers import DDIMInverseScheduler, DDIMScheduler
@@ -67,16 +68,31 @@ def schedule(kind, prediction: str):
 
 
 @torch.no_grad()
-def diffusers_walk(model, kind, prediction: str, x: torch.Tensor, positive: list, cfg: float = 1.0) -> torch.Tensor:
-    """Walk with a scheduler of diffusers, calling the host's UNet directly; variance-preserving model latents."""
+def diffusers_walk(
+    model, kind, prediction: str, x: torch.Tensor, positive: list, cfg: float = 1.0, windows: dict | None = None
+) -> torch.Tensor:
+    """Walk with a scheduler of diffusers, calling the host's UNet directly; variance-preserving model latents.
+
+    `windows` maps the frames that the UNet sees at a time to their weights in the mean of what it says of a frame.
+    """
+    windows = windows or {tuple(range(len(x))): (1.0,) * len(x)}
     scheduler = schedule(kind, prediction)
     unet, options = model.model.diffusion_model, model.model_options["transformer_options"]
-    text = torch.cat([positive[0][0].expand(len(x), -1, -1), EMPTY[0][0].expand(len(x), -1, -1)]).to(x)
+    text = [prompt[0][0].expand(len(x), -1, -1).to(x) for prompt in (positive, EMPTY)]
     for t in scheduler.timesteps:
-        rows = t.to(x).expand(2 * len(x))
-        out = unet(torch.cat([x, x]), rows, text, transformer_options={**options, "cond_or_uncond": [0, 1]})
-        bound, free = out.chunk(2)
-        x = scheduler.step(free + cfg * (bound - free), t, x).prev_sample
+        said, weight = torch.zeros_like(x), torch.zeros(len(x), 1, 1, 1).to(x)
+        for frames, weights in windows.items():
+            seen = list(frames)
+            both = (
+                torch.cat([x[seen], x[seen]]),
+                t.to(x).expand(2 * len(seen)),
+                torch.cat([part[seen] for part in text]),
+            )
+            bound, free = unet(*both, transformer_options={**options, "cond_or_uncond": [0, 1]}).chunk(2)
+            weights = torch.tensor(weights)[:, None, None, None].to(x)
+            said[seen] += weights * (free + cfg * (bound - free))
+            weight[seen] += weights
+        x = scheduler.step(said / weight, t, x).prev_sample
     return x
 
 
@@ -91,6 +107,22 @@ def test_inversion_and_sampling_agree_with_diffusers(latent, kind, prediction) -
     assert (ours - expected).norm() / expected.norm() < 1e-4
     sampled = sample(model, EDIT, EMPTY, inversion, 4.0)["samples"]
     expected = diffusers_walk(model, DDIMScheduler, prediction, expected, EDIT, 4.0).cpu() / 0.18215
+    assert (sampled.cpu() - expected).norm() / expected.norm() < 1e-4
+
+
+def test_in_context_windows_what_overlaps_is_blended(model, latent) -> None:
+    """A long clip: the host shows the model some frames at a time."""
+    given = 3, 1, "standard_static", 1, False, "pyramid", 0, False
+    windowed = ContextWindowsManualNode.execute(model, *given, causal_window_fix=False).args[0]
+    inversion = plain(windowed, latent)
+    windows = {(0, 1, 2): (1.0, 2.0, 1.0), (2, 3, 4): (1.0, 2.0, 1.0)}
+    x = (0.18215 * latent["samples"]).to(model.load_device)
+    expected = diffusers_walk(model, DDIMInverseScheduler, "epsilon", x, SOURCE, windows=windows)
+    sigma = inversion[INVERSION]["sigmas"][0]
+    ours = (0.18215 * inversion["samples"] / (1 + sigma**2).sqrt()).to(expected)
+    assert (ours - expected).norm() / expected.norm() < 1e-4
+    sampled = sample(windowed, EDIT, EMPTY, inversion, 4.0)["samples"]
+    expected = diffusers_walk(model, DDIMScheduler, "epsilon", expected, EDIT, 4.0, windows).cpu() / 0.18215
     assert (sampled.cpu() - expected).norm() / expected.norm() < 1e-4
 
 

@@ -1,0 +1,134 @@
+"""The pack in ComfyUI's own editor, in a real browser: every workflow opened, the main one run, each help page shown.
+
+Pictures of what was seen lie in output/browser.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from consistent_video.scripts.browser import Editor
+from consistent_video.scripts.environment import ROOT, comfyui_tree
+from consistent_video.scripts.host import PACK, Host, device_arguments
+from consistent_video.scripts.workflow import to_prompt
+
+WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+HELP = sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md"))
+SHOTS = ROOT / "output" / "browser"
+PATIENCE = 900_000  # milliseconds; a loaded machine is many times slower
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A server of its own: what is queued here is not to lie in the cache of the others' graphs."""
+    base = tmp_path_factory.mktemp("edited")
+    (base / "input").mkdir()
+    for clip in (ROOT / "demo" / "clips").glob("*.mp4"):
+        shutil.copy(clip, base / "input")
+    shutil.copy(ROOT / "demo" / "clips" / "red_circle.mp4", base / "input" / "clip.mp4")
+    with Host(comfyui_tree(), base, device_arguments()) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def editor(server: Host) -> Iterator[Editor]:
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    with Editor(server.address) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def info(server: Host) -> dict:
+    return server.object_info()
+
+
+def without_titles(prompt: dict) -> dict:
+    """Return a prompt without what the editor alone knows: titles, and the preview that lies on Load Video."""
+    return {
+        key: (node["class_type"], {name: value for name, value in node["inputs"].items() if name != "video-preview"})
+        for key, node in prompt.items()
+    }
+
+
+def saved(name: str) -> dict:
+    return json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_opens_from_the_template_browser(editor: Editor, info: dict, name: str) -> None:
+    """What the editor would queue is what the other tests run."""
+    editor.complaints.clear()
+    editor.open_template(PACK, name)
+    assert not editor.missing() and not editor.complaints
+    assert without_titles(editor.prompt()) == without_titles(to_prompt(saved(name), info))
+    boxes = editor.boxes("nodes")
+    overlapping = [
+        (one, other)
+        for one, (x, y, w, h) in boxes.items()
+        for other, (left, top, width, height) in boxes.items()
+        if one < other and x < left + width and left < x + w and y < top + height and top < y + h
+    ]
+    assert not overlapping
+
+
+def test_a_missing_node_is_noticed(editor: Editor) -> None:
+    graph = saved("demo_edit")
+    graph["nodes"][3]["type"] = "NoSuchNode"
+    editor.open(graph)
+    assert editor.missing() == ["NoSuchNode"]
+    editor.page.keyboard.press("Escape")
+
+
+def test_the_main_workflow_is_queued_by_a_click(editor: Editor) -> None:
+    editor.open_template(PACK, "demo_edit")
+    editor.complaints.clear()
+    page = editor.page
+    few = {"Tune": {"steps": 6}, "Preview": {"every": 2, "preview_steps": 2}}
+    few |= {name: {"steps": 3} for name in ("Invert", "Invert to reconstruct")}
+    page.evaluate(
+        "few => Object.entries(few).forEach(([title, values]) => Object.entries(values).forEach(([name, value]) => "
+        "{ app.graph.nodes.find(node => node.title === title).widgets.find(w => w.name === name).value = value }))",
+        few,
+    )
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.wait_for_function("/[1-9]\\d?%/.test(document.title)", timeout=PATIENCE)
+    editor.wait_for_picture("Tune", PATIENCE)
+    editor.picture().save(SHOTS / "tuning.png")
+    for title in ("Save edit", "Save reconstruction", "Save autoencoder round trip"):
+        editor.wait_for_video(title, PATIENCE)
+    assert page.get_by_text('"loss"').count()
+    editor.picture().save(SHOTS / "edited.png")
+    assert not editor.complaints
+
+
+def test_the_nodes_of_the_newer_kind_work_as_well(editor: Editor) -> None:
+    """The editor's nodes drawn by Vue, which fold advanced inputs away."""
+    editor.set("Comfy.VueNodes.Enabled", True)
+    try:
+        editor.complaints.clear()
+        editor.open_template(PACK, "demo_edit")
+        tune = editor.page.locator("[data-node-id]").filter(has_text="learning_rate").first
+        tune.wait_for()
+        editor.show(editor.boxes("nodes")["Invert"])
+        inversion = editor.page.locator("[data-node-id]").filter(has_text="refinements").first
+        assert "gamma" in inversion.inner_text() and "reading" not in inversion.inner_text()
+        editor.picture().save(SHOTS / "vue_nodes.png")
+        assert not editor.complaints
+    finally:
+        editor.set("Comfy.VueNodes.Enabled", False)
+
+
+@pytest.mark.parametrize("kind", HELP)
+def test_a_help_page_is_shown_with_its_picture(editor: Editor, info: dict, kind: str) -> None:
+    editor.open_node(kind)
+    editor.complaints.clear()
+    editor.open_help()
+    page = editor.page
+    page.get_by_role("heading", name=info[kind]["display_name"], exact=True).wait_for()
+    picture = page.locator(f"img[src*='{kind}']")
+    picture.wait_for()
+    page.wait_for_function("name => document.querySelector(`img[src*='${name}']`).naturalWidth > 200", arg=kind)
+    other_languages = [text for text in editor.complaints if text.endswith(f"{kind}/en.md")]  # asked for first
+    assert editor.complaints == other_languages
