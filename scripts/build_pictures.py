@@ -79,6 +79,8 @@ def draw_tour(editor: Editor) -> None:
     editor.show(editor.boxes("nodes")["Tune"])
     editor.page.evaluate("app.queuePrompt(0)")
     editor.wait_for_picture("Tune", RUN_PATIENCE)
+    far = "app.graph.nodes.find(node => node.title === 'Tune').progress > 0.8"
+    editor.page.wait_for_function(far, timeout=RUN_PATIENCE)
     tuning = draw_node(editor, editor.boxes("nodes")["Tune"])
     for title in TOUR["result"]:
         editor.show(editor.boxes("nodes")[title])

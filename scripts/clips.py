@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 
-from ..modules.grid import draw_strip
+from ..modules.grid import draw_strip, side_by_side
 
 
 def read_clip(path: Path, num_frames: int | None = None) -> tuple[torch.Tensor, Fraction]:
@@ -54,3 +54,18 @@ def save_strip(path: Path, rows: dict[str, torch.Tensor], columns: int = 8, side
     """Save clips below each other as one picture, see `draw_strip`; PNG, or lossy WebP by the path's ending."""
     picture = rearrange((draw_strip(rows, columns, side) * 255).round().byte(), "c h w -> h w c")
     Image.fromarray(picture.numpy()).save(path)
+
+
+def save_animation(path: Path, clips: dict[str, torch.Tensor], rate: Fraction, side: int = 240) -> None:
+    """Save clips beside each other as an animated WebP that begins anew at its end.
+
+    Args:
+        path: of the file.
+        clips: frames (f, 3, h, w) in [0, 1] by label, all of one size.
+        rate: in frames per second.
+        side: height of a shown frame in pixels.
+    """
+    large = {name: F.interpolate(frames, scale_factor=side / frames.shape[-2]) for name, frames in clips.items()}
+    shown = rearrange((side_by_side([large]).clamp(0, 1) * 255).round().byte(), "f c h w -> f h w c")
+    first, *others = (Image.fromarray(frame.numpy()) for frame in shown)
+    first.save(path, save_all=True, append_images=others, duration=round(1000 / rate), loop=0, quality=80, method=6)

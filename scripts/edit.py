@@ -15,7 +15,7 @@ import torch
 
 from ..demo.clips import save_video
 from ..demo.reader import ShapeReader
-from .clips import fit_square, read_clip, save_strip
+from .clips import fit_square, read_clip, save_animation, save_strip
 from .environment import ROOT, SetupError, comfyui_tree, say
 from .host import GraphError, Host, HostError, Progress, Run, device_arguments
 from .judge import get_mean, get_motion_errors, get_psnr, list_remarks, read_edit
@@ -91,7 +91,7 @@ def edit_clip(options: argparse.Namespace) -> int:
         return 1
     show_report(report, options.output)
     if options.document:
-        document(report, options.output / "strip.png")
+        document(report, options.output)
     return 0
 
 
@@ -154,7 +154,8 @@ def make_prompt(workflow: Json, object_info: Json, options: argparse.Namespace) 
 
 
 def make_report(host: Host, prompt: Json, run: Run, options: argparse.Namespace) -> Json:
-    """Copy the saved clips to the output folder, measure them and write strip.png and report.json beside them.
+    """Copy the saved clips to the output folder, measure them and write strip.png, animation.webp and report.json beside
+    them.
 
     Returns:
         The report.
@@ -181,7 +182,9 @@ def make_report(host: Host, prompt: Json, run: Run, options: argparse.Namespace)
         "seconds": sum_seconds(prompt, run),
     }
     report["remarks"] = list_remarks(report)
-    save_strip(options.output / "strip.png", {name: clips[name] for name in ("source", "reconstruction", "edit")})
+    shown = {name: clips[name] for name in ("source", "reconstruction", "edit")}
+    save_strip(options.output / "strip.png", shown)
+    save_animation(options.output / "animation.webp", shown, read_clip(options.output / "edit.mp4")[1])
     (options.output / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
     return report
 
@@ -262,9 +265,10 @@ def show_report(report: Json, output: Path) -> None:
         say(f"{(output / name).resolve()}")
 
 
-def document(report: Json, strip: Path) -> None:
-    """Write a report into README.md, between its two marks, and the picture strip into docs/."""
-    shutil.copyfile(strip, ROOT / "docs" / "demo_strip.png")
+def document(report: Json, output: Path) -> None:
+    """Write a report into README.md, between its two marks, and its pictures into docs/."""
+    for name in ("strip.png", "animation.webp"):
+        shutil.copyfile(output / name, ROOT / "docs" / f"demo_{name}")
     rows = "\n".join(f"| {name} | {words} |" for name, words in summarise(report).items())
     remarks = "\n".join(f"- {remark}" for remark in report["remarks"])
     table = f'| "{report["prompt"]}" | edited to "{report["edit"]}" |\n|---|---|\n{rows}\n\n{remarks}'

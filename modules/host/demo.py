@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import comfy.latent_formats
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
@@ -12,6 +13,10 @@ import comfy.utils
 from comfy.model_patcher import ModelPatcher
 
 WEIGHTS = Path(__file__).parents[2] / "demo" / "weights"
+
+
+class DemoLatents(comfy.latent_formats.SD15):
+    """Latents of the demo model's own autoencoder, which the host's quick previews for Stable Diffusion do not fit."""
 
 
 def demo_config() -> dict[str, Any]:
@@ -27,6 +32,7 @@ def load_demo_unet(disable_dynamic: bool = False) -> ModelPatcher:
     dtype = comfy.model_management.unet_dtype(device, supported_dtypes=config.supported_inference_dtypes)
     manual_cast = comfy.model_management.unet_manual_cast(dtype, device, config.supported_inference_dtypes)
     config.set_inference_dtype(dtype, manual_cast)
+    config.latent_format = DemoLatents()
     model = config.get_model(weights, "")
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, device, comfy.model_management.unet_offload_device())
@@ -42,5 +48,9 @@ def load_demo_model() -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
         clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
         model_options={"model_config": dict(demo_config()["clip_l"])},
     )
-    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(WEIGHTS / "vae.safetensors"), safe_load=True))
-    return load_demo_unet(), clip, vae
+    return load_demo_unet(), clip, load_demo_vae()
+
+
+def load_demo_vae() -> comfy.sd.VAE:
+    """Load the autoencoder, small enough to decode previews."""
+    return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(WEIGHTS / "vae.safetensors"), safe_load=True))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..ddim import Prediction, sample_ddim, sample_ddim_inversion
 from ..schedule import ddim_sigmas
+from .demo import DemoLatents, load_demo_vae
 from .patch import TemporalBank
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -83,9 +84,19 @@ class Preview:
         return [self.previewer.decode_latent_to_preview(edit[i : i + 1]) for i in range(len(edit))]
 
 
+class DemoPreviewer(latent_preview.TAESDPreviewerImpl):
+    """Decodes the demo model's latents in full: no previewer of the host fits them, and the decoder is tiny."""
+
+    def decode_latent_to_preview(self, x0: Tensor) -> Image:
+        """Return the picture of the first of some model latents."""
+        return super().decode_latent_to_preview(DemoLatents().process_out(x0))
+
+
 def find_previewer(model: ModelPatcher) -> latent_preview.LatentPreviewer:
     """Return the host's previewer of a model's latents, its quickest one where previews are off."""
     latents = model.model.latent_format
+    if isinstance(latents, DemoLatents):
+        return DemoPreviewer(load_demo_vae().first_stage_model.to(model.load_device))
     chosen = latent_preview.get_previewer(model.load_device, latents)
     if chosen is not None:
         return chosen

@@ -2,6 +2,7 @@
 
 import comfy.sample
 import comfy.samplers
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from consistent_video.modules.host.apply import apply_tune
 from consistent_video.modules.host.demo import WEIGHTS, load_demo_model
 from consistent_video.modules.host.inversion import InversionSettings, invert_clip
 from consistent_video.modules.host.patch import attach, inflate
+from consistent_video.modules.host.preview import find_previewer
 from consistent_video.modules.host.progress import TuningProgress
 from consistent_video.modules.host.sampling import SampleSettings, sample_clip
 from consistent_video.modules.host.training import tune_model
@@ -26,6 +28,16 @@ WANTED = [("blue", "square"), ("red", "circle"), ("green", "star"), ("yellow", "
 @pytest.fixture(scope="module")
 def demo():
     return load_demo_model()
+
+
+def test_a_preview_looks_like_the_clip(demo) -> None:
+    model, _, vae = demo
+    frames = read_clip(CLIPS / "yellow_star.mp4")[0][:1]
+    with torch.no_grad():
+        latent = model.model.process_latent_in(vae.encode(frames.movedim(1, -1)))
+        picture = find_previewer(model).decode_latent_to_preview(latent.to(model.load_device))
+    shown = torch.from_numpy(np.asarray(picture).copy()).movedim(-1, 0)[None] / 255
+    assert get_psnr(shown, frames) > 28
 
 
 def encode(clip, text: str) -> list:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from consistent_video.demo.clips import save_video
 from consistent_video.modules.grid import GAP
-from consistent_video.scripts.clips import fit_square, read_clip, save_strip
+from consistent_video.scripts.clips import fit_square, read_clip, save_animation, save_strip
 
 
 @pytest.fixture
@@ -31,6 +31,16 @@ def test_a_frame_is_cropped_about_its_centre(frames: torch.Tensor) -> None:
     square = fit_square(frames, 16)
     assert square.shape == (5, 3, 16, 16)
     torch.testing.assert_close(square.mean((1, 2, 3)), frames.mean((1, 2, 3)), atol=1e-3, rtol=0)
+
+
+def test_an_animation_shows_every_frame(frames: torch.Tensor, tmp_path: Path) -> None:
+    save_animation(tmp_path / "moving.webp", {"before": frames, "after": 1 - frames}, Fraction(8), side=64)
+    with Image.open(tmp_path / "moving.webp") as moving:
+        moving.load()
+        assert moving.n_frames == len(frames) and moving.info["duration"] == 125 and moving.info["loop"] == 0
+        assert moving.width == 2 * (96 + GAP)
+        shown = [frame.convert("L").getpixel((48, frame.height - 32)) for frame in ImageSequence.Iterator(moving)]
+    assert shown == sorted(shown) and shown[-1] > shown[0] + 60
 
 
 def test_a_strip_has_a_row_for_each_clip(frames: torch.Tensor, tmp_path: Path) -> None:
