@@ -11,6 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..scripts.clips import save_strip
+from ..scripts.environment import ROOT
+from ..scripts.readme import write_region
 from .edit import OBEYED, Case, Rows
 from .methods import (
     AS_DRAWN,
@@ -36,6 +38,8 @@ from .world import Row
 TEXTURE_LOST, GHOSTS_ADDED, COST_ADDED = 0.05, 0.02, 0.1
 OBEYED_LOST, MOTION_ADDED = 0.05, 1.0  # share; pixels
 SHOWN = (DO_NOTHING, AS_DRAWN, REFERENCE, FFAM, "FFAM + prompt-to-prompt", "Tune-A-Video", EI2, INR, MOTION)
+PUBLISHED = ROOT / "docs" / "benchmark.md"  # whose figures the README shows as well
+BRIEF = ("obeyed", "kept", "motion_error", "warp_error", "flicker", "texture", "cost", "tuning_cost")
 COLUMNS = {
     "obeyed": "obeyed",
     "kept": "kept",
@@ -195,6 +199,35 @@ def save_strips(rows: Rows, cases: Sequence[Case], tasks: Mapping[str, Task], do
     return lines
 
 
+def table_lines(groups: Mapping[str, Sequence[Row]], names: Sequence[str], columns: Sequence[str]) -> str:
+    """Return the table of some methods, numbered as in the plot, with some columns."""
+    numbers = {name: number for number, name in enumerate(groups, start=1)}
+    body = [
+        [f"{numbers[name]} {name}", *(mean_and_error(list(clip_means(groups[name], key).values())) for key in columns)]
+        for name in names
+    ]
+    return write_table(["method", *(COLUMNS[key] for key in columns)], body)
+
+
+def summary(groups: Mapping[str, Sequence[Row]], chosen: Mapping[str, float], clips: int) -> str:
+    """Return what the README shows: some methods, and the verdict on each claim."""
+    verdicts = [
+        f"- {verdict[0].upper()}{verdict[1:]}: {claim.text}."
+        for claim in claims(chosen).values()
+        for verdict, _ in [claim.judge(groups)]
+    ]
+    shown = [name for name in SHOWN if name in groups]
+    return "\n".join(
+        [
+            f"Means over {clips} drawn clips that the demo model never saw, ± their standard errors:",
+            "",
+            table_lines(groups, shown, BRIEF),
+            "",
+            *verdicts,
+        ]
+    )
+
+
 def write_document(
     rows: Rows,
     cases: Sequence[Case],
@@ -207,10 +240,6 @@ def write_document(
     document: Path = options.document
     document.parent.mkdir(parents=True, exist_ok=True)
     groups = group(rows, cases)
-    table = [
-        [f"{number} {name}", *(mean_and_error(list(clip_means(own, key).values())) for key in COLUMNS)]
-        for number, (name, own) in enumerate(groups.items(), start=1)
-    ]
     plot = document.with_suffix(".png")
     draw_plot(groups, plot)
     kinds = list(dict.fromkeys(task.kind for task in tasks.values()))
@@ -236,7 +265,7 @@ def write_document(
         "",
         "## Figures",
         "",
-        write_table(["method", *COLUMNS.values()], table),
+        table_lines(groups, list(groups), list(COLUMNS)),
         "",
         LEGEND,
         f"![Obedience against warp error]({plot.name})",
@@ -252,3 +281,5 @@ def write_document(
         *save_strips(rows, cases, tasks, document),
     ]
     document.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    if document == PUBLISHED:
+        write_region("benchmark", summary(groups, chosen, len(tasks)))

@@ -19,6 +19,7 @@ from .clips import fit_square, read_clip, save_animation, save_strip
 from .environment import ROOT, SetupError, comfyui_tree, say
 from .host import GraphError, Host, HostError, Progress, Run, device_arguments
 from .judge import get_mean, get_motion_errors, get_psnr, list_remarks, read_edit
+from .readme import write_region
 from .workflow import WorkflowError, find_node, replace_node, set_values, to_prompt
 
 BASE = ROOT / ".comfyui-data"
@@ -29,7 +30,6 @@ SIDE, CHECKPOINT_SIDE, FRAMES = 128, 512, 8
 GIVEN = {"clip": ("Source clip", "file"), "prompt": ("Source prompt", "text"), "edit": ("Edited prompt", "text")}
 SAVED = {"edit": "Save edit", "reconstruction": "Save reconstruction", "autoencoder": "Save autoencoder round trip"}
 FOREIGN = "only for a demo clip with the demo model, whose world the readers know"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 Json = dict[str, Any]
 
 
@@ -154,8 +154,7 @@ def make_prompt(workflow: Json, object_info: Json, options: argparse.Namespace) 
 
 
 def make_report(host: Host, prompt: Json, run: Run, options: argparse.Namespace) -> Json:
-    """Copy the saved clips to the output folder, measure them and write strip.png, animation.webp and report.json beside
-    them.
+    """Copy the saved clips to the output folder, measure them and write its pictures and report.json beside them.
 
     Returns:
         The report.
@@ -272,10 +271,5 @@ def document(report: Json, output: Path) -> None:
     rows = "\n".join(f"| {name} | {words} |" for name, words in summarise(report).items())
     remarks = "\n".join(f"- {remark}" for remark in report["remarks"])
     table = f'| "{report["prompt"]}" | edited to "{report["edit"]}" |\n|---|---|\n{rows}\n\n{remarks}'
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"README.md has no region between {BEGIN} and {END}")
     picture = "![Source, reconstruction and edit, frame by frame](docs/demo_strip.png)"
-    readme.write_text(f"{before}{BEGIN}\n{picture}\n\n{table}\n{END}{after}", encoding="utf-8")
+    write_region("measured", f"{picture}\n\n{table}")

@@ -112,7 +112,11 @@ def editing(tmp_path: Path) -> argparse.Namespace:
 def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     names = (methods.REFERENCE, methods.FFAM, methods.EI2, methods.INR, methods.MOTION)
     monkeypatch.setattr(edit, "METHODS", {name: methods.METHODS[name] for name in names})
+    brief: dict[str, str] = {}
+    monkeypatch.setattr(edit_document, "PUBLISHED", editing.document)
+    monkeypatch.setattr(edit_document, "write_region", brief.__setitem__)
     edit.measure_edit(editing)
+    assert "| 1 do nothing | 0 |" in brief["benchmark"] and "- Undecided: INR Smooth" in brief["benchmark"]
     rows = json.loads(editing.json.read_text())["rows"]
     drawn = [(row["method"], row["seed"]) for row in rows]
     assert len(set(drawn)) == len(drawn)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from consistent_video.scripts.build_imports import draw
+
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("modules", "nodes", "demo")
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview",
@@ -72,3 +74,10 @@ def test_what_is_imported_is_required_or_brought_by_comfyui(path: Path) -> None:
     if path.parts[0] == "demo":  # the model's training is no part of what a user runs
         required |= read_names("scripts/requirements.txt")
     assert not outside - set(sys.stdlib_module_names) - HOST - BROUGHT - OPTIONAL - required
+
+
+def test_the_picture_of_the_imports_is_the_code() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert draw(ROOT) in page
+    arrows = dict(re.findall(r"(\w+) -->\|\d+\| (\w+)", draw(ROOT)))
+    assert "modules" in arrows.values() and arrows["modules"] == "modules_attention", "the maths imports only maths"

@@ -4,6 +4,10 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
+from consistent_video.scripts.readme import write_region
+
 ROOT = Path(__file__).resolve().parents[2]
 HOSTS = {"Invalid video file", "not in", "IMPORT FAILED"}  # messages of ComfyUI
 
@@ -30,3 +34,32 @@ def test_the_messages_under_troubleshooting_exist() -> None:
     texts = read_texts()
     pieces = {piece.strip() for message in messages for piece in message.split("...")} - {"", *HOSTS}
     assert not [piece for piece in pieces if piece not in texts]
+
+
+def test_a_command_writes_its_own_region_alone(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- one: begin -->\nold\n<!-- one: end -->\nb\n<!-- two: begin -->\n<!-- two: end -->\nc\n")
+    for _ in range(2):
+        write_region("one", "new", readme)
+        assert readme.read_text() == (
+            "a\n<!-- one: begin -->\nnew\n<!-- one: end -->\nb\n<!-- two: begin -->\n<!-- two: end -->\nc\n"
+        )
+    with pytest.raises(ValueError, match="no region between <!-- three: begin -->"):
+        write_region("three", "new", readme)
+
+
+@pytest.mark.parametrize("name", ["measured", "benchmark"])
+def test_the_readme_has_the_regions(name: str) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count(f"<!-- {name}: begin -->") == text.count(f"<!-- {name}: end -->") == 1
+
+
+def test_every_picture_and_page_that_the_documents_show_exists() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "web" / "docs").glob("*.md")]
+    missing = [
+        (page.name, target)
+        for page in pages
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    assert not missing
