@@ -147,7 +147,7 @@ class Bench:
         """Return the prompt tokens of a method, and what learning them took."""
         if not how.tokens:
             return None, None
-        key = how.model, case.steps
+        key = how.model, case.steps, case.rate
         if key not in self.learned:
             settings = TuneSettings(case.steps, TOKEN_RATE, case.seed)
             given = model, self.inputs(), settings, PromptSettings(), TuningProgress("")
@@ -251,8 +251,7 @@ class Rows:
 
     def picture(self, case: Case) -> Path:
         """Return the file of a case's frames."""
-        parts = [part for part in (case.method, case.clip, case.steps, case.ddim_steps, f"{case.value:g}")]
-        return self.pictures / ("_".join(map(str, parts)).replace(" ", "_") + ".safetensors")
+        return self.pictures / (sha256(repr(case).encode()).hexdigest()[:16] + ".safetensors")
 
     def get(self, case: Case, task: Task) -> Row:
         """Return the row of a case, measured if it is not done."""

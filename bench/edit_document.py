@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ..scripts.clips import save_strip
 from ..scripts.environment import ROOT
-from ..scripts.readme import write_region
+from ..scripts.regions import write_region
 from .edit import OBEYED, Case, Rows
 from .methods import (
     AS_DRAWN,

@@ -122,7 +122,7 @@ class Choice:
 
     Attributes:
         name: of it.
-        method: that it is chosen with; all that take it get the same value.
+        method: that it is chosen with; all that take it get the same value. "" where `way` says it.
         values: to choose from, the papers' or the node's own first: --quick takes that.
         way: of INR Smooth's training-free inversion, whose rows have a gamma each.
     """
@@ -141,5 +141,5 @@ CHOICES = (
     Choice("strength", "FFAM + relation, motion", (0.5, 0.25)),
     Choice("plain_strength", "FFAM + relation, plain", (0.5, 0.25)),
     Choice("end", "FFAM + prompt-to-prompt", (0.3, 0.6)),
-    *(Choice(f"gamma {way}", FFAM, (0.5, 1.0), way) for way in WAYS),
+    *(Choice(f"gamma {way}", "", (0.5, 1.0), way) for way in WAYS),
 )

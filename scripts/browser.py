@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Page, Response, sync_playwright
 
-from .environment import SetupError
+from .environment import VENV, SetupError, say
 
 Json = dict[str, Any]
 Box = tuple[float, float, float, float]  # left, top, width, height
@@ -37,21 +37,18 @@ class Editor:
     Args:
         address: of the server.
         size: of the window in pixels.
-        scale: pixels of a picture for each pixel of the window.
     """
 
-    def __init__(self, address: str, size: tuple[int, int] = (1600, 1000), scale: float = 1.0):
-        self.address, self.size, self.scale = address, size, scale
+    def __init__(self, address: str, size: tuple[int, int] = (1600, 1000)):
+        self.address, self.size = address, size
         self.complaints: list[str] = []
 
     def __enter__(self) -> Editor:
         browser = find_browser()
         self.playwright = sync_playwright().start()
         try:
-            arguments = ["--no-sandbox"] if is_root() else []  # Chromium has no sandbox for root
-            self.browser = self.playwright.chromium.launch(executable_path=browser, args=arguments)
-            viewport = {"width": self.size[0], "height": self.size[1]}
-            self.page: Page = self.browser.new_page(viewport=viewport, device_scale_factor=self.scale)  # type: ignore[arg-type]
+            self.browser = self.playwright.chromium.launch(executable_path=browser)
+            self.page: Page = self.browser.new_page(viewport={"width": self.size[0], "height": self.size[1]})
             self.page.set_default_timeout(PATIENCE)
             self.page.goto(f"http://{self.address}")
             self.page.wait_for_function(READY)
@@ -83,9 +80,10 @@ class Editor:
         if not page.get_by_placeholder("Search ...").is_visible():
             page.get_by_role("button", name="Templates").first.click()
         page.get_by_placeholder("Search ...").wait_for()
-        if not page.get_by_text(pack, exact=True).is_visible():
-            page.get_by_text("Extensions", exact=True).click()
-        page.get_by_text(pack, exact=True).first.click()
+        menu = page.get_by_role("navigation")
+        if not menu.get_by_text(pack, exact=True).is_visible():
+            menu.get_by_text("Extensions", exact=True).click()
+        menu.get_by_text(pack, exact=True).click()
         page.get_by_placeholder("Search ...").fill(name)
         before = page.evaluate("app.extensionManager.workflow.activeWorkflow.path")
         page.locator(CARD.format(name)).click()
@@ -95,21 +93,21 @@ class Editor:
         )
         page.wait_for_load_state("networkidle")
 
-    def open(self, workflow: Json, name: str = "workflow") -> None:
+    def open(self, workflow: Json) -> None:
         """Open a workflow in the editor's form."""
-        self.page.evaluate("async ([graph, name]) => app.loadGraphData(graph, true, true, name)", [workflow, name])
+        self.page.evaluate("async graph => app.loadGraphData(graph, true, true, 'workflow')", workflow)
         self.page.wait_for_load_state("networkidle")
 
     def open_node(self, kind: str) -> None:
         """Open a graph of one node with the values that it has from the start, close enough to read."""
         self.open({"nodes": [], "links": [], "groups": [], "version": 0.4})
         self.page.evaluate("kind => app.graph.add(LiteGraph.createNode(kind))", kind)
-        (box,) = self.boxes("nodes").values()
+        ((_, box),) = self.boxes("nodes")
         self.show(box, 200)
 
     def open_help(self) -> None:
         """Open the help page of the one node of the graph by its button."""
-        (box,) = self.boxes("nodes").values()
+        ((_, box),) = self.boxes("nodes")
         title = self.page.evaluate(
             "([x, y]) => { const { scale, offset } = app.canvas.ds; return [(x + offset[0]) * scale, (y + offset[1]) * "
             "scale] }",
@@ -130,23 +128,26 @@ class Editor:
             "app.graph.nodes.filter(node => !LiteGraph.registered_node_types[node.type]).map(node => node.type)"
         )
 
-    def boxes(self, what: str) -> dict[str, Box]:
-        """Return where the "nodes" or "groups" of the graph lie, by title, in the graph's own units."""
+    def boxes(self, what: str) -> list[tuple[str, Box]]:
+        """Return the title of each of the graph's "nodes" or "groups", and where it lies in the graph's own units."""
         box = "[item.boundingRect[0], item.boundingRect[1], item.boundingRect[2], item.boundingRect[3]]"
         if what == "groups":
             box = "[item.pos[0], item.pos[1], item.size[0], item.size[1]]"
         found = self.page.evaluate(f"app.graph.{what}.map(item => [item.title, {box}])")
-        return {title: tuple(place) for title, place in found}
+        return [(title, tuple(place)) for title, place in found]
 
-    def show(self, box: Box, margin: float = 20, most: float = 1.0) -> Box:
+    def box(self, title: str) -> Box:
+        """Return where the node of a title lies in the graph's own units."""
+        return dict(self.boxes("nodes"))[title]
+
+    def show(self, box: Box, margin: float = 20) -> Box:
         """Move the view so that a part of the graph fills the window; returns where it then lies, in pixels.
 
         Args:
             box: of the graph.
             margin: about it, in pixels.
-            most: the closest zoom.
         """
-        zoom = min((self.size[0] - 2 * margin) / box[2], (self.size[1] - 2 * margin) / box[3], most)
+        zoom = min((self.size[0] - 2 * margin) / box[2], (self.size[1] - 2 * margin) / box[3], 1)
         self.page.evaluate(
             "([zoom, x, y]) => { app.canvas.ds.scale = zoom; app.canvas.ds.offset = [x, y]; "
             "app.canvas.setDirty(true, true) }",
@@ -182,11 +183,6 @@ class Editor:
         return Image.open(io.BytesIO(self.page.screenshot(clip=clip))).convert("RGB")
 
 
-def is_root() -> bool:
-    """Whether this process runs as root."""
-    return hasattr(os, "geteuid") and os.geteuid() == 0
-
-
 def find_browser() -> str | None:
     """Return the path of an installed Chromium or Chrome, or None for Playwright's own, downloaded where it is missing.
 
@@ -195,9 +191,11 @@ def find_browser() -> str | None:
     """
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
+        os.environ["PLAYWRIGHT_BROWSERS_PATH"] = str(VENV / "browsers")  # with all else that the scripts install
         with sync_playwright() as playwright:
             own = Path(playwright.chromium.executable_path)
         if not own.is_file():
+            say("Downloading Chromium for the tests in the editor (0.2 GB)")
             done = subprocess.run(
                 [sys.executable, "-m", "playwright", "install", "chromium"], capture_output=True, text=True
             )

@@ -29,7 +29,7 @@ TOUR = {
     "noise": ("Invert", "Edit"),
     "result": ("Save edit", "Save reconstruction", "Save autoencoder round trip"),
 }
-MAIN = "demo_edit"
+MAIN, CANVAS = "demo_edit", "#141414"
 HEADROOM = 34  # of a node, for the badge above it
 RUN_PATIENCE = 1_800_000  # milliseconds
 
@@ -48,8 +48,8 @@ def draw_workflows(editor: Editor) -> None:
         editor.open(json.loads(path.read_text(encoding="utf-8")))
         # The red of files that are the user's own.
         editor.page.evaluate("app.graph.nodes.forEach(node => { node.has_errors = false })")
-        shown = editor.show(union([*editor.boxes("nodes").values(), *editor.boxes("groups").values()]))
-        picture = ImageOps.pad(editor.picture(shown), (CARD, CARD), Image.Resampling.LANCZOS, "#111111")
+        shown = editor.show(union(box for _, box in [*editor.boxes("nodes"), *editor.boxes("groups")]))
+        picture = ImageOps.pad(editor.picture(shown), (CARD, CARD), Image.Resampling.LANCZOS, CANVAS)
         picture.save(path.with_suffix(".jpg"), quality=70, optimize=True)
 
 
@@ -62,7 +62,7 @@ def draw_nodes(editor: Editor, names: dict[str, str]) -> None:
     """
     for kind, name in names.items():
         editor.open_node(kind)
-        draw_node(editor, editor.boxes("nodes")[name]).save(HELP / f"{kind}.webp", quality=80, method=6)
+        draw_node(editor, editor.box(name)).save(HELP / f"{kind}.webp", quality=80, method=6)
 
 
 def draw_node(editor: Editor, box: Box) -> Image:
@@ -76,20 +76,19 @@ def draw_tour(editor: Editor) -> None:
     from PIL import Image
 
     editor.open(json.loads((WORKFLOWS / f"{MAIN}.json").read_text(encoding="utf-8")))
-    editor.show(editor.boxes("nodes")["Tune"])
+    editor.show(editor.box("Tune"))
     editor.page.evaluate("app.queuePrompt(0)")
     editor.wait_for_picture("Tune", RUN_PATIENCE)
     far = "app.graph.nodes.find(node => node.title === 'Tune').progress > 0.8"
     editor.page.wait_for_function(far, timeout=RUN_PATIENCE)
-    tuning = draw_node(editor, editor.boxes("nodes")["Tune"])
+    tuning = draw_node(editor, editor.box("Tune"))
     for title in TOUR["result"]:
-        editor.show(editor.boxes("nodes")[title])
+        editor.show(editor.box(title))
         editor.wait_for_video(title, RUN_PATIENCE)
-    boxes = editor.boxes("nodes")
     for step, titles in TOUR.items():
-        pictures = [tuning if title == "Tune" else draw_node(editor, boxes[title]) for title in titles]
+        pictures = [tuning if title == "Tune" else draw_node(editor, editor.box(title)) for title in titles]
         width, height = sum(picture.width for picture in pictures), max(picture.height for picture in pictures)
-        row = Image.new("RGB", (width, height), pictures[0].getpixel((2, height - 2 if len(pictures) == 1 else 2)))
+        row = Image.new("RGB", (width, height), CANVAS)
         for number, picture in enumerate(pictures):
             row.paste(picture, (sum(before.width for before in pictures[:number]), 0))
         row.save(DOCS / f"tour_{step}.webp", quality=80, method=6)

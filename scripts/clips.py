@@ -65,7 +65,8 @@ def save_animation(path: Path, clips: dict[str, torch.Tensor], rate: Fraction, s
         rate: in frames per second.
         side: height of a shown frame in pixels.
     """
-    large = {name: F.interpolate(frames, scale_factor=side / frames.shape[-2]) for name, frames in clips.items()}
+    factor = {"scale_factor": side / next(iter(clips.values())).shape[-2], "mode": "bilinear", "antialias": True}
+    large = {name: F.interpolate(frames, **factor) for name, frames in clips.items()}
     shown = rearrange((side_by_side([large]).clamp(0, 1) * 255).round().byte(), "f c h w -> f h w c")
     first, *others = (Image.fromarray(frame.numpy()) for frame in shown)
     first.save(path, save_all=True, append_images=others, duration=round(1000 / rate), loop=0, quality=80, method=6)

@@ -59,14 +59,14 @@ def tune(links: dict[str, tuple[str, str]], **values: Any) -> Node:
     return Node("Tune", OURS + "OneShotTune", {**always, "latent": ("Encode", "LATENT"), **links}, values)
 
 
-def tuning(task: Task, prefix: str | None = None) -> list[Node]:
-    """Return the tuning node with options, a preview of the edit and its reports."""
+def tuning(task: Task, prefix: str | None = None, previews: bool = True) -> list[Node]:
+    """Return the tuning node with options, a preview of the edit if wanted, and its reports."""
     sides = {"positive": ("Edited prompt", "CONDITIONING"), "negative": ("Negative prompt", "CONDITIONING")}
-    links = {"options": ("Options", "options"), "preview": ("Preview", "preview")}
+    preview = {"preview": ("Preview", "preview")} if previews else {}
     return [
         Node("Options", OURS + "TuningOptions", {}, task.options),
-        Node("Preview", OURS + "TuningPreview", sides),
-        tune(links, **task.tuning),
+        *([Node("Preview", OURS + "TuningPreview", sides)] if previews else []),
+        tune({"options": ("Options", "options"), **preview}, **task.tuning),
         show("Tune report", "Tune", "report"),
         Node("Loss plot", "PreviewImage", {"images": ("Tune", "loss_plot")}),
         save_tune(prefix or Path(task.file).stem),
@@ -197,9 +197,9 @@ def long_clip(task: Task) -> list[Group]:
         task.nodes(names_source=True),
         Group(
             "2 Clip model",
-            [INFLATE, PATCH, *tuning(options)],
+            [INFLATE, PATCH, *tuning(options, previews=False)],
             "Each tuning step takes some neighbouring frames (frames_per_step of the options), another stretch every "
-            "time.",
+            "time. A preview would take the whole clip at once.",
         ),
         Group(
             "3 Windows, invert, sample",
@@ -210,8 +210,8 @@ def long_clip(task: Task) -> list[Group]:
                 relink(edited, model=windowed, relation=("Relation", "relation")),
             ],
             "The model sees so many frames at a time, and neighbouring windows are blended where they overlap. The "
-            "relation ties all frames along the motion, across the windows too. Memory depends on context_length, "
-            "not on the clip.",
+            "relation ties all frames along the motion, across the windows too. What the model needs of memory "
+            "depends on context_length, not on the clip. ControlNet does not work in windows.",
         ),
         Group("4 Edited clip", save("edit", ("Edit", "latent"))),
     ]

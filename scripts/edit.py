@@ -19,7 +19,7 @@ from .clips import fit_square, read_clip, save_animation, save_strip
 from .environment import ROOT, SetupError, comfyui_tree, say
 from .host import GraphError, Host, HostError, Progress, Run, device_arguments
 from .judge import get_mean, get_motion_errors, get_psnr, list_remarks, read_edit
-from .readme import write_region
+from .regions import write_region
 from .workflow import WorkflowError, find_node, replace_node, set_values, to_prompt
 
 BASE = ROOT / ".comfyui-data"
@@ -260,7 +260,7 @@ def show_report(report: Json, output: Path) -> None:
     for remark in report["remarks"]:
         say(f"- {remark}")
     say(f"Seconds         {sum(report['seconds'].values()):.0f}")
-    for name in ("edit.mp4", "strip.png", "report.json"):
+    for name in ("edit.mp4", "animation.webp", "strip.png", "report.json"):
         say(f"{(output / name).resolve()}")
 
 

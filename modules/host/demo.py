@@ -18,6 +18,9 @@ WEIGHTS = Path(__file__).parents[2] / "demo" / "weights"
 class DemoLatents(comfy.latent_formats.SD15):
     """Latents of the demo model's own autoencoder, which the host's quick previews for Stable Diffusion do not fit."""
 
+    latent_rgb_factors = None
+    taesd_decoder_name = None
+
 
 def demo_config() -> dict[str, Any]:
     """Return the architecture: "unet" and "clip_l" are configurations of the host's classes."""

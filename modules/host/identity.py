@@ -6,12 +6,14 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from comfy.context_windows import ContextHandlerABC, IndexListContextHandler
 from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor, nn
 
 from .patch import KEY, clip_settings
 
+WINDOWS = "context_handler"
 SAMPLED = 256  # values of a weight that a model's digest looks at
 
 
@@ -77,7 +79,8 @@ def model_digest(model: ModelPatcher, *but_for: str) -> str:
     """
     settings, options = clip_settings(model), model.model_options["transformer_options"]
     known = {KEY, "patches", "patches_replace", "wrappers", "callbacks", "sample_sigmas", *but_for}
-    foreign = set(options) - known | set(model.model_options) - {"transformer_options", "to_load_options"}
+    own = {"transformer_options", "to_load_options", WINDOWS}
+    foreign = set(options) - known | set(model.model_options) - own
     held = {**model.object_patches, **model.injections, **model.hook_patches}
     if foreign or held or other_functions(model):
         raise NotIdentified(", ".join(sorted(map(str, foreign))) or "patches of another node")
@@ -87,7 +90,20 @@ def model_digest(model: ModelPatcher, *but_for: str) -> str:
     temporal = settings.temporal.config if settings.temporal is not None else None
     sampling = model.get_model_object("model_sampling")
     kind = [base.__name__ for base in type(sampling).__mro__], getattr(sampling, "sigmas", None)
-    return digest(weights, patches, settings, temporal, kind, model.model.get_dtype_inference())
+    windows = [windows_of(model.model_options[WINDOWS])] if WINDOWS in model.model_options else []
+    return digest(weights, patches, settings, temporal, kind, model.model.get_dtype_inference(), *windows)
+
+
+def windows_of(handler: ContextHandlerABC) -> dict[str, Any]:
+    """Return the settings of the host's context windows.
+
+    Raises:
+        NotIdentified: they are another node's.
+    """
+    if type(handler) is not IndexListContextHandler:
+        raise NotIdentified("context windows of another node")
+    held = {key: value for key, value in vars(handler).items() if key not in ("callbacks", "_step", "_model")}
+    return {**held, "context_schedule": handler.context_schedule.name, "fuse_method": handler.fuse_method.name}
 
 
 def other_functions(model: ModelPatcher) -> list[str]:
@@ -98,4 +114,8 @@ def other_functions(model: ModelPatcher) -> list[str]:
     for kinds in (options.get("wrappers", {}), model.wrappers, options.get("callbacks", {}), model.callbacks):
         held += [function for keyed in kinds.values() for functions in keyed.values() for function in functions]
     functions = [part for patch in held for part in (patch if isinstance(patch, tuple) else (patch,)) if callable(part)]
-    return [str(f) for f in functions if not getattr(f, "__module__", "").startswith((package, "comfy.ldm"))]
+    return [
+        str(f)
+        for f in functions
+        if not getattr(f, "__module__", "").startswith((package, "comfy.ldm", "comfy.context_windows"))
+    ]

@@ -96,7 +96,7 @@ def find_previewer(model: ModelPatcher) -> latent_preview.LatentPreviewer:
     """Return the host's previewer of a model's latents, its quickest one where previews are off."""
     latents = model.model.latent_format
     if isinstance(latents, DemoLatents):
-        return DemoPreviewer(load_demo_vae().first_stage_model.to(model.load_device))
+        return DemoPreviewer(load_demo_vae().first_stage_model.to(model.load_device, torch.float32))
     chosen = latent_preview.get_previewer(model.load_device, latents)
     if chosen is not None:
         return chosen

