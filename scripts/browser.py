@@ -22,6 +22,7 @@ Box = tuple[float, float, float, float]  # left, top, width, height
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 READY = "window.app?.graph && window.app?.canvas && window.app?.extensionManager?.workflow?.activeWorkflow"
 USER_FILES = "/api/userdata"  # the editor asks for files that a new user does not have
+TUTORIAL = "Comfy.TutorialCompleted"
 PATIENCE = 60_000  # milliseconds
 NODE = "app.graph.nodes.find(node => node.title === title)"
 CARD = '[data-testid="template-workflow-{}"]'
@@ -50,6 +51,8 @@ class Editor:
             self.browser = self.playwright.chromium.launch(executable_path=browser)
             self.page: Page = self.browser.new_page(viewport={"width": self.size[0], "height": self.size[1]})
             self.page.set_default_timeout(PATIENCE)
+            # A new user is shown the template browser first: it would lie over the graph.
+            self.page.request.post(f"http://{self.address}/settings/{TUTORIAL}", data="true").dispose()
             self.page.goto(f"http://{self.address}")
             self.page.wait_for_function(READY)
             self.page.wait_for_load_state("networkidle")
@@ -167,7 +170,6 @@ class Editor:
 
     def hide_menus(self) -> None:
         """Leave only the graph on the page, for pictures."""
-        self.page.keyboard.press("Escape")  # the template browser of the first start
         for name in ("Comfy.Minimap.Visible", "Comfy.Graph.CanvasMenu", "Comfy.Graph.CanvasInfo"):
             self.set(name, False)
         self.page.evaluate("app.extensionManager.command.execute('Workspace.ToggleFocusMode')")

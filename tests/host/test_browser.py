@@ -134,6 +134,6 @@ def test_a_help_page_is_shown_with_its_picture(editor: Editor, info: dict, kind:
     page.get_by_role("heading", name=info[kind]["display_name"], exact=True).wait_for()
     picture = page.locator(f"img[src*='{kind}']")
     picture.wait_for()
-    page.wait_for_function("name => document.querySelector(`img[src*='${name}']`).naturalWidth > 200", arg=kind)
+    page.wait_for_function("name => document.querySelector(`img[src*='${name}']`).naturalWidth > 100", arg=kind)
     other_languages = [text for text in editor.complaints if text.endswith(f"{kind}/en.md")]  # asked for first
     assert editor.complaints == other_languages
