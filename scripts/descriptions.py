@@ -3,154 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from .graph import Group, Node
-
-OURS = "ConsistentVideo_"
-
-
-def prompt(title: str, text: str) -> Node:
-    """Return a text encoder fed by the model's CLIP."""
-    return Node(title, "CLIPTextEncode", {"clip": ("Model", "CLIP")}, {"text": text})
-
-
-def source(file: str, crop: tuple[int, int] | None) -> list[Node]:
-    """Return the nodes from a video file to its latent, with (frames, side) of what is taken of it."""
-    nodes = [
-        Node("Source clip", "LoadVideo", {}, {"file": file}),
-        Node("Frames", "GetVideoComponents", {"video": ("Source clip", "VIDEO")}),
-    ]
-    pixels = ("Frames", "images")
-    if crop is not None:
-        frames, side = crop
-        scale = {"upscale_method": "lanczos", "width": side, "height": side, "crop": "center"}
-        nodes.append(Node("First frames", "ImageFromBatch", {"image": pixels}, {"batch_index": 0, "length": frames}))
-        nodes.append(Node("Scale", "ImageScale", {"image": ("First frames", "IMAGE")}, scale))
-        pixels = ("Scale", "IMAGE")
-    return [*nodes, Node("Encode", "VAEEncode", {"pixels": pixels, "vae": ("Model", "VAE")})]
-
-
-def save(name: str, latent: tuple[str, str]) -> list[Node]:
-    """Return the nodes from a latent to a saved video."""
-    return [
-        Node(f"Decode {name}", "VAEDecode", {"samples": latent, "vae": ("Model", "VAE")}),
-        Node(f"Video of {name}", "CreateVideo", {"images": (f"Decode {name}", "IMAGE"), "fps": ("Frames", "fps")}),
-        Node(
-            f"Save {name}",
-            "SaveVideo",
-            {"video": (f"Video of {name}", "VIDEO")},
-            {"filename_prefix": f"consistent_video/{name.replace(' ', '_')}"},
-        ),
-    ]
-
-
-DEMO = Node("Model", OURS + "LoadDemoModel")
-SD15 = Node("Model", "CheckpointLoaderSimple", {}, {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"})
-INFLATE = Node("Inflate", OURS + "InflateUNet", {"model": ("Model", "MODEL")})
-PATCH = Node("Patch", OURS + "STAMFFAMPatch", {"model": ("Inflate", "clip_model")})
-
-
-def tune(links: dict[str, tuple[str, str]], **values: Any) -> Node:
-    """Return the tuning node, with links beside those it always has."""
-    always = {"model": ("Patch", "clip_model"), "positive": ("Source prompt", "CONDITIONING")}
-    return Node("Tune", OURS + "OneShotTune", {**always, "latent": ("Encode", "LATENT"), **links}, values)
-
-
-def tuning(task: Task, prefix: str | None = None, previews: bool = True) -> list[Node]:
-    """Return the tuning node with options, a preview of the edit if wanted, and its reports."""
-    sides = {"positive": ("Edited prompt", "CONDITIONING"), "negative": ("Negative prompt", "CONDITIONING")}
-    preview = {"preview": ("Preview", "preview")} if previews else {}
-    return [
-        Node("Options", OURS + "TuningOptions", {}, task.options),
-        *([Node("Preview", OURS + "TuningPreview", sides)] if previews else []),
-        tune({"options": ("Options", "options"), **preview}, **task.tuning),
-        show("Tune report", "Tune", "report"),
-        Node("Loss plot", "PreviewImage", {"images": ("Tune", "loss_plot")}),
-        save_tune(prefix or Path(task.file).stem),
-    ]
-
-
-def save_tune(prefix: str) -> Node:
-    """Return the node that saves the tune."""
-    return Node("Save tune", OURS + "SaveTune", {"tune": ("Tune", "tune")}, {"filename_prefix": prefix})
-
-
-def apply_saved_tune(file: str) -> list[Node]:
-    """Return the nodes that load a tune and apply it."""
-    apply = {"model": ("Model", "MODEL"), "tune": ("Load tune", "tune")}
-    return [Node("Load tune", OURS + "LoadTune", {}, {"tune_name": file}), Node("Tune", OURS + "ApplyTune", apply)]
-
-
-def invert(title: str, model: str, positive: str, **values: Any) -> Node:
-    """Return an inversion node."""
-    links = {"model": (model, "clip_model"), "positive": (positive, "CONDITIONING")}
-    kind = OURS + "INRBidirectionalDDIMInversion"
-    return Node(title, kind, {**links, "latent": ("Encode", "LATENT")}, values)
-
-
-def sample(title: str, model: str, positive: str, inversion: str, cfg: float) -> Node:
-    """Return a sampling node."""
-    links = {"model": (model, "clip_model"), "positive": (positive, "CONDITIONING")}
-    links |= {"negative": ("Negative prompt", "CONDITIONING"), "inversion": (inversion, "inversion")}
-    return Node(title, OURS + "SmoothSample", links, {"cfg": cfg})
-
-
-def relink(node: Node, **links: tuple[str, str]) -> Node:
-    """Return a node with further or other links."""
-    return replace(node, links={**node.links, **links})
-
-
-def relation(task: Task) -> list[Node]:
-    """Return the nodes that tie frames to each other along the clip's motion."""
-    return [
-        Node("Motion", OURS + "ClipMotion", {"images": task.pixels}),
-        Node("Relation", OURS + "InterframeNoiseRelation", {"motion": ("Motion", "motion")}),
-    ]
-
-
-def show(title: str, source_node: str, output: str) -> Node:
-    """Return a node that shows a text."""
-    return Node(title, "PreviewAny", {"source": (source_node, output)})
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is edited, and how it is tuned.
-
-    Args:
-        model: loads it.
-        file: a video among ComfyUI's inputs.
-        crop: (frames, side) to take of it, None for all.
-        before, after: source and edited prompt.
-        tuning, options: values of One-Shot Tune and of Tuning Options.
-    """
-
-    model: Node
-    file: str
-    crop: tuple[int, int] | None
-    before: str
-    after: str
-    tuning: dict[str, Any]
-    options: dict[str, Any]
-
-    @property
-    def pixels(self) -> tuple[str, str]:
-        """The source clip's frames."""
-        return ("Scale", "IMAGE") if self.crop else ("Frames", "images")
-
-    def nodes(self, names_source: bool = False) -> Group:
-        """Return the first column of a workflow; the source prompt is for those that tune or reconstruct."""
-        prompts = [prompt("Source prompt", self.before)] if names_source else []
-        prompts += [prompt("Edited prompt", self.after), prompt("Negative prompt", ""), prompt("Empty prompt", "")]
-        return Group(
-            "1 Clip and prompts",
-            [self.model, *source(self.file, self.crop), *prompts],
-            "What the clip is to show. The empty prompt is what the clip is inverted with, as "
-            "Tune-A-Video does: the noise then keeps more of the clip for the edit.",
-        )
+from .parts import (
+    DEMO,
+    INFLATE,
+    OURS,
+    PATCH,
+    SD15,
+    Task,
+    apply_saved_tune,
+    invert,
+    relation,
+    relink,
+    sample,
+    save,
+    save_tune,
+    show,
+    tune,
+    tuning,
+)
 
 
 def edit(task: Task) -> list[Group]:
