@@ -204,19 +204,20 @@ def judge_edit(
     texts = {name: judges.text(text) for name, text in prompts.items() if judges.text and text.strip()}
     motion = judges.flow(source) if judges.flow and len(source) > 1 else None
 
-    def measure(frames: Tensor) -> dict[str, float]:
+    def measure(frames: Tensor, own: Motion | None) -> dict[str, float]:
         found: dict[str, float | None] = {"texture": texture_kept(frames, source)}
         if judges.images:
             found |= clip_scores(judges.images(frames), texts)
-        if judges.flow and motion:
-            found |= flow_scores(frames, judges.flow(frames), motion)
+        if own and motion:
+            found |= flow_scores(frames, own, motion)
         if mask is not None:
             found["background PSNR"] = background_psnr(frames, source, mask)
         if judges.lpips:
             found["LPIPS"] = judges.lpips(frames, source).mean().item()
         return {name: value for name in MEASURES if (value := found.get(name)) is not None}
 
-    rows = {EDIT: measure(edit), DO_NOTHING: measure(source)}
+    rows = {EDIT: measure(edit, judges.flow(edit) if judges.flow and motion else None)}
+    rows[DO_NOTHING] = measure(source, motion)
     missing = [name for name in MEASURES if name not in rows[EDIT]]
     reasons = {name: judges.absent.get(MEASURES[name].needs) or UNDEFINED[name] for name in missing}
     return Scorecard(rows, reasons, dict(judges.models))
