@@ -9,25 +9,20 @@ import argparse
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import cache
-from hashlib import sha256
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from statistics import fmean
 from types import TracebackType
 from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..modules.host.apply import apply_tune
 from ..modules.host.control import attach_control
 from ..modules.host.control_call import ControlSettings
 from ..modules.host.control_prompts import read_prompts
-from ..modules.host.demo import WEIGHTS
 from ..modules.host.inversion import InversionSettings, invert_clip
 from ..modules.host.patch import attach, inflate
 from ..modules.host.progress import PeakMemory, TuningProgress
@@ -41,42 +36,13 @@ from ..modules.presets import method
 from ..modules.prompt_adapter import PromptAdapter
 from ..modules.tuning import TuneSettings
 from ..scripts.environment import say
-from .methods import AS_DRAWN, CHOICES, DO_NOTHING, METHODS, REFERENCE, Method, Tuned, gamma_row
-from .table import add_row, load_rows
+from .edit_document import write_document
+from .edit_rows import Case, Rows, world_stamp
+from .methods import AS_DRAWN, CHOICES, DO_NOTHING, METHODS, OBEYED, REFERENCE, Method, Tuned, gamma_row
 from .tasks import KINDS, Task, Truth, list_tasks
 from .world import Row, World
 
-TOKEN_RATE, MASK_THRESHOLD, OBEYED = 1e-2, 0.7, 0.05
-REVISION = 2  # raised when the same case gives another row
-
-
-@dataclass(frozen=True)
-class Case:
-    """One edit: the method, the clip and the seed, and how they are worked on.
-
-    Attributes:
-        method: name in METHODS, DO_NOTHING or AS_DRAWN.
-        clip: name of the task.
-        held_out: whether it is measured or for validation.
-        seed: of the tuning, 0 where nothing is drawn.
-        steps: of the tuning, 0 where there is none.
-        rate: of learning in the tuning of the model, 0 where there is none.
-        ddim_steps: of inversion and sampling.
-        cfg: of the sampling.
-        value: of the method's hyper-parameter, 0 where it has none.
-        world: what tells the demo model and the way of measuring from others, see `world_stamp`.
-    """
-
-    method: str
-    clip: str
-    held_out: bool
-    seed: int
-    steps: int
-    rate: float
-    ddim_steps: int
-    cfg: float
-    value: float
-    world: str
+TOKEN_RATE, MASK_THRESHOLD = 1e-2, 0.7
 
 
 class Watch:
@@ -228,51 +194,6 @@ def make_case(
     return Case(name, clip, held_out, seed, steps, rate, options.ddim_steps, chosen["cfg"], value, world_stamp())
 
 
-@cache
-def world_stamp() -> str:
-    """Return what changes when rows that are done do not hold any more: the demo model's weights, and REVISION."""
-    weights = b"".join(sha256(path.read_bytes()).digest() for path in sorted(WEIGHTS.glob("*.safetensors")))
-    return f"{REVISION}-{sha256(weights).hexdigest()[:8]}"
-
-
-class Rows:
-    """The rows that are done, on disk, and the frames of those that are shown.
-
-    Args:
-        folder: of both.
-        make: makes the bench, where something is left to do.
-    """
-
-    def __init__(self, folder: Path, make: Callable[[], Bench]):
-        self.path, self.make = folder / "edit.jsonl", make
-        self.pictures = folder / "edit"
-        self.done = load_rows(self.path, Case)
-        self.bench: Bench | None = None
-
-    def picture(self, case: Case) -> Path:
-        """Return the file of a case's frames."""
-        return self.pictures / (sha256(repr(case).encode()).hexdigest()[:16] + ".safetensors")
-
-    def get(self, case: Case, task: Task) -> Row:
-        """Return the row of a case, measured if it is not done."""
-        keeps = case.held_out and case.seed == 0 and case.clip.endswith("_0")
-        if case not in self.done or (keeps and not self.picture(case).is_file()):
-            self.bench = self.bench or self.make()
-            with torch.inference_mode():
-                row, frames = self.bench.run(case, task)
-            if keeps:
-                self.pictures.mkdir(parents=True, exist_ok=True)
-                save_file({"frames": (frames * 255).round().byte().contiguous()}, self.picture(case))
-            if case not in self.done:
-                self.done[case] = row
-                add_row(self.path, row)
-        return self.done[case]
-
-    def frames(self, case: Case) -> Tensor:
-        """Return the kept frames of a case, (f, 3, h, w) in 0 ... 1."""
-        return load_file(self.picture(case))["frames"].float() / 255
-
-
 def choose(rows: Rows, options: argparse.Namespace) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Choose the hyper-parameters on the validation clips, one after the other.
 
@@ -317,8 +238,6 @@ def list_cases(options: argparse.Namespace, chosen: Mapping[str, float]) -> Iter
 
 def measure_edit(options: argparse.Namespace) -> None:
     """Choose on the validation clips, run what is not done yet, and write the document."""
-    from .edit_document import write_document
-
     rows = Rows(options.state, lambda: Bench(World()))
     chosen, measured = choose(rows, options)
     tasks = list_tasks(options.clips_of_kind, held_out=True, kinds=options.kinds or KINDS)

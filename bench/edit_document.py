@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from ..scripts.clips import save_strip
 from ..scripts.environment import ROOT
 from ..scripts.regions import write_region
-from .edit import OBEYED, Case, Rows
+from .edit_rows import Case, Rows
 from .methods import (
     AS_DRAWN,
     CENTERING,
@@ -23,6 +23,7 @@ from .methods import (
     INR,
     LAYER_NORM,
     MOTION,
+    OBEYED,
     PLAIN,
     REFERENCE,
     SMOOTH_VIDEO,

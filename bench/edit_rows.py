@@ -1,0 +1,102 @@
+"""What `bench edit` keeps on disk: a row for each case, and the frames of those that are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..modules.host.demo import WEIGHTS
+from .table import add_row, load_rows
+from .tasks import Task
+from .world import Row
+
+REVISION = 2  # raised when the same case gives another row
+
+
+@dataclass(frozen=True)
+class Case:
+    """One edit: the method, the clip and the seed, and how they are worked on.
+
+    Attributes:
+        method: name in METHODS, DO_NOTHING or AS_DRAWN.
+        clip: name of the task.
+        held_out: whether it is measured or for validation.
+        seed: of the tuning, 0 where nothing is drawn.
+        steps: of the tuning, 0 where there is none.
+        rate: of learning in the tuning of the model, 0 where there is none.
+        ddim_steps: of inversion and sampling.
+        cfg: of the sampling.
+        value: of the method's hyper-parameter, 0 where it has none.
+        world: what tells the demo model and the way of measuring from others, see `world_stamp`.
+    """
+
+    method: str
+    clip: str
+    held_out: bool
+    seed: int
+    steps: int
+    rate: float
+    ddim_steps: int
+    cfg: float
+    value: float
+    world: str
+
+
+@cache
+def world_stamp() -> str:
+    """Return what changes when rows that are done do not hold any more: the demo model's weights, and REVISION."""
+    weights = b"".join(sha256(path.read_bytes()).digest() for path in sorted(WEIGHTS.glob("*.safetensors")))
+    return f"{REVISION}-{sha256(weights).hexdigest()[:8]}"
+
+
+class Measures(Protocol):
+    """What edits and judges."""
+
+    def run(self, case: Case, task: Task) -> tuple[Row, Tensor]:
+        """Return the row of a case, and its frames (f, 3, h, w) in 0 ... 1."""
+
+
+class Rows:
+    """The rows that are done, on disk, and the frames of those that are shown.
+
+    Args:
+        folder: of both.
+        make: makes the bench, where something is left to do.
+    """
+
+    def __init__(self, folder: Path, make: Callable[[], Measures]):
+        self.path, self.make = folder / "edit.jsonl", make
+        self.pictures = folder / "edit"
+        self.done = load_rows(self.path, Case)
+        self.bench: Measures | None = None
+
+    def picture(self, case: Case) -> Path:
+        """Return the file of a case's frames."""
+        return self.pictures / (sha256(repr(case).encode()).hexdigest()[:16] + ".safetensors")
+
+    def get(self, case: Case, task: Task) -> Row:
+        """Return the row of a case, measured if it is not done."""
+        keeps = case.held_out and case.seed == 0 and case.clip.endswith("_0")
+        if case not in self.done or (keeps and not self.picture(case).is_file()):
+            self.bench = self.bench or self.make()
+            with torch.inference_mode():
+                row, frames = self.bench.run(case, task)
+            if keeps:
+                self.pictures.mkdir(parents=True, exist_ok=True)
+                save_file({"frames": (frames * 255).round().byte().contiguous()}, self.picture(case))
+            if case not in self.done:
+                self.done[case] = row
+                add_row(self.path, row)
+        return self.done[case]
+
+    def frames(self, case: Case) -> Tensor:
+        """Return the kept frames of a case, (f, 3, h, w) in 0 ... 1."""
+        return load_file(self.picture(case))["frames"].float() / 255
