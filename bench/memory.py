@@ -13,6 +13,8 @@ from comfy.model_management import unload_all_models
 from matplotlib.figure import Figure
 
 from ..modules.presets import EI2, PER_FRAME
+from ..scripts.environment import ROOT
+from ..scripts.regions import write_region
 from .document import judge
 from .memory_count import GIB, measured_peak
 from .performance import Row, Setting, complete_rows, finish, read_setting
@@ -20,10 +22,12 @@ from .sd15 import guided_call, load, make_model
 from .table import write_table
 from .tune import CODE, CODE_DEFAULTS, OURS, OURS_CHECKPOINTED, WAYS, Way, clip_model, tuning_peak
 
+PUBLISHED = ROOT / "docs" / "performance.md"  # whose figures the README shows as well
 SAMPLING = "sampling"
 SAMPLING_PER_FRAME = "sampling, per frame"
 CURVES = {SAMPLING: "sampling", OURS: "tuning", OURS_CHECKPOINTED: "tuning, checkpointing"}
 FRAMES, RS = (4, 8, 16, 24, 32, 64), (1, 2, 4, 8)
+SHOWN = (8, 16, 24, 32)
 SIZES = (0.5, 0.75, 1.0, 1.5)  # of the size given
 USUAL_FRAMES, USUAL_R, USUAL_SIZE = 8, 4, 64
 LIMITS = {(OURS_CHECKPOINTED, 8): 8.0, (OURS_CHECKPOINTED, 24): 12.0}  # GiB, at 64 squared with r = 4
@@ -89,6 +93,8 @@ def measure_memory(options: argparse.Namespace) -> None:
     plot = options.document.with_name(f"{options.document.stem}_memory.png")
     save_plot(rows, setting, plot)
     finish("memory", options, rows, make_section(setting, rows, plot))
+    if options.document == PUBLISHED:
+        write_region("memory", make_brief(setting, rows))
 
 
 def limit_of(row: Row) -> float | None:
@@ -120,6 +126,17 @@ def curve(rows: Sequence[Row], setting: Setting, what: str, along: str) -> list[
         if all(row[key] == value for key, value in usual.items() if key != along)
     }
     return sorted(points.items())
+
+
+def make_brief(setting: Setting, rows: Sequence[Row]) -> str:
+    """Return the table that the README shows: GiB over frames at the usual size and r."""
+    lines = []
+    for what, name in reversed(CURVES.items()):
+        points = dict(curve(rows, setting, what, "frames"))
+        lines.append([name, *(f"{points[n]:.3g}" if n in points else "" for n in SHOWN)])
+    how = "measured" if setting.device == "cuda" else "counted from the tensors"
+    frames = [f"{n} frames" for n in SHOWN]
+    return write_table([f"GiB, {8 * setting.size} × {8 * setting.size}, {EI2}, r = {USUAL_R}, {how}", *frames], lines)
 
 
 def save_plot(rows: Sequence[Row], setting: Setting, path: Path) -> None:

@@ -35,7 +35,7 @@ def edit(task: Task) -> list[Group]:
             "2 Clip model",
             [INFLATE, PATCH, *tuning(task)],
             "Tuning teaches the model this clip. Too many steps and the edit no longer shows; too few and the motion "
-            "is lost. The preview in the tuning node shows the edit as it would be by then.",
+            "is lost. The preview in the tuning node is a rough edit with what is learned so far.",
         ),
         Group(
             "3 Invert",
@@ -72,8 +72,9 @@ def long_clip(task: Task) -> list[Group]:
         Group(
             "2 Clip model",
             [INFLATE, PATCH, *tuning(options, previews=False)],
-            "Each tuning step takes some neighbouring frames (frames_per_step of the options), another stretch every "
-            "time. A preview would take the whole clip at once.",
+            "Each tuning step takes some neighbouring frames (frames_per_step of the options), from another place "
+            "every time: each frame is seen less often than in a short clip. Raise steps if the motion is lost. "
+            "There is no preview, which would take the whole clip at once.",
         ),
         Group(
             "3 Windows, invert, sample",
@@ -83,7 +84,7 @@ def long_clip(task: Task) -> list[Group]:
                 *relation(task),
                 relink(edited, model=windowed, relation=("Relation", "relation")),
             ],
-            "The model sees so many frames at a time, and neighbouring windows are blended where they overlap. The "
+            "The model sees context_length frames at a time; neighbouring windows are blended where they overlap. The "
             "relation ties all frames along the motion, across the windows too. What the model needs of memory "
             "depends on context_length, not on the clip. ControlNet does not work in windows.",
         ),

@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -240,8 +241,9 @@ def read_text(text: str) -> Any:
 def summarise(report: Json) -> dict[str, str]:
     """Return what matters of a report, in words by name."""
     loss = report["loss"]
+    tenth = max(1, len(loss) // 10)
     rows = {
-        "Loss": f"{loss[0]:.4f} -> {loss[-1]:.4f} in {len(loss)} steps",
+        "Loss": f"{fmean(loss[:tenth]):.4f} -> {fmean(loss[-tenth:]):.4f}, means over {tenth} of {len(loss)} steps",
         "Reconstruction": f"{report['reconstruction_psnr']} dB; the autoencoder alone {report['autoencoder_psnr']} dB",
     }
     for what, name in report.get("edited", {}).get("wanted", {}).items():

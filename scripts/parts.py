@@ -147,6 +147,6 @@ class Task:
         return Group(
             "1 Clip and prompts",
             [self.model, *source(self.file, self.crop), *prompts],
-            "What the clip is to show. The empty prompt is what the clip is inverted with, as "
-            "Tune-A-Video does: the noise then keeps more of the clip for the edit.",
+            "Choose the clip; say what it shows and what it is to show. The empty prompt is what the clip is "
+            "inverted with, as Tune-A-Video does: the noise then keeps more of the clip for the edit.",
         )

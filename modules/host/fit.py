@@ -36,8 +36,6 @@ def memory_advice(clip: ClipSettings, samples: Tensor, settings: TuneSettings) -
         advice.append("turn gradient_checkpointing on in Tuning Options (slower)")
     if per_step > 2:
         advice.append(f"set frames_per_step to {max(2, per_step // 2)} there")
-    if spatial is not None and spatial.kind == "fine-coarse" and spatial.r < 8:
-        advice.append(f"raise r of STAM/FFAM Patch to {min(8, 2 * spatial.r)}")
     if spatial is not None and spatial.kind == "full":
         advice.append("take EI² in the place of full attention")
     advice.append("make the frames smaller")

@@ -868,7 +868,7 @@ def test_where_the_first_loss_is_no_number_nothing_is_kept(keep: bool, monkeypat
 @pytest.mark.parametrize(
     ("name", "changes", "advice"),
     [
-        (EI2, {}, ["gradient_checkpointing on", "frames_per_step to 2", "raise r of STAM/FFAM Patch to 4", "smaller"]),
+        (EI2, {}, ["gradient_checkpointing on", "frames_per_step to 2", "smaller"]),
         (FULL, {"gradient_checkpointing": True}, ["frames_per_step to 2", "EI² in the place of full", "smaller"]),
         (PER_FRAME, {"frames_per_step": 2}, ["gradient_checkpointing on", "smaller"]),
     ],

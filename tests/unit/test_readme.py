@@ -48,10 +48,12 @@ def test_a_command_writes_its_own_region_alone(tmp_path: Path) -> None:
         write_region("three", "new", readme)
 
 
-@pytest.mark.parametrize("name", ["measured", "benchmark"])
+@pytest.mark.parametrize("name", ["measured", "benchmark", "memory"])
 def test_the_readme_has_the_regions(name: str) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text.count(f"<!-- {name}: begin -->") == text.count(f"<!-- {name}: end -->") == 1
+    region = text.split(f"<!-- {name}: begin -->")[1].split(f"<!-- {name}: end -->")[0]
+    assert region.count("\n| ") > 2, "a table"
 
 
 def test_every_picture_and_page_that_the_documents_show_exists() -> None:
