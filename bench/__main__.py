@@ -25,6 +25,7 @@ PERFORMANCE = {
     "tune": "time and memory of a tuning step, beside Tune-A-Video's",
     "memory": "memory of sampling and tuning over frames, r and resolution, with a plot",
 }
+ALL = "performance"
 EDITS, QUICK_EDITS = DOCS / "benchmark.md", environment.ROOT / "output" / "benchmark.md"
 STATE = environment.ROOT / ".comfyui-data" / "bench"
 QUICK = {"clips_of_kind": 1, "seeds": 1, "steps": 20, "ddim_steps": 6, "kinds": ("colour", "shape", "several")}
@@ -44,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_common(command, DOCS / f"{name}.md")
     for name, says in PERFORMANCE.items():
         add_performance(commands.add_parser(name, help=says, description=f"Measure {says}; writes its section."))
+    add_performance(commands.add_parser(ALL, help=f"{', '.join(PERFORMANCE)}: one after another"))
     add_clips(commands.add_parser("clips", help="real clips, by any SD1.x checkpoint in running ComfyUI servers"))
     add_edit(commands.add_parser("edit", help="every method on drawn clips that the model never saw, and verdicts"))
     return parser
@@ -119,8 +121,16 @@ def main() -> int:
     from consistent_video.scripts.in_process import use_host
 
     use_host(environment.ROOT / ".comfyui-data" / "in-process", cpu=vars(options).get("device") == "cpu")
-    module = importlib.import_module(f"consistent_video.bench.{options.command}")
-    return getattr(module, f"measure_{options.command}")(options) or 0
+    status = 0
+    for command in PERFORMANCE if options.command == ALL else (options.command,):
+        module, given = (
+            importlib.import_module(f"consistent_video.bench.{command}"),
+            argparse.Namespace(**vars(options)),
+        )
+        if options.json and command != options.command:
+            given.json = options.json.with_stem(f"{options.json.stem}-{command}")
+        status = getattr(module, f"measure_{command}")(given) or status
+    return status
 
 
 if __name__ == "__main__":

@@ -936,7 +936,7 @@ def test_a_full_memory_is_met_by_fewer_frames_from_the_last_step_on(monkeypatch)
 
 def test_where_the_least_does_not_fit_it_says_so(monkeypatch) -> None:
     calls, kept, copies = crowd(1, (2,), monkeypatch), list[Tune](), watch_copies(monkeypatch)
-    with pytest.raises(torch.cuda.OutOfMemoryError, match="Tuning 2 frames of .* r of STAM/FFAM Patch") as caught:
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="Tuning 2 frames of .* make the frames smaller") as caught:
         run(patched(EI2), replace(SETTINGS, steps=4), keeper(kept))
     assert "gradient_checkpointing" not in str(caught.value)
     assert [rows for _, rows, _ in calls] == [FRAMES, FRAMES, FRAMES, 2]
