@@ -123,10 +123,8 @@ def main() -> int:
     use_host(environment.ROOT / ".comfyui-data" / "in-process", cpu=vars(options).get("device") == "cpu")
     status = 0
     for command in PERFORMANCE if options.command == ALL else (options.command,):
-        module, given = (
-            importlib.import_module(f"consistent_video.bench.{command}"),
-            argparse.Namespace(**vars(options)),
-        )
+        module = importlib.import_module(f"consistent_video.bench.{command}")
+        given = argparse.Namespace(**vars(options))
         if options.json and command != options.command:
             given.json = options.json.with_stem(f"{options.json.stem}-{command}")
         status = getattr(module, f"measure_{command}")(given) or status
