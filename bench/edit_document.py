@@ -224,6 +224,8 @@ def summary(groups: Mapping[str, Sequence[Row]], chosen: Mapping[str, float], cl
             "",
             table_lines(groups, shown, BRIEF),
             "",
+            f"The claims, by a bootstrap over the clips; with fewer than {LEAST_CLIPS} all stay undecided:",
+            "",
             *verdicts,
         ]
     )
