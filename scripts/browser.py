@@ -68,8 +68,11 @@ class Editor:
         self.playwright.stop()
 
     def complain(self, kind: str, text: str) -> None:
-        """Note an error of the console; those of requests are noted with their address by `look_at`."""
-        if kind == "error" and not text.startswith("Failed to load resource"):
+        """Note an error of the console; those of requests are noted with their address by `look_at`.
+
+        The editor looks for its own first workflow's models on the internet, which the server's page forbids.
+        """
+        if kind == "error" and not text.startswith("Failed to load resource") and "Security Policy" not in text:
             self.complaints.append(text)
 
     def look_at(self, response: Response) -> None:
