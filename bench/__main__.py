@@ -28,7 +28,14 @@ PERFORMANCE = {
 ALL = "performance"
 EDITS, QUICK_EDITS = DOCS / "benchmark.md", environment.ROOT / "output" / "benchmark.md"
 STATE = environment.ROOT / ".comfyui-data" / "bench"
-QUICK = {"clips_of_kind": 1, "seeds": 1, "steps": 20, "ddim_steps": 6, "kinds": ("colour", "shape", "several")}
+QUICK = {
+    "clips_of_kind": 1,
+    "seeds": 1,
+    "steps": 20,
+    "ddim_steps": 6,
+    "timed": 1,
+    "kinds": ("colour", "shape", "several"),
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -86,6 +93,7 @@ def add_edit(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--validation", type=int, default=1, help="validation clips of each kind (default 1, 0 = none)"
     )
+    command.add_argument("--timed", type=int, default=8, help="clips on which edits are timed, 0 = none (default 8)")
     add_common(command, EDITS)
 
 

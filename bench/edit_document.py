@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from comfy.model_management import get_torch_device
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..scripts.clips import save_strip
 from ..scripts.environment import ROOT
 from ..scripts.regions import write_region
+from .edit_cost import DDIM_STEPS, TUNING_STEPS
 from .edit_rows import Case, Rows
 from .methods import (
     AS_DRAWN,
@@ -52,7 +54,7 @@ COLUMNS = {
     "texture": "texture",
     "cost": "time of an edit",
     "tuning_cost": "time of tuning",
-    "memory": "peak memory, GiB",
+    "memory": "memory, GiB",
 }
 
 
@@ -118,19 +120,12 @@ its mean; a clip with a frame without an object counts as 1.
 - *Ghosts*: vivid colour away from the object of the source and of the drawn edit, as a part of the object's area. \
 *Background*: PSNR against the source there, in edits of the object alone.
 - *Texture*: energy of fine structure against the drawn edit's; 1 is right, less is smoothed.
-- *Time*: of inversion and sampling, and of the tuning, as multiples of an edit per frame in the same run. *Memory*: \
-of the process on a CPU, of the allocations on a GPU.
+- *Time*: of inversion and sampling with {DDIM_STEPS} steps each, and of {TUNING_STEPS} steps of tuning, as multiples \
+of the same edit per frame. All methods take their turns on a clip in one go. *Memory*: the most that tensors hold \
+beyond the model while a clip is tuned and edited.
 - *{AS_DRAWN}*: the edited clip as the world draws it, through the autoencoder: what a perfect edit would score. \
 *{DO_NOTHING}*: the source as its own edit.
 """
-
-
-def group(rows: Rows, cases: Sequence[Case]) -> dict[str, list[Row]]:
-    """Return the rows of each method."""
-    groups: dict[str, list[Row]] = {}
-    for case in cases:
-        groups.setdefault(case.method, []).append(rows.done[case])
-    return groups
 
 
 def verdict_lines(groups: Mapping[str, Sequence[Row]], chosen: Mapping[str, float]) -> list[str]:
@@ -150,7 +145,7 @@ def command_options(options: argparse.Namespace) -> str:
     """Return the options that a run was asked with."""
     if options.quick:
         return "--quick"
-    names = ("clips_of_kind", "seeds", "validation", "steps", "ddim_steps")
+    names = ("clips_of_kind", "seeds", "validation", "steps", "ddim_steps", "timed")
     given = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names]
     return " ".join([*given, *(["--kinds", *options.kinds] if options.kinds else [])])
 
@@ -234,15 +229,24 @@ def summary(groups: Mapping[str, Sequence[Row]], chosen: Mapping[str, float], cl
 def write_document(
     rows: Rows,
     cases: Sequence[Case],
+    groups: Mapping[str, Sequence[Row]],
     tasks: Mapping[str, Task],
     chosen: Mapping[str, float],
     measured: Sequence[Mapping[str, Any]],
     options: argparse.Namespace,
 ) -> None:
-    """Write the document, and its plot and strips beside it."""
+    """Write the document, and its plot and strips beside it.
+
+    Args:
+        rows: those on disk, for the frames of what is shown.
+        cases: all of the run.
+        groups: rows of each method, with what it costs.
+        tasks: by the clips' names.
+        chosen, measured: hyper-parameters, and what they were chosen from.
+        options: of the command.
+    """
     document: Path = options.document
     document.parent.mkdir(parents=True, exist_ok=True)
-    groups = group(rows, cases)
     plot = document.with_suffix(".png")
     draw_plot(groups, plot)
     kinds = list(dict.fromkeys(task.kind for task in tasks.values()))
@@ -255,7 +259,8 @@ def write_document(
         f"({', '.join(kinds)}); their seeds begin at {HELD_OUT}, the model was trained from seed 0, and each "
         f"wanted object is a pair of colour and shape that it never saw. {options.seeds} seeds of the tuning; methods "
         f"that draw nothing are measured once. {options.ddim_steps} DDIM steps, CFG {chosen['cfg']:g}, tuning "
-        f"for {options.steps} steps at {chosen['rate']:g}. A cell holds the mean over clips ± its standard error, each "
+        f"for {options.steps} steps at {chosen['rate']:g}. Times on the first {min(options.timed, len(tasks))} clips, "
+        f"on a {get_torch_device().type.upper()}. A cell holds the mean over clips ± its standard error, each "
         "clip the mean of its seeds.",
         "",
         "## Verdicts",

@@ -77,7 +77,9 @@ class Editor:
         The editor looks for the models that its own first workflow names on the internet, which the server's page
         forbids.
         """
-        if kind == "error" and not (text.startswith("Failed to load resource") or any(url in text for url in self.asked)):
+        if kind == "error" and not (
+            text.startswith("Failed to load resource") or any(url in text for url in self.asked)
+        ):
             self.complaints.append(text)
 
     def look_at(self, response: Response) -> None:

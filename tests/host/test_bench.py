@@ -13,6 +13,7 @@ import torch
 from consistent_video.bench import (
     attention,
     edit,
+    edit_cost,
     edit_document,
     inr,
     memory,
@@ -105,13 +106,14 @@ def editing(tmp_path: Path) -> argparse.Namespace:
     """Options of the smallest measurement of edits: one clip, few steps."""
     return argparse.Namespace(
         quick=True, clips_of_kind=1, kinds=("colour",), seeds=2, validation=1, steps=2, ddim_steps=2,
-        state=tmp_path / "state", document=tmp_path / "benchmark.md", json=tmp_path / "edit.json",
+        timed=1, state=tmp_path / "state", document=tmp_path / "benchmark.md", json=tmp_path / "edit.json",
     )  # fmt: skip
 
 
 def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     names = (methods.REFERENCE, methods.FFAM, methods.EI2, methods.INR, methods.MOTION)
-    monkeypatch.setattr(edit, "METHODS", {name: methods.METHODS[name] for name in names})
+    for module in (edit, edit_cost):
+        monkeypatch.setattr(module, "METHODS", {name: methods.METHODS[name] for name in names})
     brief: dict[str, str] = {}
     monkeypatch.setattr(edit_document, "PUBLISHED", editing.document)
     monkeypatch.setattr(edit_document, "write_region", brief.__setitem__)
@@ -127,9 +129,10 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     nothing, right = by_name[methods.DO_NOTHING], by_name[methods.AS_DRAWN]
     assert nothing["obeyed"] == 0 and nothing["background"] == 100 and nothing["cost"] is None
     assert right["obeyed"] > 0.85 and right["motion_error"] < 1
-    assert 0.3 < by_name[methods.REFERENCE]["cost"] < 3 and by_name[methods.REFERENCE]["tuning_cost"] is None
+    assert by_name[methods.REFERENCE]["cost"] == 1 and by_name[methods.REFERENCE]["tuning_cost"] is None
     assert by_name[methods.EI2]["tuning_cost"] == pytest.approx(by_name[methods.MOTION]["tuning_cost"]), "tuned once"
-    assert by_name[methods.EI2]["memory"] > 0 and by_name[methods.INR]["value"] == 2.0
+    assert by_name[methods.EI2]["memory"] > by_name[methods.REFERENCE]["memory"] > 0, "tuning takes memory"
+    assert by_name[methods.INR]["value"] == 2.0
     written = editing.document.read_text(encoding="utf-8")
     assert "- **(d) Undecided.** INR Smooth" in written and "| 1 do nothing | 0 |" in written
     assert "Nothing was chosen by measurement" in written
@@ -138,6 +141,49 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     monkeypatch.setattr(edit, "Bench", lambda *_: pytest.fail("what is done is not done again"))
     edit.measure_edit(editing)
     assert editing.document.read_text(encoding="utf-8") == written
+
+
+def test_times_are_set_against_an_edit_per_frame_of_the_same_round(editing) -> None:
+    editing.seeds, asked = 1, []
+    seconds = {methods.REFERENCE: 2.0, methods.FFAM: 3.0, methods.EI2: 5.0}
+
+    class Bench:
+        key: tuple = ("another clip",)
+
+        def turn_to(self, case, task) -> None:
+            assert self.key == (), "nothing tuned is kept"
+
+        def edit(self, case):
+            asked.append((case.clip, case.method, case.ddim_steps, case.steps))
+            slower = 10.0 if case.clip == "shape_0" else 1.0
+            return torch.zeros(3), slower * seconds[case.method], 8.0 if case.steps else None
+
+    cases = [
+        edit.make_case(name, clip, True, 0, editing, FIRST)
+        for clip in ("colour_0", "shape_0", "style_0")
+        for name in (methods.DO_NOTHING, *seconds)
+    ]
+    tasks = {kind + "_0": draw_task(kind, 0, held_out=True) for kind in ("colour", "shape", "style")}
+    costs = edit_cost.Costs(editing.state, Bench)
+    costs.memory = {costs.counted(case): {"memory": 1.5} for case in cases}
+    costs.measure(cases, tasks, 2)
+    timed = [(clip, name) for clip, name, ddim_steps, _ in asked if ddim_steps == edit_cost.DDIM_STEPS]
+    order = list(seconds)
+    assert timed == [("colour_0", name) for name in order] + [("shape_0", name) for name in reversed(order)]
+    assert {steps for *_, steps in asked} == {0, editing.steps}, "no more steps of tuning than asked for"
+    by_name = {(case.clip, case.method): costs.of(case) for case in cases}
+    assert by_name["shape_0", methods.EI2] == {"cost": 2.5, "tuning_cost": 0.4, "memory": 1.5}
+    assert by_name["colour_0", methods.FFAM] == {"cost": 1.5, "tuning_cost": None, "memory": 1.5}
+    assert by_name["style_0", methods.FFAM]["cost"] is None, "not timed"
+    assert by_name["colour_0", methods.DO_NOTHING]["cost"] is None
+    lines = costs.times_file.read_text(encoding="utf-8").splitlines(keepends=True)
+    costs.times_file.write_text("".join(lines[:-1]), encoding="utf-8")
+    asked.clear()
+    again = edit_cost.Costs(editing.state, Bench)
+    again.memory = costs.memory
+    again.measure(cases, tasks, 2)
+    assert {clip for clip, *_ in asked} == {"shape_0"}, "a round that was cut is timed anew, and only that"
+    assert again.of(cases[-1]) == costs.of(cases[-1])
 
 
 def test_hyper_parameters_are_chosen_on_validation_clips_alone(editing, monkeypatch) -> None:
@@ -187,11 +233,12 @@ def test_an_edit_with_prompt_tokens_is_another_one(base: str, editing) -> None:
     found = {}
     with torch.inference_mode():
         for name in (base, f"{base} + prompt tokens"):
-            row, found[name] = bench.run(edit.make_case(name, "colour", False, 0, editing, FIRST), task)
-            assert row["memory"] > 0
+            case = edit.make_case(name, "colour", False, 0, editing, FIRST)
+            bench.turn_to(case, task)
+            found[name], _, tuning_seconds = bench.edit(case)
     without, with_tokens = found.values()
     assert with_tokens.shape == without.shape and not torch.equal(with_tokens, without)
-    assert methods.METHODS[f"{base} + prompt tokens"].draws and row["tuning_cost"] > 0
+    assert methods.METHODS[f"{base} + prompt tokens"].draws and tuning_seconds > 0
 
 
 NARROW = {

@@ -1,0 +1,157 @@
+"""One edit of a drawn clip by one method: made, timed and judged."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from types import TracebackType
+
+from comfy.model_management import get_torch_device
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..modules.host.apply import apply_tune
+from ..modules.host.control import attach_control
+from ..modules.host.control_call import ControlSettings
+from ..modules.host.control_prompts import read_prompts
+from ..modules.host.inversion import InversionSettings, invert_clip
+from ..modules.host.patch import attach, inflate
+from ..modules.host.progress import TuningProgress
+from ..modules.host.prompt_session import PromptSettings
+from ..modules.host.prompt_tokens import apply_prompt_tokens, tune_prompt
+from ..modules.host.sampling import RelationSettings, SampleSettings, sample_clip
+from ..modules.host.training import tune_model
+from ..modules.host.tune_inputs import TuneInputs
+from ..modules.motion import estimate_motion
+from ..modules.presets import method
+from ..modules.prompt_adapter import PromptAdapter
+from ..modules.tuning import TuneSettings
+from .edit_rows import Case, world_stamp
+from .methods import AS_DRAWN, DO_NOTHING, METHODS, Method, Tuned
+from .tasks import Task, Truth
+from .timing import synchronise
+from .world import Row, World
+
+TOKEN_RATE, MASK_THRESHOLD = 1e-2, 0.7
+
+
+class Watch:
+    """The seconds of a stretch of work: as a context."""
+
+    def __enter__(self) -> Watch:
+        self.began = time.perf_counter()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        synchronise(get_torch_device())
+        self.seconds = time.perf_counter() - self.began
+
+
+class Bench:
+    """The demo model, the truth of the clip at hand, and its tuned models.
+
+    Args:
+        world: the demo model.
+    """
+
+    def __init__(self, world: World):
+        self.world = world
+        self.key: tuple = ()
+        self.truth: Truth
+        self.tuned: dict[tuple, tuple[ModelPatcher, Watch]] = {}
+        self.learned: dict[tuple, tuple[PromptAdapter, Watch]] = {}
+
+    def turn_to(self, case: Case, task: Task) -> None:
+        """Make the clip of a case the one at hand; tunings of another are forgotten."""
+        key = case.clip, case.held_out, case.seed
+        if key != self.key:
+            self.key, self.truth, self.tuned, self.learned = key, Truth(task), {}, {}
+
+    def model(self, case: Case, how: Tuned) -> tuple[ModelPatcher, Watch | None]:
+        """Return the model of a method, and what its tuning took."""
+        model = attach(inflate(self.world.model), *method(**dict(how.patch)))  # type: ignore[arg-type]
+        if not how.tuned:
+            return model, None
+        weight = case.value if how.smoothing != "none" else 0.0
+        key = (how, case.steps, case.rate, weight)
+        if key not in self.tuned:
+            settings = TuneSettings(case.steps, case.rate, case.seed, smoothing=how.smoothing, smoothing_weight=weight)
+            with Watch() as watch:
+                tune = tune_model(model, self.inputs(), settings, TuningProgress(""))
+            self.tuned[key] = apply_tune(model, tune), watch
+        return self.tuned[key]
+
+    def inputs(self) -> TuneInputs:
+        """Return what the clip at hand is tuned with."""
+        prompt, frames = self.truth.task.prompts[0], self.truth.source.frames
+        return TuneInputs(self.world.prompt(prompt), self.world.encode(frames))
+
+    def tokens(self, case: Case, how: Method, model: ModelPatcher) -> tuple[PromptAdapter | None, Watch | None]:
+        """Return the prompt tokens of a method, and what learning them took."""
+        if not how.tokens:
+            return None, None
+        key = how.model, case.steps, case.rate
+        if key not in self.learned:
+            settings = TuneSettings(case.steps, TOKEN_RATE, case.seed)
+            given = model, self.inputs(), settings, PromptSettings(), TuningProgress("")
+            with Watch() as watch:
+                adapter = tune_prompt(*given, with_advice=False).adapter
+            self.learned[key] = adapter, watch
+        return self.learned[key]
+
+    def prompt(self, words: str, tokens: PromptAdapter | None) -> list:
+        """Return a prompt with learned tokens before it, if there are any."""
+        plain = self.world.prompt(words)
+        return plain if tokens is None else apply_prompt_tokens(plain, tokens, len(self.truth.source.frames), 1.0, 1.0)
+
+    def edit(self, case: Case) -> tuple[Tensor, float, float | None]:
+        """Return the edited frames, the seconds of the edit, and those of the tunings if there are any."""
+        how = METHODS[case.method]
+        model, tuning = self.model(case, how.model)
+        tokens, learning = self.tokens(case, how, model)
+        frames, prompts = self.truth.source.frames, self.truth.task.prompts
+        with Watch() as watch:
+            latent = self.world.encode(frames)
+            empty, edited = self.prompt("", tokens), self.prompt(prompts[1], tokens)
+            inverted = self.world.prompt(prompts[0]) if how.control else empty
+            settings = InversionSettings(case.ddim_steps, how.gamma, how.direction)
+            inversion = invert_clip(model, inverted, empty, latent, settings)
+            if how.control:
+                control = ControlSettings("refine", case.value, how.control, case.value, threshold=MASK_THRESHOLD)
+                words = ",".join({self.truth.task.source.shape, self.truth.task.wanted.shape})
+                read = read_prompts(self.world.text, *prompts, mask=words)
+                model = attach_control(model, inversion, inverted, read, control)
+            relation = None
+            if how.relation:
+                motion = estimate_motion(frames.movedim(1, -1)) if how.relation == "motion" else None
+                relation = RelationSettings(case.value, motion=motion)
+            sampled = sample_clip(model, edited, empty, inversion, SampleSettings(case.cfg, relation=relation))[0]
+            found = self.world.decode(sampled).clamp(0, 1)
+        tunings = [took.seconds for took in (tuning, learning) if took is not None]
+        return found, watch.seconds, sum(tunings) if tunings else None
+
+    def run(self, case: Case, task: Task) -> tuple[Row, Tensor]:
+        """Edit and judge."""
+        self.turn_to(case, task)
+        if case.method == DO_NOTHING:
+            found = self.truth.source.frames
+        elif case.method == AS_DRAWN:
+            found = self.world.decode(self.world.encode(self.truth.wanted.frames)).clamp(0, 1)
+        else:
+            found, *_ = self.edit(case)
+        return {**asdict(case), **self.truth.judge(found, self.world.reader)}, found
+
+
+def make_case(
+    name: str, clip: str, held_out: bool, seed: int, options: argparse.Namespace, chosen: Mapping[str, float]
+) -> Case:
+    """Return a case with the hyper-parameters that are chosen."""
+    how = METHODS.get(name)
+    if how is None:
+        return Case(name, clip, held_out, seed, 0, 0.0, 0, 0.0, 0.0, world_stamp())
+    steps = options.steps if how.draws else 0
+    rate = chosen["rate"] if how.model.tuned else 0.0
+    value = chosen[how.takes] if how.takes else 0.0
+    return Case(name, clip, held_out, seed, steps, rate, options.ddim_steps, chosen["cfg"], value, world_stamp())
