@@ -19,7 +19,7 @@ from ..modules.attention.full import full_attention
 from ..modules.attention.sparse_causal import sparse_causal_attention
 from .baselines import naive_fine_coarse
 from .document import judge
-from .memory_count import MIB, extra_memory, without_values
+from .memory_count import MIB, extra_memory, measured_peak, without_values
 from .performance import Row, Setting, complete_rows, finish, half_on_gpu, read_setting
 from .table import write_table
 from .timing import Call, ratios, time_rounds, write_milliseconds, write_spread
@@ -68,13 +68,13 @@ def coarse_keys(size: int, frames: int, r: int) -> int:
     return size**2 + (frames - 1) * (-(-size // r)) ** 2
 
 
-def make_contenders(setting: Setting) -> Iterator[tuple[str, Contender]]:
+def make_contenders(case: Case) -> Iterator[tuple[str, Contender]]:
     """Yield every kind of attention on the same tokens, by name."""
-    f, size, tokens = setting.frames, setting.size, setting.size**2
+    f, size, tokens = case.frames, case.size, case.size**2
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(setting.device, half_on_gpu(setting))
+        return torch.randn(shape, generator=generator).to(case.device, half_on_gpu(case))
 
     z, weights = draw(f, tokens, DIM), [draw(DIM, DIM) / DIM**0.5 for _ in range(3)]
     q, k, v = (F.linear(z, weight) for weight in weights)
@@ -83,12 +83,14 @@ def make_contenders(setting: Setting) -> Iterator[tuple[str, Contender]]:
     yield "sparse-causal", Contender(partial(sparse_causal_attention, heads=HEADS, num_frames=f), [q, k, v], 2 * tokens)
     yield "full", Contender(partial(full_attention, heads=HEADS, num_frames=f), [q, k, v], f * tokens)
     for r in RS:
-        keys, grid = coarse_keys(size, f, r), dict[str, Any](height=size, width=size, r=r)
+        keys = coarse_keys(size, f, r)
+        ways = dict[str, Any](num_frames=f, height=size, width=size, r=r)
+        ways["rebuild"] = case.passes != "forward"  # as the tuning does it
         ready = [draw(f, HEADS, n, head) for n in (tokens, keys, keys)]
         yield f"{BOUND}, r = {r}", Contender(F.scaled_dot_product_attention, ready, keys)
-        ours = partial(fine_coarse_attention, heads=HEADS, num_frames=f, **grid)
+        ours = partial(fine_coarse_attention, heads=HEADS, **ways)
         yield f"FFAM, r = {r}", Contender(ours, [q, k, v], keys, f"{BOUND}, r = {r}")
-        naive = partial(naive_fine_coarse, heads=HEADS, **grid)
+        naive = partial(naive_fine_coarse, heads=HEADS, height=size, width=size, r=r)
         yield f"{NAIVE}, r = {r}", Contender(naive, [z, *weights])
         yield f"{PROJECTED}, r = {r}", Contender(partial(project, ours), [z, *weights], 0, f"{NAIVE}, r = {r}")
 
@@ -122,6 +124,7 @@ def run_case(case: Case) -> Row:
         "part_of_rate": {name: flops[name] / rate / median(times[name]) for name in contenders if flops[name]},
         "extra_bytes": {name: extra_memory(call, device) for name, call in calls.items()},
         "growth": {str(r): [beyond_output(case, frames, r) for frames in GROWTH] for r in RS} if not backward else {},
+        "kept": {str(r): [kept_for_backward(case, frames, r) for frames in GROWTH] for r in RS} if backward else {},
     }
 
 
@@ -139,6 +142,18 @@ def beyond_output(setting: Setting, frames: int, r: int) -> int:
         return measure("cpu")
 
 
+def kept_for_backward(setting: Setting, frames: int, r: int) -> float:
+    """Return the bytes for each frame that FFAM keeps for its backward, at full size, its inputs and output not among
+    them; without a GPU accounted."""
+    with measured_peak(setting.device) as peak:
+        shape = frames, FULL_SIZE**2, DIM
+        given = (torch.zeros(shape, device=setting.device, dtype=torch.float16, requires_grad=True) for _ in range(3))
+        q, k, v = given
+        before = peak.now()
+        attended = fine_coarse_attention(q, k, v, HEADS, frames, FULL_SIZE, FULL_SIZE, r, rebuild=True)
+        return (peak.now() - before - attended.nbytes) / frames
+
+
 def measure_attention(options: argparse.Namespace) -> None:
     """Measure what is not measured yet, and write the section."""
     setting = read_setting(options, cpu_size=32)
@@ -152,7 +167,7 @@ def make_section(setting: Setting, rows: list[Row]) -> str:
     body = [line for row in rows for line in make_lines(row)]
     headings = ["attention", "pass", "ms", "× per frame", "× its reference", "reference", "of the matmul rate"]
     rate = rows[0]["operations_per_second"] / 1e12
-    growth = [line for row in rows for line in growth_lines(row["growth"])]
+    growth, kept = ([line for row in rows for line in growth_lines(row[what])] for what in ("growth", "kept"))
     low, high = (f"MiB at {frames} frames" for frames in GROWTH)
     how = "measured" if setting.device == "cuda" else "accounted"
     return "\n".join(
@@ -166,6 +181,10 @@ def make_section(setting: Setting, rows: list[Row]) -> str:
             f"What FFAM holds at most beside inputs and output, {how} at {FULL_SIZE} × {FULL_SIZE} in float16:",
             "",
             write_table(["attention", low, high, "growth", "target", "met"], growth),
+            "",
+            f"What FFAM keeps of each frame for its backward beside inputs and output, {how} likewise:",
+            "",
+            write_table(["attention", low, high, "growth", "target", "met"], kept),
             "",
             f"- *{BOUND}*: keys and values of that number beforehand side by side, in the layout of the kernel.",
             f"- *{NAIVE}*: a loop over the frames that projects keys and values of all it sees, as EI² (10) reads; "
@@ -192,7 +211,7 @@ def make_lines(row: Row) -> Iterator[list[str]]:
         ]
 
 
-def growth_lines(growth: dict[str, list[int]]) -> Iterator[list[str]]:
+def growth_lines(growth: dict[str, list[float]]) -> Iterator[list[str]]:
     """Yield how the memory of FFAM grows with the frames."""
     for r, (low, high) in growth.items():
         times = high / low

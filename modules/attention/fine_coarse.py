@@ -1,5 +1,7 @@
 """Fine-coarse frame attention (FFAM) of EI² (Zhang et al., NeurIPS 2023, arXiv 2305.17431)."""
 
+from contextlib import nullcontext
+from functools import partial
 from typing import Literal
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import Attend, scaled_dot_product
+from .rebuilt import rebuilt
 
 Downsample = Literal["area", "strided", "bilinear"]
 COPIED_BYTES = 2**26  # of keys and values put side by side at a time, so that memory does not grow with the frames
@@ -52,6 +55,7 @@ def fine_coarse_attention(
     r: int = 4,
     downsample: Downsample = "area",
     attend: Attend = scaled_dot_product,
+    rebuild: bool = False,
 ) -> Tensor:
     """Attend from each frame to all its own tokens and to the downsampled tokens of every other: EI² (10).
 
@@ -67,6 +71,8 @@ def fine_coarse_attention(
         r: downsampling factor of each side of the other frames, 1 ... min(h, w); the paper uses 2 and 4.
         downsample: how, see `downsample_tokens`.
         attend: attention kernel.
+        rebuild: whether the backward puts keys and values side by side once more, in the place of keeping them so for
+            every frame; not inside a checkpoint.
 
     Returns:
         Attended values, the shape of q.
@@ -90,6 +96,10 @@ def fine_coarse_attention(
     for start in range(0, num_frames, group):
         own = slice(start, start + group)
         asking = rearrange(q[:, own], "b g l d -> (b g) l d")
-        seen = attend(asking, fine_and_coarse(own, k, coarse_k), fine_and_coarse(own, v, coarse_v), heads)
+        theirs, told = fine_and_coarse(own, k, coarse_k), fine_and_coarse(own, v, coarse_v)
+        given = (k.detach(), coarse_k.detach()), (v.detach(), coarse_v.detach())
+        again = [partial(fine_and_coarse, own, *one) for one in given]
+        with rebuilt((theirs, told), again) if rebuild else nullcontext():
+            seen = attend(asking, theirs, told, heads)
         attended[:, own] = rearrange(seen, "(b g) l d -> b g l d", b=len(q))
     return rearrange(attended, "b f l d -> (b f) l d")

@@ -54,8 +54,12 @@ def attend_across_frames(
     height: int,
     width: int,
     attend: Attend,
+    rebuild: bool = False,
 ) -> Tensor:
-    """Attend from projected tokens of shape ((b f), h*w, heads*d) as the config says."""
+    """Attend from projected tokens of shape ((b f), h*w, heads*d) as the config says.
+
+    `rebuild` is that of `fine_coarse_attention`.
+    """
     if config.kind == "sparse-causal":
         return sparse_causal_attention(q, k, v, heads, num_frames, attend)
     if config.kind == "key-frame":
@@ -63,4 +67,4 @@ def attend_across_frames(
     r = min(config.r, height, width)
     if config.kind == "full" or r == 1:
         return full_attention(q, k, v, heads, num_frames, attend)
-    return fine_coarse_attention(q, k, v, heads, num_frames, height, width, r, config.downsample, attend)
+    return fine_coarse_attention(q, k, v, heads, num_frames, height, width, r, config.downsample, attend, rebuild)

@@ -22,8 +22,9 @@ from comfy.quant_ops import QuantizedTensor
 from comfy_extras.nodes_tomesd import TomePatchModel
 from PIL.Image import Image
 
+from consistent_video.modules.attention.spatial import attend_across_frames
 from consistent_video.modules.attention.temporal import spectral_normalised
-from consistent_video.modules.host import files, learned, preview, private_copy, progress, session
+from consistent_video.modules.host import files, learned, patch, preview, private_copy, progress, session
 from consistent_video.modules.host.apply import apply_tune
 from consistent_video.modules.host.inversion import InversionSettings, invert_clip
 from consistent_video.modules.host.patch import attach, clip_settings, inflate, transformer_blocks
@@ -447,6 +448,22 @@ def test_checkpointing_holds_far_less() -> None:
         count_saved_bytes(replace(SETTINGS, steps=1, gradient_checkpointing=given)) for given in (False, True)
     )
     assert 0 < less < 0.25 * whole
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_keys_and_values_side_by_side_are_rebuilt_but_in_checkpoints(checkpointing: bool, monkeypatch) -> None:
+    asked = []
+
+    def note(*args):
+        asked.append(args[-1])
+        return attend_across_frames(*args)
+
+    monkeypatch.setattr(patch, "attend_across_frames", note)
+    run(patched(EI2), replace(SETTINGS, steps=1, gradient_checkpointing=checkpointing))
+    assert set(asked) == {not checkpointing}
+    asked.clear()
+    sample(patched(EI2), clip_latent(), 3.0)
+    assert set(asked) == {False}, "without gradients there is no backward"
 
 
 @pytest.mark.parametrize("name", [EI2, TUNE_A_VIDEO_PRESET, FULL])

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from consistent_video.modules.accounting import Held
 from consistent_video.modules.attention import fine_coarse, scaled_dot_product
 from consistent_video.modules.attention.fine_coarse import Downsample, downsample_tokens, fine_coarse_attention
 
@@ -205,3 +206,23 @@ def test_frames_in_groups_attend_the_same(frames_at_once: int, monkeypatch: pyte
         torch.testing.assert_close(mine, its)
     assert len(seen) == math.ceil(frames / frames_at_once)
     assert 2 * max(k.nbytes for k in seen) <= fine_coarse.COPIED_BYTES
+
+
+@pytest.mark.parametrize("r", [2, 3])
+def test_what_is_rebuilt_has_the_same_gradients_and_is_not_kept(r: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    height, width = 4, 6
+
+    def learn(frames: int, rebuild: bool) -> tuple[float, list[Tensor]]:
+        inputs = [draw(2 * frames, height * width, DIM, seed=seed).requires_grad_() for seed in range(3)]
+        with Held() as held:
+            attended = fine_coarse_attention(*inputs, HEADS, frames, height, width, r, rebuild=rebuild)
+            kept = held.now / frames
+        return kept, list(torch.autograd.grad(attended.square().sum(), inputs))
+
+    for copied in (1, 2**26):  # frame by frame, all at once
+        monkeypatch.setattr(fine_coarse, "COPIED_BYTES", copied)
+        (much, expected), (little, found) = (learn(5, rebuild) for rebuild in (False, True))
+        assert all(torch.equal(mine, its) for mine, its in zip(found, expected, strict=True))
+        assert little < 0.75 * much
+        assert learn(10, False)[0] > 1.2 * much, "keys and values of a frame grow with the clip"
+        assert learn(10, True)[0] < 1.05 * little, "which is not kept"
