@@ -7,16 +7,19 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import torch
 from comfy.model_management import unload_all_models
 from matplotlib.figure import Figure
 
+from ..modules.attention import fine_coarse
+from ..modules.attention.fine_coarse import COPIED_BYTES
 from ..modules.presets import EI2, PER_FRAME
 from ..scripts.environment import ROOT
 from ..scripts.regions import write_region
 from .document import judge
-from .memory_count import GIB, measured_peak
+from .memory_count import GIB, MIB, measured_peak
 from .performance import Row, Setting, complete_rows, finish, read_setting
 from .sd15 import guided_call, load, make_model
 from .table import write_table
@@ -29,7 +32,9 @@ CURVES = {SAMPLING: "sampling", OURS: "tuning", OURS_CHECKPOINTED: "tuning, chec
 FRAMES, RS = (4, 8, 16, 24, 32, 64), (1, 2, 4, 8)
 SHOWN = (8, 16, 24, 32)
 SIZES = (0.5, 0.75, 1.0, 1.5)  # of the size given
+COPIED = (16, 64, 256)  # MiB of keys and values that FFAM puts side by side at a time
 USUAL_FRAMES, USUAL_R, USUAL_SIZE = 8, 4, 64
+USUAL_COPIED = COPIED_BYTES // MIB
 LIMITS = {(OURS_CHECKPOINTED, 8): 8.0, (OURS_CHECKPOINTED, 24): 12.0}  # GiB, at 64 squared with r = 4
 
 
@@ -41,6 +46,7 @@ class Case:
         device, chip, torch: as in Setting.
         what: "sampling" or a way to tune.
         frames, size, r: of the clip and its attention.
+        copied: MiB that the attention puts side by side at a time.
     """
 
     device: str
@@ -50,16 +56,18 @@ class Case:
     frames: int
     size: int
     r: int
+    copied: int
 
 
 def list_cases(setting: Setting) -> list[Case]:
     """Return the cases of all curves, each once, and those that they are held against."""
     usual = min(USUAL_FRAMES, setting.frames)
-    shapes = [(n, setting.size, USUAL_R) for n in FRAMES if n <= setting.frames]
-    shapes += [(usual, setting.size, r) for r in RS]
-    shapes += [(usual, round(part * setting.size), USUAL_R) for part in SIZES]
+    shapes = [(n, setting.size, USUAL_R, USUAL_COPIED) for n in FRAMES if n <= setting.frames]
+    shapes += [(usual, setting.size, r, USUAL_COPIED) for r in RS]
+    shapes += [(usual, round(part * setting.size), USUAL_R, USUAL_COPIED) for part in SIZES]
+    shapes += [(usual, setting.size, USUAL_R, copied) for copied in COPIED]
     wanted = [(what, *shape) for shape in shapes for what in CURVES]
-    wanted += [(what, usual, setting.size, USUAL_R) for what in (SAMPLING_PER_FRAME, CODE, CODE_DEFAULTS)]
+    wanted += [(what, *shapes[-1][:3], USUAL_COPIED) for what in (SAMPLING_PER_FRAME, CODE, CODE_DEFAULTS)]
     return [Case(setting.device, setting.chip, setting.torch, *one) for one in dict.fromkeys(wanted)]
 
 
@@ -79,9 +87,10 @@ def sampling_peak(case: Case) -> int:
 def run_case(case: Case) -> Row:
     """Do it once; bytes are None where the memory of the GPU does not suffice."""
     try:
-        if case.what in WAYS:
-            return {"bytes": tuning_peak(case.device, WAYS[case.what], case.frames, case.size, case.r)}
-        return {"bytes": sampling_peak(case)}
+        with mock.patch.object(fine_coarse, "COPIED_BYTES", case.copied * MIB):
+            if case.what in WAYS:
+                return {"bytes": tuning_peak(case.device, WAYS[case.what], case.frames, case.size, case.r)}
+            return {"bytes": sampling_peak(case)}
     except torch.OutOfMemoryError:
         return {"bytes": None}
 
@@ -106,19 +115,34 @@ def limit_of(row: Row) -> float | None:
 
 def make_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
     """Yield the lines of the table, what belongs together one after another."""
-    rows = sorted(rows, key=lambda row: (row["size"], row["r"], row["frames"]))
+    rows = sorted(
+        (row for row in rows if row["copied"] == USUAL_COPIED), key=lambda row: (row["size"], row["r"], row["frames"])
+    )
     kinds = sorted({row["what"] for row in rows}, key=[SAMPLING, SAMPLING_PER_FRAME, *WAYS].index)
     for what in kinds:
         for row in (row for row in rows if row["what"] == what):
             gib = math.inf if row["bytes"] is None else row["bytes"] / GIB
-            written = f"{gib:.3g}" if gib < math.inf else "out of memory"
             clip = [str(row[key]) for key in ("frames", "size", "r")]
-            yield [CURVES.get(what, what), *clip, written, *judge(gib, limit_of(row))]
+            yield [CURVES.get(what, what), *clip, write_gib(row), *judge(gib, limit_of(row))]
+
+
+def write_gib(row: Row) -> str:
+    """Return the memory of a row in GiB."""
+    return "out of memory" if row["bytes"] is None else f"{row['bytes'] / GIB:.3g}"
+
+
+def make_chunk_lines(rows: Sequence[Row], setting: Setting) -> list[list[str]]:
+    """Return the memory over how much is put side by side at a time, a line for each curve."""
+    usual = min(USUAL_FRAMES, setting.frames), setting.size, USUAL_R
+    own = {
+        (row["what"], row["copied"]): write_gib(row) for row in rows if (row["frames"], row["size"], row["r"]) == usual
+    }
+    return [[name, *(own[what, copied] for copied in COPIED)] for what, name in CURVES.items()]
 
 
 def curve(rows: Sequence[Row], setting: Setting, what: str, along: str) -> list[tuple[int, float]]:
     """Return the points of a curve along "frames", "r" or "size", the others at their usual values."""
-    usual = {"frames": min(USUAL_FRAMES, setting.frames), "r": USUAL_R, "size": setting.size}
+    usual = {"frames": min(USUAL_FRAMES, setting.frames), "r": USUAL_R, "size": setting.size, "copied": USUAL_COPIED}
     chosen = [row for row in rows if row["what"] == what and row["bytes"] is not None]
     points = {
         row[along]: row["bytes"] / GIB
@@ -164,5 +188,10 @@ def make_section(setting: Setting, rows: Sequence[Row], plot: Path) -> str:
             f"![Memory over frames, r and size]({plot.name})",
             "",
             write_table(["what", "frames", "latent", "r", "GiB", "target", "met"], list(make_lines(rows))),
+            "",
+            f"The same with {min(USUAL_FRAMES, setting.frames)} frames and r = {USUAL_R}, GiB, where FFAM puts other "
+            f"amounts of keys and values side by side at a time; the nodes take {USUAL_COPIED} MiB:",
+            "",
+            write_table(["what", *(f"{copied} MiB" for copied in COPIED)], make_chunk_lines(rows, setting)),
         ]
     )
