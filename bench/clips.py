@@ -386,7 +386,7 @@ def make_document(rows: Sequence[dict[str, Any]], failures: dict[Case, str], opt
     lines = [
         "# Edits of real clips",
         "",
-        f"Written by `python -m bench clips`: {options.checkpoint}, {options.frames} frames of {options.size} x "
+        f"Written by `python -m bench clips`: {options.checkpoint.name}, {options.frames} frames of {options.size} x "
         f"{options.size}, tuning for {options.steps} steps at {options.learning_rate:g}, {options.ddim_steps} DDIM "
         "steps. A cell holds the mean over edits ± its standard error; what each figure is, the help page of Edit "
         "Scorecard says. *do nothing* is the source as its own edit.",

@@ -1,6 +1,7 @@
 """The measurements run, keep their rows and write their documents, at the smallest size."""
 
 import argparse
+import importlib
 import json
 import re
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from consistent_video.bench.document import TITLES, UNKNOWN, read_sections
 from consistent_video.bench.memory_count import Held, Peak
 from consistent_video.bench.tasks import KINDS, draw_task
 from consistent_video.scripts.clips import read_clip
+from consistent_video.scripts.environment import ROOT
 
 
 @pytest.fixture
@@ -284,6 +286,27 @@ def test_a_performance_benchmark_writes_its_section_from_its_rows(part, tiny, mo
     monkeypatch.setattr(part, "run_case", lambda *_: pytest.fail("what is done is not done again"))
     measure(tiny)
     assert tiny.document.read_text(encoding="utf-8") == written
+
+
+def test_performance_runs_every_part_with_rows_of_its_own(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    command = importlib.import_module("consistent_video.bench.__main__")
+    ran = []
+    for part in (attention, temporal, sample, tune, memory):
+        name = part.__name__.rsplit(".", 1)[1]
+        failed = name == "tune"
+        monkeypatch.setattr(
+            part, f"measure_{name}", lambda given, name=name, failed=failed: ran.append((name, given.json)) or failed
+        )
+    for what in ("stop_on_signals", "enter", "register_pack"):
+        monkeypatch.setattr(command.environment, what, lambda *_: None)
+    monkeypatch.setattr("consistent_video.scripts.in_process.use_host", lambda *_, **__: None)
+    monkeypatch.setattr("sys.argv", ["bench", "performance", "--json", str(tmp_path / "rows.json")])
+    assert command.main() == 1, "a part's failure is told"
+    assert ran == [(name, tmp_path / f"rows-{name}.json") for name in command.PERFORMANCE]
+    ran.clear()
+    monkeypatch.setattr("sys.argv", ["bench", "memory", "--json", str(tmp_path / "rows.json")])
+    assert not command.main() and ran == [("memory", tmp_path / "rows.json")]
 
 
 def test_more_frames_and_tokens_take_more_memory(tiny) -> None:
