@@ -1,6 +1,5 @@
 """Fine-coarse frame attention (FFAM) of EI² (Zhang et al., NeurIPS 2023, arXiv 2305.17431)."""
 
-from contextlib import nullcontext
 from functools import partial
 from typing import Literal
 
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import Attend, scaled_dot_product
-from .rebuilt import rebuilt
+from .rebuilt import attend_to_copies
 
 Downsample = Literal["area", "strided", "bilinear"]
 COPIED_BYTES = 2**26  # of keys and values put side by side at a time, so that memory does not grow with the frames
@@ -96,10 +95,7 @@ def fine_coarse_attention(
     for start in range(0, num_frames, group):
         own = slice(start, start + group)
         asking = rearrange(q[:, own], "b g l d -> (b g) l d")
-        theirs, told = fine_and_coarse(own, k, coarse_k), fine_and_coarse(own, v, coarse_v)
-        given = (k.detach(), coarse_k.detach()), (v.detach(), coarse_v.detach())
-        again = [partial(fine_and_coarse, own, *one) for one in given]
-        with rebuilt((theirs, told), again) if rebuild else nullcontext():
-            seen = attend(asking, theirs, told, heads)
+        copy = partial(fine_and_coarse, own)
+        seen = attend_to_copies(attend, asking, (k, coarse_k), (v, coarse_v), heads, copy, rebuild)
         attended[:, own] = rearrange(seen, "(b g) l d -> b g l d", b=len(q))
     return rearrange(attended, "b f l d -> (b f) l d")

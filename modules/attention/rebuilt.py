@@ -1,12 +1,15 @@
 """Tensors that the backward builds once more, in the place of keeping them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+
+from . import Attend
 
 Build = Callable[[], Tensor]
 
@@ -37,3 +40,28 @@ def rebuilt(tensors: Sequence[Tensor], builds: Sequence[Build]) -> Iterator[None
 
     with saved_tensors_hooks(pack, unpack):
         yield
+
+
+def attend_to_copies(
+    attend: Attend,
+    q: Tensor,
+    k: Sequence[Tensor],
+    v: Sequence[Tensor],
+    heads: int,
+    copy: Callable[..., Tensor],
+    rebuild: bool,
+) -> Tensor:
+    """Attend to keys and values that are put side by side for it.
+
+    Args:
+        attend: attention kernel.
+        q: queries.
+        k, v: what the keys and the values are made of.
+        heads: number of heads.
+        copy: puts them side by side.
+        rebuild: whether the backward does so once more, in the place of keeping the copies.
+    """
+    keys, values = copy(*k), copy(*v)
+    again = [partial(copy, *(part.detach() for part in parts)) for parts in (k, v)]
+    with rebuilt((keys, values), again) if rebuild else nullcontext():
+        return attend(q, keys, values, heads)

@@ -5,10 +5,17 @@ from einops import rearrange
 from torch import Tensor
 
 from . import Attend, scaled_dot_product
+from .rebuilt import attend_to_copies
 
 
 def sparse_causal_attention(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, num_frames: int, attend: Attend = scaled_dot_product
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    num_frames: int,
+    attend: Attend = scaled_dot_product,
+    rebuild: bool = False,
 ) -> Tensor:
     """Attend from frame i to the tokens of frames 0 and max(i - 1, 0).
 
@@ -19,6 +26,7 @@ def sparse_causal_attention(
         heads: number of heads.
         num_frames: f.
         attend: attention kernel.
+        rebuild: as for `fine_coarse_attention`.
 
     Returns:
         Attended values, the shape of q.
@@ -30,4 +38,4 @@ def sparse_causal_attention(
         both = torch.cat([tokens[:, :1].expand_as(tokens), tokens[:, previous]], dim=2)
         return rearrange(both, "b f l d -> (b f) l d")
 
-    return attend(q, first_and_previous(k), first_and_previous(v), heads)
+    return attend_to_copies(attend, q, (k,), (v,), heads, first_and_previous, rebuild)

@@ -61,7 +61,7 @@ def attend_across_frames(
     `rebuild` is that of `fine_coarse_attention`.
     """
     if config.kind == "sparse-causal":
-        return sparse_causal_attention(q, k, v, heads, num_frames, attend)
+        return sparse_causal_attention(q, k, v, heads, num_frames, attend, rebuild)
     if config.kind == "key-frame":
         return key_frame_attention(q, k, v, heads, num_frames, attend)
     r = min(config.r, height, width)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from consistent_video.modules.accounting import Held
 from consistent_video.modules.attention.sparse_causal import sparse_causal_attention
 
 HEADS, HEAD_DIM, DIM = 2, 3, 6
@@ -64,3 +65,17 @@ def test_the_given_kernel_attends_to_twice_the_tokens() -> None:
     q, k, v = draw(3, 5, 4, DIM)
     assert sparse_causal_attention(q, k, v, HEADS, 5, attend) is q
     assert given == [((5, 4, DIM), (5, 8, DIM), (5, 8, DIM), HEADS)]
+
+
+def test_what_is_rebuilt_has_the_same_gradients_and_is_not_kept() -> None:
+    def learn(rebuild: bool) -> tuple[int, list[Tensor]]:
+        inputs = [draw(2 * 5, 24, DIM, seed=seed).requires_grad_() for seed in range(3)]
+        with Held() as held:
+            attended = sparse_causal_attention(*inputs, HEADS, 5, rebuild=rebuild)
+            kept = held.now
+        return kept, list(torch.autograd.grad(attended.square().sum(), inputs))
+
+    (much, expected), (little, found) = (learn(rebuild) for rebuild in (False, True))
+    assert all(torch.equal(mine, its) for mine, its in zip(found, expected, strict=True))
+    copies = 2 * 2 * 5 * 48 * DIM * 8  # keys and values, float64
+    assert much - little == copies
