@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..modules.attention import Attend, scaled_dot_product
-from ..modules.host.patch import attach, inflate
+from ..modules.host.patch import KEY, attach, inflate
 from ..modules.host.private_copy import private_copy, reproducible
 from ..modules.host.session import Tuning
 from ..modules.host.tune_inputs import TuneInputs
@@ -118,7 +118,9 @@ def work_as_its_code(made: Tuning, kernel: Attend) -> None:
     unet = made.copy.model.diffusion_model
     unet.float()
     unet.dtype, made.copy.model.manual_cast_dtype = torch.float32, None
-    made.call.options["optimized_attention_override"] = override
+    options = made.call.options
+    options["optimized_attention_override"] = override
+    options[KEY] = replace(options[KEY], rebuilds=False)
     assert made.learned.bank is not None, "the preset has temporal modules"
     for module in made.learned.bank.bank:
         module.forward = partial(naive_temporal, module)

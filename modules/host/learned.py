@@ -147,8 +147,8 @@ def run_residual(layer: ResBlock, x: Tensor, emb: Tensor, _context: Any, _option
 def training_options(model: ModelPatcher, bank: TemporalBank | None, checkpointing: bool) -> dict[str, Any]:
     """Return the transformer options of a training call: the model's own, with the given temporal modules."""
     options = comfy.patcher_extension.copy_nested_dicts(model.model_options["transformer_options"])
-    # A step may take a part of the clip.
-    options[KEY] = replace(options[KEY], temporal=bank, num_frames=0, checkpointed=checkpointing)
+    # A step may take a part of the clip. What a checkpoint rebuilds it would keep for that, and it keeps nothing else.
+    options[KEY] = replace(options[KEY], temporal=bank, num_frames=0, rebuilds=not checkpointing)
     options["optimized_attention_override"] = sdpa_override
     options["cond_or_uncond"] = [0]
     attn1 = options.setdefault("patches_replace", {}).setdefault("attn1", {})

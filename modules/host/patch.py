@@ -105,7 +105,7 @@ class ClipSettings:
         sigmas: the noise levels of these, highest first.
         tunes: what tunes are applied, by their digests.
         tuned_frames: frames of the clip that the last of them was made on, 0 = none.
-        checkpointed: whether the blocks run inside checkpoints.
+        rebuilds: whether a backward puts keys and values side by side once more, in the place of keeping them.
     """
 
     num_frames: int = 0
@@ -117,7 +117,7 @@ class ClipSettings:
     sigmas: tuple[float, float] = ALWAYS
     tunes: tuple[str, ...] = ()
     tuned_frames: int = 0
-    checkpointed: bool = False
+    rebuilds: bool = False
 
 
 def clip_settings(model: ModelPatcher) -> ClipSettings:
@@ -207,8 +207,7 @@ def attend_block(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any])
     heads, frames = extra_options["n_heads"], count_frames(extra_options, len(q))
     if settings.spatial is None:
         return attend(q, k, v, heads)
-    rebuild = torch.is_grad_enabled() and not settings.checkpointed
-    attended = attend_across_frames(settings.spatial, q, k, v, heads, frames, height, width, attend, rebuild)
+    attended = attend_across_frames(settings.spatial, q, k, v, heads, frames, height, width, attend, settings.rebuilds)
     if settings.spatial_strength == 1:
         return attended
     return torch.lerp(attend(q, k, v, heads), attended, settings.spatial_strength)
