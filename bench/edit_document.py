@@ -251,17 +251,18 @@ def write_document(
     draw_plot(groups, plot)
     kinds = list(dict.fromkeys(task.kind for task in tasks.values()))
     validation = len(KINDS) * options.validation
+    clips = min(options.timed, len(tasks))
+    timed = f"Times on {clips} of the clips, on a {get_torch_device().type.upper()}. " if clips else ""
     command = f"python -m bench edit {command_options(options)}"
     lines = [
         "# Edits, judged by the world that drew them",
         "",
         f"Written by `{command}`. The demo model edits {len(tasks)} drawn clips of {FRAMES} frames "
         f"({', '.join(kinds)}); their seeds begin at {HELD_OUT}, the model was trained from seed 0, and each "
-        f"wanted object is a pair of colour and shape that it never saw. {options.seeds} seeds of the tuning; methods "
-        f"that draw nothing are measured once. {options.ddim_steps} DDIM steps, CFG {chosen['cfg']:g}, tuning "
-        f"for {options.steps} steps at {chosen['rate']:g}. Times on the first {min(options.timed, len(tasks))} clips, "
-        f"on a {get_torch_device().type.upper()}. A cell holds the mean over clips ± its standard error, each "
-        "clip the mean of its seeds.",
+        f"wanted object is a pair of colour and shape that it never saw. Seeds of each tuning: {options.seeds}; "
+        f"methods that draw nothing are measured once. {options.ddim_steps} DDIM steps, CFG {chosen['cfg']:g}, tuning "
+        f"for {options.steps} steps at {chosen['rate']:g}. {timed}A cell holds the mean over clips ± its standard "
+        "error, each clip the mean of its seeds.",
         "",
         "## Verdicts",
         "",
