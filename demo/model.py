@@ -94,6 +94,19 @@ def build_unet(config: dict) -> nn.Module:
     return unet
 
 
+def build_control(config: dict, unet: nn.Module) -> nn.Module:
+    """Build a ControlNet that begins as the UNet's first half and adds nothing yet."""
+    from comfy.cldm.cldm import ControlNet
+
+    net = reset(ControlNet(hint_channels=3, **config["unet"]))
+    for layer in (*net.zero_convs, net.middle_block_out):
+        for value in layer.parameters():
+            nn.init.zeros_(value)
+    own = net.state_dict()
+    net.load_state_dict(own | {key: value for key, value in unet.state_dict().items() if key in own})
+    return net
+
+
 def build_clip(config: dict) -> nn.Module:
     """Build the text encoder; its layers add in place, so the norms keep a copy of their input."""
     import comfy.clip_model

@@ -6,7 +6,7 @@ from typing_extensions import override
 from ..modules.host.files import register_folder
 from .control import AttentionControl
 from .convert import ExportTuneAVideo, ImportTuneAVideo
-from .demo import LoadDemoModel
+from .demo import LoadDemoControlNet, LoadDemoModel
 from .inflate import InflateUNet
 from .inversion import INRBidirectionalDDIMInversion, LoadInversion, SaveInversion
 from .judge import CompareGrid, EditScorecard
@@ -21,6 +21,7 @@ from .tune_files import ApplyTune, LoadTune, SaveTune, TuneDial
 
 NODES: list[type[io.ComfyNode]] = [
     LoadDemoModel,
+    LoadDemoControlNet,
     InflateUNet,
     STAMFFAMPatch,
     AttentionControl,

@@ -1,8 +1,8 @@
-"""Load Demo Model."""
+"""Load Demo Model and Load Demo ControlNet."""
 
 from comfy_api.latest import io
 
-from ..modules.host.demo import load_demo_model
+from ..modules.host.demo import load_demo_controlnet, load_demo_model
 from .types import MENU, PREFIX
 
 
@@ -29,3 +29,25 @@ class LoadDemoModel(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(*load_demo_model())
+
+
+class LoadDemoControlNet(io.ComfyNode):
+    """The ControlNet of the tiny model."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "LoadDemoControlNet",
+            display_name="Load Demo ControlNet",
+            category=MENU + "load",
+            description="Loads the ControlNet of the demo model. Give it the edges that Canny finds in the clip. "
+            "Put Load ControlNet Model in its place for real work.",
+            search_aliases=["canny", "tiny controlnet", "example controlnet"],
+            outputs=[
+                io.ControlNet.Output("CONTROL_NET", tooltip="For Apply ControlNet, with edges of 128 x 128 pixels."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(load_demo_controlnet())

@@ -92,8 +92,8 @@ def long_clip(task: Task) -> list[Group]:
     ]
 
 
-def controlnet(task: Task) -> list[Group]:
-    """Return an edit that a ControlNet steers as well."""
+def controlnet(task: Task, loader: Node) -> list[Group]:
+    """Return an edit that a ControlNet for edges steers as well."""
     steer = {"positive": ("Edited prompt", "CONDITIONING"), "negative": ("Negative prompt", "CONDITIONING")}
     steer |= {"control_net": ("ControlNet", "CONTROL_NET"), "image": ("Edges", "IMAGE")}
     edited = sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)
@@ -104,7 +104,7 @@ def controlnet(task: Task) -> list[Group]:
         Group(
             "4 Steer and sample",
             [
-                Node("ControlNet", "ControlNetLoader", {}, {"control_net_name": CONTROL_NET}),
+                loader,
                 Node("Edges", "Canny", {"image": task.pixels}),
                 Node("Steer", "ControlNetApplyAdvanced", steer, {"strength": 0.6, "end_percent": 0.7}),
                 relink(edited, positive=("Steer", "positive"), negative=("Steer", "negative")),
@@ -315,19 +315,28 @@ def noise_relation(task: Task, file: str) -> list[Group]:
     ]
 
 
-def known_motion(task: Task, file: str, forward: int, backward: int) -> list[Group]:
-    """Return the same edit along a motion that is known: the clip moves evenly, which a plain colour says."""
+def known_motion(task: Task, file: str, colours: tuple[int, int], meaning: str) -> list[Group]:
+    """Return the same edit along a motion that is known: the clip moves evenly, which a plain colour says.
+
+    Args:
+        task: the clip.
+        file: of the tune.
+        colours: of the motion forward and backward, red to the right and green down.
+        meaning: of these, for the note.
+    """
     clip, inversion, edited, saved = noise_relation(task, file)
     flow = {"forward": ("Forward", "IMAGE"), "backward": ("Backward", "IMAGE")}
+    frames, side = task.crop or (8, 128)
+    size = {"width": side, "height": side, "batch_size": frames - 1}
     nodes = [
-        Node(title, "EmptyImage", {}, {"width": 128, "height": 128, "batch_size": 7, "color": colour})
-        for title, colour in (("Forward", forward), ("Backward", backward))
+        Node(title, "EmptyImage", {}, {**size, "color": colour})
+        for title, colour in zip(("Forward", "Backward"), colours, strict=True)
     ]
     nodes.append(Node("Motion", OURS + "MotionFromFlow", flow, {"largest": 16.0}))
     nodes += [node for node in edited.nodes if node.title != "Motion"]
     note = (
-        "Red is the motion to the right and green the motion down, half of each none: this clip moves 6.6 pixels to "
-        "the right and 2.8 down from frame to frame. Connect the vector pass of a renderer in the place of the colours."
+        f"Red is the motion to the right and green the motion down, half of each none: {meaning} Connect the vector "
+        "pass of a renderer in the place of the colours."
     )
     return [clip, inversion, replace(edited, nodes=nodes, note=note), saved]
 
@@ -638,6 +647,7 @@ LONG_DEMO_TASK = replace(
     before="a striped blue cross on a brick wall",
     after="a striped red ring on a brick wall",
 )
+RECOLOURED_DEMO_TASK = replace(DEMO_TASK, after="a blue circle on a white background")
 LONG_SD15_TASK = replace(SD15_TASK, crop=(48, 512))
 
 
@@ -662,8 +672,11 @@ def workflows() -> dict[str, list[Group]]:
         **twins("edit", edit),
         "demo_long_clip": long_clip(LONG_DEMO_TASK),
         "sd15_long_clip": long_clip(LONG_SD15_TASK),
-        "sd15_controlnet": controlnet(SD15_TASK),
-        "demo_training_free": training_free(DEMO_TASK),
+        "demo_controlnet": controlnet(RECOLOURED_DEMO_TASK, Node("ControlNet", OURS + "LoadDemoControlNet")),
+        "sd15_controlnet": controlnet(
+            SD15_TASK, Node("ControlNet", "ControlNetLoader", {}, {"control_net_name": CONTROL_NET})
+        ),
+        **twins("training_free", training_free),
         **twins("saved_tune", lambda task: saved_tune(task, first_tune(task))),
         **twins("tune_dial", lambda task: tune_dial(task, first_tune(task))),
         **twins("resume_tune", resume_tune),
@@ -672,7 +685,15 @@ def workflows() -> dict[str, list[Group]]:
         **twins("tune_a_video", tune_a_video),
         **twins("import_tune_a_video", lambda task: import_tune_a_video(task, exported(task))),
         **twins("noise_relation", lambda task: noise_relation(task, first_tune(task))),
-        "demo_known_motion": known_motion(DEMO_TASK, first_tune(DEMO_TASK), 0xB49600, 0x4B6900),
+        "demo_known_motion": known_motion(
+            DEMO_TASK,
+            first_tune(DEMO_TASK),
+            (0xB49600, 0x4B6900),
+            "this clip moves 6.6 pixels to the right and 2.8 down from frame to frame.",
+        ),
+        "sd15_known_motion": known_motion(
+            SD15_TASK, first_tune(SD15_TASK), (0x808000, 0x808000), "these say that nothing moves."
+        ),
         **twins("attention_control", attention_control),
         **twins("reconstruction", lambda task: reconstruction(task, first_tune(task))),
         **twins("saved_inversion", lambda task: saved_inversion(task, first_tune(task), first_tune(task))),

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import comfy.cldm.cldm
+import comfy.controlnet
 import comfy.latent_formats
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
@@ -57,3 +60,16 @@ def load_demo_model() -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
 def load_demo_vae() -> comfy.sd.VAE:
     """Load the autoencoder, small enough to decode previews."""
     return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(WEIGHTS / "vae.safetensors"), safe_load=True))
+
+
+def load_demo_controlnet() -> comfy.controlnet.ControlNet:
+    """Load the ControlNet for edges, as the host returns one; its own loader knows no structure this narrow."""
+    weights = comfy.utils.load_torch_file(str(WEIGHTS / "control.safetensors"), safe_load=True)
+    device = comfy.model_management.get_torch_device()
+    dtype = comfy.model_management.unet_dtype(device)
+    manual_cast = comfy.model_management.unet_manual_cast(dtype, device)
+    operations = comfy.ops.pick_operations(dtype, manual_cast)
+    made = {"hint_channels": 3, "dtype": dtype, "device": comfy.model_management.unet_offload_device()}
+    net = comfy.cldm.cldm.ControlNet(**demo_config()["unet"], **made, operations=operations)
+    net.load_state_dict(weights)
+    return comfy.controlnet.ControlNet(net.eval(), load_device=device, manual_cast_dtype=manual_cast)

@@ -6,11 +6,12 @@ import comfy.samplers
 import numpy as np
 import pytest
 import torch
+from comfy_extras.nodes_canny import Canny
 
 from consistent_video.demo.clips import CLIPS
-from consistent_video.demo.reader import ShapeReader, read_colour
+from consistent_video.demo.reader import ShapeReader, find_object, read_colour
 from consistent_video.modules.host.apply import apply_tune
-from consistent_video.modules.host.demo import WEIGHTS, load_demo_model
+from consistent_video.modules.host.demo import WEIGHTS, load_demo_controlnet, load_demo_model
 from consistent_video.modules.host.inversion import InversionSettings, invert_clip
 from consistent_video.modules.host.patch import attach, inflate
 from consistent_video.modules.host.preview import find_previewer
@@ -47,19 +48,22 @@ def encode(clip, text: str) -> list:
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
-def draw(model, clip, text: str, seed: int) -> torch.Tensor:
-    """Sample one picture by the host's own DDIM; returns its latent."""
+def draw(model, clip, text: str, seed: int, cfg: float = 7.5, **steered) -> torch.Tensor:
+    """Sample one picture by the host's own DDIM; returns its latent.
+
+    Args:
+        steered: what the prompts hold beside their texts, such as a ControlNet.
+    """
     empty = torch.zeros(1, 4, 16, 16)
     noise = comfy.sample.prepare_noise(empty, seed)
     return comfy.sample.sample(
         model,
         noise,
         20,
-        7.5,
+        cfg,
         "ddim",
         "ddim_uniform",
-        encode(clip, text),
-        encode(clip, ""),
+        *([[states, {**rest, **steered}] for states, rest in encode(clip, words)] for words in (text, "")),
         empty,
         disable_pbar=True,
         seed=seed,
@@ -73,6 +77,27 @@ def test_it_draws_what_the_prompt_says(demo) -> None:
     pictures = torch.cat([vae.decode(draw(model, clip, text, 3)) for text in prompts]).movedim(-1, 1)
     assert read_colour(pictures) == [colour for colour, _ in WANTED]
     assert ShapeReader.load(WEIGHTS / "reader.safetensors").read(pictures) == [shape for _, shape in WANTED]
+
+
+@torch.inference_mode()
+def test_its_controlnet_puts_the_object_where_the_edges_are(demo) -> None:
+    model, clip, vae = demo
+    net = load_demo_controlnet()
+    frames = read_clip(CLIPS / "yellow_star.mp4")[0][[0, -1]]
+    edges = Canny.execute(frames.movedim(1, -1), 0.4, 0.8).args[0].movedim(-1, 1)
+    wanted = find_object(frames)[0] > 0.5
+    assert overlap(*wanted) < 0.5, "the star moves"
+    for place, hint in zip(wanted, edges, strict=True):
+        control = net.copy().set_cond_hint(hint[None], 1.0, (0.0, 1.0))
+        latent = draw(model, clip, "a green star on a white background", 3, 3.0, control=control)
+        picture = vae.decode(latent).movedim(-1, 1)
+        assert read_colour(picture) == ["green"]
+        assert overlap(find_object(picture)[0][0] > 0.5, place) > 0.7
+
+
+def overlap(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the intersection of two masks over their union."""
+    return ((one & other).sum() / (one | other).sum()).item()
 
 
 @torch.inference_mode()

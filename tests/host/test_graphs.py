@@ -212,6 +212,14 @@ def test_a_clip_is_edited_in_windows(host: Host) -> None:
     assert "Context window 2/2: frames 8-23 of 24" in host.log_text()
 
 
+def test_edges_steer_an_edit(host: Host, demo_clip: Path) -> None:
+    edits = []
+    for strength in (0.6, 0.0):
+        prompt = load_workflow(host, "demo_controlnet", **{"Steer.strength": strength})
+        edits.append(saved_frames(host, prompt, host.run(prompt, patience=PATIENCE), "Save edit"))
+    assert edits[0].shape == read_clip(demo_clip)[0].shape and not edits[0].equal(edits[1])
+
+
 def test_an_edit_follows_a_motion_that_is_given(host: Host, tuned, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_known_motion")
     run = host.run(prompt, patience=PATIENCE)
@@ -307,6 +315,8 @@ SD15 = {  # in this order: the first save what the others load
     "saved_prompt_tokens": {},
     "inversion_stability": {"Stability.iterations": 1},
     "controlnet": {},
+    "training_free": {},
+    "known_motion": {"Forward.batch_size": 3, "Backward.batch_size": 3},
     "long_clip": {"Windows.context_length": 2, "Windows.context_overlap": 1, "Options.frames_per_step": 2},
 }
 
