@@ -81,21 +81,24 @@ def fine_coarse_attention(
         for x in (k, v)
     )
     q, k, v = (rearrange(x, "(b f) l d -> b f l d", f=num_frames) for x in (q, k, v))
-    others = torch.tensor(
-        [[j for j in range(num_frames) if j != i] for i in range(num_frames)], dtype=torch.long, device=q.device
-    )
-    keys = len(q) * (height * width + 2 * (num_frames - 1) * coarse_k.shape[2])  # coarse ones twice on the way
+    keys = len(q) * (height * width + (num_frames - 1) * coarse_k.shape[2])
     group = max(1, COPIED_BYTES // (2 * keys * k.shape[3] * k.element_size()))
 
-    def fine_and_coarse(own: slice, tokens: Tensor, coarse: Tensor) -> Tensor:
-        theirs = rearrange(coarse[:, others[own]], "b g o p d -> b g (o p) d")
-        return rearrange(torch.cat([tokens[:, own], theirs], dim=2), "b g n d -> (b g) n d")
-
+    fine, coarse = [(x.unbind(dim=1), y.unbind(dim=1)) for x, y in ((k, v), (coarse_k, coarse_v))]
     attended = torch.empty_like(q)
     for start in range(0, num_frames, group):
-        own = slice(start, start + group)
-        asking = rearrange(q[:, own], "b g l d -> (b g) l d")
-        copy = partial(fine_and_coarse, own)
-        seen = attend_to_copies(attend, asking, (k, coarse_k), (v, coarse_v), heads, copy, rebuild)
-        attended[:, own] = rearrange(seen, "(b g) l d -> b g l d", b=len(q))
+        own = range(start, min(start + group, num_frames))
+        asking = rearrange(q[:, start : own.stop], "b g l d -> (b g) l d")
+        seen_k, seen_v = (
+            [part for i in own for part in (tokens[i], *others[:i], *others[i + 1 :])]
+            for tokens, others in zip(fine, coarse, strict=True)
+        )
+        copy = partial(side_by_side, len(own))
+        seen = attend_to_copies(attend, asking, seen_k, seen_v, heads, copy, rebuild)
+        attended[:, start : own.stop] = rearrange(seen, "(b g) l d -> b g l d", b=len(q))
     return rearrange(attended, "b f l d -> (b f) l d")
+
+
+def side_by_side(frames: int, *tokens: Tensor) -> Tensor:
+    """Put what each of some frames sees, one frame's after another's, into a row for each."""
+    return rearrange(torch.cat(tokens, dim=1), "b (g n) d -> (b g) n d", g=frames)

@@ -1,7 +1,7 @@
 """Tensors that the backward builds once more, in the place of keeping them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -62,6 +62,7 @@ def attend_to_copies(
         rebuild: whether the backward does so once more, in the place of keeping the copies.
     """
     keys, values = copy(*k), copy(*v)
-    again = [partial(copy, *(part.detach() for part in parts)) for parts in (k, v)]
-    with rebuilt((keys, values), again) if rebuild else nullcontext():
+    if not rebuild:
+        return attend(q, keys, values, heads)
+    with rebuilt((keys, values), [partial(copy, *(part.detach() for part in parts)) for parts in (k, v)]):
         return attend(q, keys, values, heads)

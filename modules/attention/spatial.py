@@ -40,7 +40,7 @@ def copied_keys(config: SpatialConfig, frames: int, height: int, width: int) -> 
     if config.kind == "sparse-causal":
         return 2 * tokens
     if config.kind == "fine-coarse" and r > 1:
-        return tokens + 2 * (frames - 1) * -(-height // r) * -(-width // r)
+        return tokens + (frames - 1) * -(-height // r) * -(-width // r)
     return 0
 
 

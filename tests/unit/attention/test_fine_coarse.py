@@ -198,7 +198,7 @@ def test_frames_in_groups_attend_the_same(frames_at_once: int, monkeypatch: pyte
         seen.append(k)
         return scaled_dot_product(q, k, v, heads)
 
-    keys = clips * (height * width + 2 * (frames - 1) * (height // r) * (width // r))
+    keys = clips * (height * width + (frames - 1) * (height // r) * (width // r))
     monkeypatch.setattr(fine_coarse, "COPIED_BYTES", frames_at_once * 2 * keys * DIM * 8)
     found = fine_coarse_attention(*inputs, HEADS, frames, height, width, r, attend=watched)
     torch.testing.assert_close(found, expected)
