@@ -16,7 +16,14 @@ import pytest
 from consistent_video.scripts.environment import ROOT, comfyui_tree
 from consistent_video.scripts.host import PACK, Host, device_arguments
 
-WEIGHTS = {"clip.safetensors", "config.json", "provenance.json", "unet.safetensors", "vae.safetensors"}
+WEIGHTS = {
+    "control.safetensors",
+    "clip.safetensors",
+    "config.json",
+    "provenance.json",
+    "unet.safetensors",
+    "vae.safetensors",
+}
 TOP = {"CHANGELOG.md", "LICENSE", "README.md", "__init__.py", "pyproject.toml", "requirements.txt"}
 WHOLE = ("locales", "modules", "nodes", "web", "workflows")
 LINK = re.compile(r"\]\(([^)#:]+)\)")
