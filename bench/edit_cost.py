@@ -64,8 +64,8 @@ class Costs:
         return self.key(replace(case, ddim_steps=DDIM_STEPS, steps=min(case.steps, TUNING_STEPS)))
 
     def counted(self, case: Case) -> Spent:
-        """Return what memory is counted of for a case: its method's, whatever the clip."""
-        return self.key(replace(case, clip="", steps=min(case.steps, COUNTED_TUNING_STEPS)))
+        """Return what memory is taken of for a case."""
+        return self.key(replace(case, steps=min(case.steps, COUNTED_TUNING_STEPS)))
 
     def time(self, cases: Sequence[Case], task: Task, number: int) -> None:
         """Time every method on a clip in one go, unless that is done; every second round goes backwards."""
@@ -102,7 +102,7 @@ class Costs:
         Args:
             cases: held-out ones.
             tasks: by the clips' names.
-            rounds: clips on which every method is timed; 0 = nothing is timed, and no memory taken.
+            rounds: clips on which every method is timed, and memory taken on the first; 0 = neither.
         """
         with torch.inference_mode():
             for number, (clip, task) in enumerate(list(tasks.items())[:rounds]):
