@@ -21,7 +21,7 @@ from .timing import balanced_order
 
 DDIM_STEPS, TUNING_STEPS = 5, 10  # of what is timed
 COUNTED_TUNING_STEPS = 2  # the optimiser has its state from the first on
-COSTS = ("cost", "tuning_cost", "memory")
+COSTS = ("cost", "tuning_cost", "memory", "seconds", "tuning_seconds")
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,13 @@ class Costs:
                 self.time(own, task, number)
 
     def of(self, case: Case) -> dict[str, float | None]:
-        """Return the figures of a case's method: times on its clip as multiples of an edit per frame, memory in GiB."""
+        """Return the figures of a case's method: times on its clip as multiples of an edit per frame and in seconds,
+        memory in GiB."""
         times, memory = self.times.get(self.timed(case)), self.memory.get(self.counted(case))
         plain = self.times.get(self.timed(replace(case, method=REFERENCE, steps=0)))
         found: dict[str, Any] = dict.fromkeys(COSTS)
         if times and plain:
+            found |= {key: times[key] for key in ("seconds", "tuning_seconds")}
             found["cost"] = times["seconds"] / plain["seconds"]
             found["tuning_cost"] = times["tuning_seconds"] and times["tuning_seconds"] / plain["seconds"]
         if memory:

@@ -144,6 +144,7 @@ class Editor:
 
     def boxes(self, what: str) -> list[tuple[str, Box]]:
         """Return the title of each of the graph's "nodes" or "groups", and where it lies in the graph's own units."""
+        self.page.wait_for_function("app.graph.nodes.every(node => node.boundingRect[2] > 0)")  # known once it is drawn
         box = "[item.boundingRect[0], item.boundingRect[1], item.boundingRect[2], item.boundingRect[3]]"
         if what == "groups":
             box = "[item.pos[0], item.pos[1], item.size[0], item.size[1]]"

@@ -113,11 +113,13 @@ def editing(tmp_path: Path) -> argparse.Namespace:
 
 
 def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
-    names = (methods.REFERENCE, methods.FFAM, methods.EI2, methods.INR, methods.MOTION)
+    names = (methods.REFERENCE, methods.FFAM, methods.EI2, methods.MOTION)
     for module in (edit, edit_cost):
         monkeypatch.setattr(module, "METHODS", {name: methods.METHODS[name] for name in names})
     brief: dict[str, str] = {}
     monkeypatch.setattr(edit_document, "PUBLISHED", editing.document)
+    for steps in ("DDIM_STEPS", "TUNING_STEPS", "COUNTED_TUNING_STEPS"):
+        monkeypatch.setattr(edit_cost, steps, 1)
     monkeypatch.setattr(edit_document, "write_region", brief.__setitem__)
     edit.measure_edit(editing)
     assert "| 1 do nothing | 0 |" in brief["benchmark"] and "- Undecided: INR Smooth" in brief["benchmark"]
@@ -125,8 +127,8 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     drawn = [(row["method"], row["seed"]) for row in rows]
     assert len(set(drawn)) == len(drawn)
     once = {methods.DO_NOTHING, methods.AS_DRAWN, methods.REFERENCE, methods.FFAM}
-    assert {name for name, seed in drawn if seed == 1} == {methods.EI2, methods.INR, methods.MOTION}
-    assert {name for name, seed in drawn if seed == 0} == once | {methods.EI2, methods.INR, methods.MOTION}
+    assert {name for name, seed in drawn if seed == 1} == {methods.EI2, methods.MOTION}
+    assert {name for name, seed in drawn if seed == 0} == once | {methods.EI2, methods.MOTION}
     by_name = {row["method"]: row for row in rows if row["seed"] == 0}
     nothing, right = by_name[methods.DO_NOTHING], by_name[methods.AS_DRAWN]
     assert nothing["obeyed"] == 0 and nothing["background"] == 100 and nothing["cost"] is None
@@ -134,7 +136,7 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     assert by_name[methods.REFERENCE]["cost"] == 1 and by_name[methods.REFERENCE]["tuning_cost"] is None
     assert by_name[methods.EI2]["tuning_cost"] == pytest.approx(by_name[methods.MOTION]["tuning_cost"]), "tuned once"
     assert by_name[methods.EI2]["memory"] > by_name[methods.REFERENCE]["memory"] > 0, "tuning takes memory"
-    assert by_name[methods.INR]["value"] == 2.0
+    assert by_name[methods.MOTION]["value"] == FIRST["strength"]
     written = editing.document.read_text(encoding="utf-8")
     assert "- **(d) Undecided.** INR Smooth" in written and "| 1 do nothing | 0 |" in written
     assert "Nothing was chosen by measurement" in written
@@ -174,8 +176,8 @@ def test_times_are_set_against_an_edit_per_frame_of_the_same_round(editing) -> N
     assert timed == [("colour_0", name) for name in order] + [("shape_0", name) for name in reversed(order)]
     assert {steps for *_, steps in asked} == {0, editing.steps}, "no more steps of tuning than asked for"
     by_name = {(case.clip, case.method): costs.of(case) for case in cases}
-    assert by_name["shape_0", methods.EI2] == {"cost": 2.5, "tuning_cost": 0.4, "memory": 1.5}
-    assert by_name["colour_0", methods.FFAM] == {"cost": 1.5, "tuning_cost": None, "memory": 1.5}
+    assert list(by_name["shape_0", methods.EI2].values()) == [2.5, 0.4, 1.5, 50.0, 8.0]
+    assert list(by_name["colour_0", methods.FFAM].values()) == [1.5, None, 1.5, 3.0, None]
     assert by_name["style_0", methods.FFAM]["cost"] is None, "not timed"
     assert by_name["colour_0", methods.DO_NOTHING]["cost"] is None
     lines = costs.times_file.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -261,6 +263,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     monkeypatch.setattr(memory, "FRAMES", (4,))
     monkeypatch.setattr(memory, "RS", (4,))
     monkeypatch.setattr(memory, "SIZES", (1.0,))
+    monkeypatch.setattr(memory, "COPIED", (memory.USUAL_COPIED,))
     monkeypatch.setattr(tune, "WAYS", {name: tune.WAYS[name] for name in (tune.OURS, tune.SMOOTHED, tune.CODE)})
     for part in (sample, tune):
         monkeypatch.setattr(part, "FULL_SIZE", 8)
