@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -13,8 +14,11 @@ import torch
 from comfy.model_management import unload_all_models
 from matplotlib.figure import Figure
 
+from ..modules import chunks
 from ..modules.attention import fine_coarse
-from ..modules.attention.fine_coarse import COPIED_BYTES
+from ..modules.chunks import CHUNK_BYTES
+from ..modules.host import planner
+from ..modules.host.private_copy import choose_precision
 from ..modules.presets import EI2, PER_FRAME
 from ..scripts.environment import ROOT
 from ..scripts.regions import write_region
@@ -23,19 +27,42 @@ from .memory_count import GIB, MIB, measured_peak
 from .performance import Row, Setting, complete_rows, finish, read_setting
 from .sd15 import guided_call, load, make_model
 from .table import write_table
-from .tune import CODE, CODE_DEFAULTS, OURS, OURS_CHECKPOINTED, WAYS, Way, clip_model, tuning_peak
+from .tune import (
+    CODE,
+    CODE_DEFAULTS,
+    OURS,
+    OURS_CHECKPOINTED,
+    OURS_CHUNKED,
+    OURS_LEAST,
+    SCRIPT,
+    WAYS,
+    Way,
+    clip_model,
+    settings_of,
+    tuning_peak,
+)
 
 PUBLISHED = ROOT / "docs" / "performance.md"  # whose figures the README shows as well
 SAMPLING = "sampling"
 SAMPLING_PER_FRAME = "sampling, per frame"
-CURVES = {SAMPLING: "sampling", OURS: "tuning", OURS_CHECKPOINTED: "tuning, checkpointing"}
+CURVES = {
+    SAMPLING: "sampling",
+    OURS: "tuning",
+    OURS_CHUNKED: "tuning, chunking",
+    OURS_CHECKPOINTED: "tuning, checkpointing",
+    OURS_LEAST: "tuning, both",
+}
 FRAMES, RS = (4, 8, 16, 24, 32, 64), (1, 2, 4, 8)
 SHOWN = (8, 16, 24, 32)
 SIZES = (0.5, 0.75, 1.0, 1.5)  # of the size given
-COPIED = (16, 64, 256)  # MiB of keys and values that FFAM puts side by side at a time
+PARTS = (16, 64, 256)  # MiB that layers in chunks make at a time, and that FFAM puts side by side
 USUAL_FRAMES, USUAL_R, USUAL_SIZE = 8, 4, 64
-USUAL_COPIED = COPIED_BYTES // MIB
-LIMITS = {(OURS_CHECKPOINTED, 8): 8.0, (OURS_CHECKPOINTED, 24): 12.0}  # GiB, at 64 squared with r = 4
+MORE_FRAMES = 24  # for r, of which little is seen with few
+USUAL_PART = CHUNK_BYTES // MIB
+LIMITS = {  # GiB, at 64 squared with r = 4
+    (way, frames): limit for way in (OURS_CHECKPOINTED, OURS_LEAST) for frames, limit in ((8, 8.0), (24, 12.0))
+}
+CLOSE = 0.1  # how near Fit Planner is to be
 
 
 @dataclass(frozen=True)
@@ -46,7 +73,7 @@ class Case:
         device, chip, torch: as in Setting.
         what: "sampling" or a way to tune.
         frames, size, r: of the clip and its attention.
-        copied: MiB that the attention puts side by side at a time.
+        part: MiB that layers in chunks make at a time, and that the attention puts side by side.
     """
 
     device: str
@@ -56,18 +83,18 @@ class Case:
     frames: int
     size: int
     r: int
-    copied: int
+    part: int
 
 
 def list_cases(setting: Setting) -> list[Case]:
     """Return the cases of all curves, each once, and those that they are held against."""
-    usual = min(USUAL_FRAMES, setting.frames)
-    shapes = [(n, setting.size, USUAL_R, USUAL_COPIED) for n in FRAMES if n <= setting.frames]
-    shapes += [(usual, setting.size, r, USUAL_COPIED) for r in RS]
-    shapes += [(usual, round(part * setting.size), USUAL_R, USUAL_COPIED) for part in SIZES]
-    shapes += [(usual, setting.size, USUAL_R, copied) for copied in COPIED]
+    usual, more = (min(frames, setting.frames) for frames in (USUAL_FRAMES, MORE_FRAMES))
+    shapes = [(n, setting.size, USUAL_R, USUAL_PART) for n in FRAMES if n <= setting.frames]
+    shapes += [(more, setting.size, r, USUAL_PART) for r in RS]
+    shapes += [(usual, round(part * setting.size), USUAL_R, USUAL_PART) for part in SIZES]
+    shapes += [(usual, setting.size, USUAL_R, part) for part in PARTS]
     wanted = [(what, *shape) for shape in shapes for what in CURVES]
-    wanted += [(what, *shapes[-1][:3], USUAL_COPIED) for what in (SAMPLING_PER_FRAME, CODE, CODE_DEFAULTS)]
+    wanted += [(what, *shapes[-1][:3], USUAL_PART) for what in (SAMPLING_PER_FRAME, CODE, CODE_DEFAULTS, SCRIPT)]
     return [Case(setting.device, setting.chip, setting.torch, *one) for one in dict.fromkeys(wanted)]
 
 
@@ -84,15 +111,35 @@ def sampling_peak(case: Case) -> int:
         return peak.end()
 
 
+base_model = cache(make_model)
+
+
+def planned_peak(case: Case) -> int | None:
+    """Return what Fit Planner says; without a GPU less what it adds for one's libraries. None = not its case."""
+    if case.what not in CURVES:
+        return None
+    on_gpu, shape = case.device == "cuda", (case.frames, 4, case.size, case.size)
+    model = clip_model(base_model(None if on_gpu else torch.bfloat16), Way(), case.r)
+    with mock.patch.object(planner, "BESIDE", planner.BESIDE if on_gpu else 0.0):
+        if case.what == SAMPLING:
+            return planner.sampling_peak(model, shape)
+        precision = choose_precision("auto", model, model.load_device) if on_gpu else "bf16"
+        return planner.tuning_peak(model, shape, settings_of(WAYS[case.what]), precision)
+
+
 def run_case(case: Case) -> Row:
     """Do it once; bytes are None where the memory of the GPU does not suffice."""
-    try:
-        with mock.patch.object(fine_coarse, "COPIED_BYTES", case.copied * MIB):
+    part = case.part * MIB
+    with mock.patch.object(fine_coarse, "COPIED_BYTES", part), mock.patch.object(chunks, "CHUNK_BYTES", part):
+        planned = planned_peak(case)
+        try:
             if case.what in WAYS:
-                return {"bytes": tuning_peak(case.device, WAYS[case.what], case.frames, case.size, case.r)}
-            return {"bytes": sampling_peak(case)}
-    except torch.OutOfMemoryError:
-        return {"bytes": None}
+                held = tuning_peak(case.device, WAYS[case.what], case.frames, case.size, case.r)
+            else:
+                held = sampling_peak(case)
+        except torch.OutOfMemoryError:
+            return {"bytes": None, "planned": planned}
+    return {"bytes": held, "planned": planned}
 
 
 def measure_memory(options: argparse.Namespace) -> None:
@@ -116,7 +163,7 @@ def limit_of(row: Row) -> float | None:
 def make_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
     """Yield the lines of the table, what belongs together one after another."""
     rows = sorted(
-        (row for row in rows if row["copied"] == USUAL_COPIED), key=lambda row: (row["size"], row["r"], row["frames"])
+        (row for row in rows if row["part"] == USUAL_PART), key=lambda row: (row["size"], row["r"], row["frames"])
     )
     kinds = sorted({row["what"] for row in rows}, key=[SAMPLING, SAMPLING_PER_FRAME, *WAYS].index)
     for what in kinds:
@@ -131,18 +178,29 @@ def write_gib(row: Row) -> str:
     return "out of memory" if row["bytes"] is None else f"{row['bytes'] / GIB:.3g}"
 
 
-def make_chunk_lines(rows: Sequence[Row], setting: Setting) -> list[list[str]]:
-    """Return the memory over how much is put side by side at a time, a line for each curve."""
+def make_part_lines(rows: Sequence[Row], setting: Setting) -> list[list[str]]:
+    """Return the memory over how much is done at a time, a line for each curve."""
     usual = min(USUAL_FRAMES, setting.frames), setting.size, USUAL_R
     own = {
-        (row["what"], row["copied"]): write_gib(row) for row in rows if (row["frames"], row["size"], row["r"]) == usual
+        (row["what"], row["part"]): write_gib(row) for row in rows if (row["frames"], row["size"], row["r"]) == usual
     }
-    return [[name, *(own[what, copied] for copied in COPIED)] for what, name in CURVES.items()]
+    return [[name, *(own[what, part] for part in PARTS)] for what, name in CURVES.items()]
+
+
+def make_planner_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
+    """Yield how Fit Planner's figures relate to those held, a line for each curve."""
+    for what, name in CURVES.items():
+        found = [row["planned"] / row["bytes"] for row in rows if row["what"] == what and row["bytes"] is not None]
+        if found:
+            is_close = max(abs(ratio - 1) for ratio in found) <= CLOSE
+            spread = f"{min(found):.3g} to {max(found):.3g}"
+            yield [name, str(len(found)), spread, f"{1 - CLOSE:g} to {1 + CLOSE:g}", "yes" if is_close else "no"]
 
 
 def curve(rows: Sequence[Row], setting: Setting, what: str, along: str) -> list[tuple[int, float]]:
     """Return the points of a curve along "frames", "r" or "size", the others at their usual values."""
-    usual = {"frames": min(USUAL_FRAMES, setting.frames), "r": USUAL_R, "size": setting.size, "copied": USUAL_COPIED}
+    frames = min(MORE_FRAMES if along == "r" else USUAL_FRAMES, setting.frames)
+    usual = {"frames": frames, "r": USUAL_R, "size": setting.size, "part": USUAL_PART}
     chosen = [row for row in rows if row["what"] == what and row["bytes"] is not None]
     points = {
         row[along]: row["bytes"] / GIB
@@ -189,9 +247,15 @@ def make_section(setting: Setting, rows: Sequence[Row], plot: Path) -> str:
             "",
             write_table(["what", "frames", "latent", "r", "GiB", "target", "met"], list(make_lines(rows))),
             "",
-            f"The same with {min(USUAL_FRAMES, setting.frames)} frames and r = {USUAL_R}, GiB, where FFAM puts other "
-            f"amounts of keys and values side by side at a time; the nodes take {USUAL_COPIED} MiB:",
+            f"The same with {min(USUAL_FRAMES, setting.frames)} frames and r = {USUAL_R}, GiB, where layers in chunks "
+            "make other amounts of inner values at a time, and FFAM puts other amounts of keys and values side by "
+            f"side; the nodes take {USUAL_PART} MiB:",
             "",
-            write_table(["what", *(f"{copied} MiB" for copied in COPIED)], make_chunk_lines(rows, setting)),
+            write_table(["what", *(f"{part} MiB" for part in PARTS)], make_part_lines(rows, setting)),
+            "",
+            "What Fit Planner says, as a part of what was held"
+            + (":" if setting.device == "cuda" else "; here without what it adds for a GPU's libraries:"),
+            "",
+            write_table(["what", "cases", "× held", "target", "met"], list(make_planner_lines(rows))),
         ]
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from statistics import median
+from unittest import mock
 
 import torch
 from comfy.context_windows import IndexListContextHandler, get_matching_context_schedule, get_matching_fuse_method
@@ -12,16 +14,18 @@ from comfy.model_management import unload_all_models
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import sampler_object
 
+from ..modules import chunks
+from ..modules.chunks import InChunks
 from ..modules.host.learned import sdpa_override
-from ..modules.host.patch import attach, inflate
+from ..modules.host.patch import FEED_FORWARD, attach, clip_settings, inflate, run_residual
 from ..modules.host.run import run_sampler
 from ..modules.presets import EI2, FULL, TUNE_A_VIDEO_PRESET, method
 from .document import judge
-from .memory_count import MIB, measured_peak
+from .memory_count import MIB, extra_memory, measured_peak
 from .performance import Row, Setting, complete_rows, finish, read_setting
 from .sd15 import guided_call, load, make_latent, make_model, make_prompt
 from .table import write_table
-from .timing import ratios, time_rounds, write_milliseconds, write_spread
+from .timing import Call, ratios, time_rounds, write_milliseconds, write_spread
 
 PER_FRAME = "per frame"
 OURS = f"{EI2}, r = 4"
@@ -34,6 +38,7 @@ METHODS: Mapping[str, tuple[str, int]] = {
 LIMITS = {OURS: 1.15}
 CFG, SIGMAS = 7.5, (5.0, 0.0)
 FULL_SIZE = 64
+WHOLE, IN_CHUNKS, ENDLESS = "all at once", "in chunks", 10**15
 LONG, WINDOW, OVERLAP, CONSTANT = (32, 64, 128), 16, 4, 1.05
 
 
@@ -55,6 +60,41 @@ def windowed_peak(device: str, frames: int, size: int) -> int:
     return found
 
 
+def layers_in_chunks(model: ModelPatcher, frames: int, size: int) -> dict[str, tuple[Call, Call]]:
+    """Return calls of layers on the largest map, at once and in chunks, as guidance makes them."""
+    unet, settings = model.model.diffusion_model, clip_settings(model)
+    last = len(unet.output_blocks) - 1
+    residual, transformer = unet.output_blocks[last]
+    block, weight = transformer.transformer_blocks[0], transformer.proj_in.weight
+    rows, dtype = 2 * frames, model.model.get_dtype_inference()
+    x = torch.randn(rows, residual.channels, size, size, device=weight.device, dtype=dtype)
+    emb = torch.randn(rows, residual.emb_channels, device=weight.device, dtype=dtype)
+    z = torch.randn(rows, size * size, weight.shape[0], device=weight.device, dtype=dtype)
+    assert settings.temporal is not None, "EI² has temporal modules"
+    module, feed_forward = settings.temporal.at(("output", last), 0), InChunks(block.ff, FEED_FORWARD, recompute=False)
+
+    def whole(call: Call) -> object:
+        with mock.patch.object(chunks, "CHUNK_BYTES", ENDLESS):
+            return call()
+
+    calls: dict[str, Call] = {
+        "feed-forward": lambda: feed_forward(z),
+        "residual block": partial(run_residual, residual, x, emb),
+        "temporal module": lambda: module(z, frames),
+    }
+    return {name: (partial(whole, call), call) for name, call in calls.items()}
+
+
+def measure_chunks(model: ModelPatcher, case: Setting) -> Row:
+    """Return times and memory of layers at once and in chunks, at full size."""
+    found, device = {}, torch.device(case.device)
+    for name, pair in layers_in_chunks(model, case.frames, FULL_SIZE).items():
+        calls = dict(zip((WHOLE, IN_CHUNKS), pair, strict=True))
+        seconds = time_rounds(calls, case.rounds, device)
+        found[name] = {"seconds": seconds, "bytes": {way: extra_memory(call, device) for way, call in calls.items()}}
+    return found
+
+
 def run_case(case: Setting) -> Row:
     """Time one call of every model in one run."""
     base = inflate(make_model())
@@ -64,11 +104,13 @@ def run_case(case: Setting) -> Row:
         load(list(models.values()))
         calls = {name: guided_call(model, case.frames, case.size) for name, model in models.items()}
         times = time_rounds(calls, case.rounds, torch.device(case.device))
+        in_chunks = measure_chunks(models[OURS], case)
     unload_all_models()
     size = case.size if case.device == "cuda" else FULL_SIZE
     return {
         "seconds": times,
         "dtype": str(base.model.get_dtype_inference()),
+        "chunks": in_chunks,
         "long": {str(n): windowed_peak(case.device, n, size) for n in LONG},
     }
 
@@ -87,13 +129,19 @@ def make_section(setting: Setting, row: Row) -> str:
         against = ratios(row["seconds"], name, PER_FRAME)
         cells = [write_milliseconds(seconds), write_spread(against)]
         body.append([name, *cells, *judge(median(against), LIMITS.get(name))])
-    first = row["long"][str(LONG[0])]
+    parts = [
+        [name, write_milliseconds(row["seconds"][IN_CHUNKS]), write_spread(ratios(row["seconds"], IN_CHUNKS, WHOLE))]
+        + [f"{row['bytes'][way] / MIB:.4g}" for way in (WHOLE, IN_CHUNKS)]
+        for name, row in row["chunks"].items()
+    ]
+    size = setting.size if setting.device == "cuda" else FULL_SIZE
+    first, latent = row["long"][str(LONG[0])], 4 * 4 * size**2  # bytes of a frame's latent in float32
     long = [
         [str(n), f"{row['long'][str(n)] / MIB:.4g}", f"{row['long'][str(n)] / first:.3g}"]
         + judge(row["long"][str(n)] / first, CONSTANT)
+        + ([f"{(row['long'][str(n)] - first) / (n - LONG[0]) / latent:.3g}"] if n > LONG[0] else [""])
         for n in LONG
     ]
-    size = setting.size if setting.device == "cuda" else FULL_SIZE
     how = "measured" if setting.device == "cuda" else "accounted, not measured"
     return "\n".join(
         [
@@ -102,9 +150,16 @@ def make_section(setting: Setting, row: Row) -> str:
             "",
             write_table(["model", "ms", f"× {PER_FRAME}", "target", "met"], body),
             "",
-            f"Long clips, {OURS}, in the host's context windows of {WINDOW} frames that overlap by {OVERLAP}, {size} × "
-            f"{size}: held at most beyond the model, {how}.",
+            "Layers that treat each frame, or each position, for itself work on as much at a time as makes "
+            f"{chunks.CHUNK_BYTES // MIB} MiB of inner values. The last of each kind, {FULL_SIZE} × {FULL_SIZE}, with "
+            "what they hold at most beside their inputs:",
             "",
-            write_table(["frames", "MiB", f"× {LONG[0]} frames", "target", "met"], long),
+            write_table(["layer", "ms", "× all at once", "MiB all at once", "MiB"], parts),
+            "",
+            f"Long clips, {OURS}, in the host's context windows of {WINDOW} frames that overlap by {OVERLAP}, {size} × "
+            f"{size}: held at most beyond the model, {how}. *Latents a frame*: what each frame beyond {LONG[0]} adds, "
+            "in latents of a frame; the sampler itself holds some of the whole clip.",
+            "",
+            write_table(["frames", "MiB", f"× {LONG[0]} frames", "target", "met", "latents a frame"], long),
         ]
     )

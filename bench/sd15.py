@@ -12,7 +12,9 @@ import comfy.model_patcher
 import comfy.supported_models
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from ..modules.host.learned import sdpa_override
 
@@ -30,6 +32,7 @@ UNET: dict[str, Any] = {
     "use_spatial_transformer": True,
     "legacy": False,
 }
+VAE_CHANNELS, TEXT_LAYERS = (128, 256, 512, 512), 12
 TOKENS = 77
 DRAWN = 1_000_003  # random numbers that fill all weights, over and over: drawing each would take longer than measuring
 
@@ -51,15 +54,18 @@ def make_model(dtype: torch.dtype | None = None, disable_dynamic: bool = True) -
     """Return the UNet as a host model that can be loaded again, wholly held by the device it runs on.
 
     Args:
-        dtype: of its weights; None = what the host takes on this device.
+        dtype: of its weights and what it computes in; None = what the host takes on this device.
         disable_dynamic: as the host asks where it loads again; here never otherwise.
     """
     assert disable_dynamic, "weights that come and go would be measured with it"
     config = comfy.supported_models.SD15(UNET)
     device = comfy.model_management.get_torch_device()
     supported = config.supported_inference_dtypes
-    dtype = dtype or comfy.model_management.unet_dtype(device, supported_dtypes=supported)
-    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device, supported))
+    if dtype is None:
+        dtype = comfy.model_management.unet_dtype(device, supported_dtypes=supported)
+        config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, device, supported))
+    else:
+        config.set_inference_dtype(dtype, None)
     model = config.get_model({}, "")
     shapes = {key: value.shape for key, value in model.diffusion_model.state_dict().items()}
     model.diffusion_model.load_state_dict(random_weights(shapes, dtype))
@@ -82,6 +88,32 @@ def load(models: Sequence[ModelPatcher]) -> None:
     """Load models and what is attached to them, wholly."""
     attached = [extra for model in models for extra in model.get_nested_additional_models()]
     comfy.model_management.load_models_gpu([*models, *attached], force_full_load=True)
+
+
+def encoding_call(device: torch.device, dtype: torch.dtype, frames: int, size: int) -> Callable[[], object]:
+    """Return what encodes a clip and its prompt, by SD1.5's autoencoder and text encoder, randomly filled."""
+    vae = AutoencoderKL(
+        down_block_types=4 * ("DownEncoderBlock2D",),
+        up_block_types=4 * ("UpDecoderBlock2D",),
+        block_out_channels=VAE_CHANNELS,
+        layers_per_block=2,
+    )
+    width = UNET["context_dim"]
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=width, intermediate_size=4 * width, num_attention_heads=12, num_hidden_layers=TEXT_LAYERS
+        )
+    )
+    for model in (vae, text):
+        nn.Module.to(model, device, dtype).eval().requires_grad_(False)
+    pixels = torch.zeros(frames, 3, 8 * size, 8 * size, device=device, dtype=dtype)
+    tokens = torch.zeros(1, TOKENS, device=device, dtype=torch.long)
+
+    def encode() -> object:
+        with torch.no_grad():
+            return vae.encode(pixels).latent_dist.sample(), text(tokens).last_hidden_state
+
+    return encode
 
 
 def guided_call(model: ModelPatcher, frames: int, size: int) -> Callable[[], Tensor]:

@@ -46,7 +46,9 @@ class TuneSettings:
         frames_per_step: consecutive frames of a longer clip taken in each step, at random; 0 = all.
         snapshots: numbers of steps after which the state is kept.
         precision: of the UNet's computations; what is learned is float32 always.
-        gradient_checkpointing: compute the UNet's inner values again for the backward instead of holding them.
+        chunking: compute inner values of feed-forwards and temporal modules in parts, and again for the backward
+            instead of holding them.
+        gradient_checkpointing: compute all of the UNet's inner values again for the backward.
         on_out_of_memory: "step down" = go on with less where a step does not fit into the memory.
         smoothing: loss added that ties neighbouring frames to each other.
         smoothing_weight, smoothing_end: its weight lambda at the first step and at the last, linear between; it is
@@ -69,6 +71,7 @@ class TuneSettings:
     frames_per_step: int = 0
     snapshots: tuple[int, ...] = ()
     precision: Precision = "auto"
+    chunking: bool = False
     gradient_checkpointing: bool = False
     smoothing: Smoothing = "none"
     smoothing_weight: float = 2.0
@@ -81,11 +84,13 @@ class TuneSettings:
     on_out_of_memory: OnOutOfMemory = "step down"
 
     def stepped_down(self, frames: int) -> "TuneSettings | None":
-        """Return settings that need less memory: first checkpointing, then half the frames; None = nothing is left.
+        """Return settings that need less memory: chunking, checkpointing, half the frames; None = nothing is left.
 
         Args:
             frames: of the clip.
         """
+        if not self.chunking:
+            return replace(self, chunking=True)
         if not self.gradient_checkpointing:
             return replace(self, gradient_checkpointing=True)
         half = min(self.frames_per_step or frames, frames) // 2
@@ -240,6 +245,7 @@ class Tuner:
             FloatingPointError: the loss or its gradient is not finite; the weights stay as they were.
         """
         done, settings = len(self.losses), self.settings
+        self.optimizer.zero_grad(set_to_none=True)
         drawn = self.draw()
         with parametrize.cached():  # one spectral norm a step, also where the forward is computed twice
             losses = self.evaluate(drawn)
@@ -248,7 +254,6 @@ class Tuner:
             ).tolist()
             if not math.isfinite(value + smoothing + consistency):
                 raise self.failure(f"loss became {value + smoothing + consistency}")
-            self.optimizer.zero_grad(set_to_none=True)
             total = self.total(losses, drawn)
             self.scaler.scale(total).backward()
         if done % max(1, settings.steps // KEPT) == 0:

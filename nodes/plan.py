@@ -18,8 +18,8 @@ class FitPlanner(io.ComfyNode):
             node_id=PREFIX + "FitPlanner",
             display_name="Fit Planner",
             category=MENU + "tune",
-            description="Foretells how much memory tuning and sampling a clip take, and chooses checkpointing and "
-            "frames per step so that the tuning fits. It counts, and computes nothing on the GPU.",
+            description="Foretells how much memory tuning and sampling a clip take, and chooses chunking, "
+            "checkpointing, r and frames per step so that the tuning fits. It counts, and computes nothing on the GPU.",
             search_aliases=["VRAM", "out of memory", "low VRAM", "how many frames fit"],
             inputs=[
                 io.Model.Input("model", tooltip="Clip model, with the patch that is to be tuned."),
@@ -41,12 +41,15 @@ class FitPlanner(io.ComfyNode):
                 TuningOptions.Output("planned", tooltip="The options that fit, for One-Shot Tune."),
                 io.String.Output("report", tooltip="What was counted, as a table."),
                 io.String.Output("data", tooltip="The same as JSON."),
+                io.Model.Output(
+                    "clip_model", tooltip="The model, with a larger r of STAM/FFAM Patch where that alone lets it fit."
+                ),
             ],
         )
 
     @classmethod
     def execute(cls, model, latent, budget_gib, options=None) -> io.NodeOutput:
         budget = round(budget_gib * GIB) or free_memory()
-        planned, tried = plan_tuning(model, latent, options or TuneSettings(), budget)
+        model, planned, tried = plan_tuning(model, latent, options or TuneSettings(), budget)
         report, data = report_plan(model, latent, tried, budget)
-        return io.NodeOutput(planned, report, json.dumps(data))
+        return io.NodeOutput(planned, report, json.dumps(data), model)

@@ -338,9 +338,17 @@ class TuningOptionsNode(io.ComfyNode):
                     default="step down",
                     optional=True,
                     advanced=True,
-                    tooltip="Step down: where a step does not fit, go on from the last one with "
+                    tooltip="Step down: where a step does not fit, go on from the last one with chunking, then "
                     "gradient_checkpointing, then with half the frames in each step, and again; log and report say so. "
                     "Stop: end with an error.",
+                ),
+                io.Boolean.Input(
+                    "chunking",
+                    default=False,
+                    optional=True,
+                    tooltip="Compute inner values of feed-forward layers and temporal modules in parts, and again for "
+                    "the gradient, in the place of holding them: less memory, a little more time, the same result to "
+                    "rounding. Try it before gradient_checkpointing.",
                 ),
             ],
             outputs=[TuningOptions.Output("options", tooltip="For One-Shot Tune.")],

@@ -512,7 +512,7 @@ def fit_planner(task: Task) -> list[Group]:
                 PATCH,
                 Node("Plan", OURS + "FitPlanner", given),
                 show("Findings", "Plan", "report"),
-                tune({"options": ("Plan", "planned")}, **task.tuning),
+                tune({"model": ("Plan", "clip_model"), "options": ("Plan", "planned")}, **task.tuning),
                 show("Tune report", "Tune", "report"),
                 save_tune(Path(task.file).stem),
             ],

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, skip_init
 
+from ..chunks import apply_in_chunks
 from . import scaled_dot_product
 
 Norm = Literal["instance centering", "instance norm", "layer norm", "layer norm without affine", "none"]
 POWER_ITERATIONS = 5  # of the spectral norm at each tuning step
+INNER = 12  # inner values for each of its input: z twice in float32, normed, q, k, v, attended, projected
 MAX_ROWS = 2**15  # NVIDIA's SDPA kernels refuse larger batches
 
 
@@ -128,18 +130,23 @@ class TemporalModule(nn.Module):
         q, k, v = self.to_q(normed), self.to_k(normed), F.linear(normed, w_v)
         return F.linear(attend_frames(q, k, v, self.heads), w_out, self.to_out.bias)
 
-    def forward(self, x: Tensor, num_frames: int, strength: float = 1.0) -> Tensor:
-        """Mix frames at each position.
+    def forward(self, x: Tensor, num_frames: int, strength: float = 1.0, recompute: bool = False) -> Tensor:
+        """Mix frames at each position, at as many at a time as CHUNK_BYTES allows.
 
         Args:
             x: tokens, shape ((b f), l, d).
             num_frames: f.
             strength: factor of what the module adds; 0 returns x itself.
+            recompute: whether the backward computes the inner values again, in the place of keeping them.
         """
         if strength == 0:
             return x
+
+        def mix(z: Tensor) -> Tensor:
+            return z + strength * self.branch(z)
+
         z = rearrange(x, "(b f) l d -> (b l) f d", f=num_frames)
-        z = z + strength * self.branch(z)
+        z = apply_in_chunks(mix, z, inner=INNER * z[0].numel(), recompute=recompute)
         return rearrange(z, "(b l) f d -> (b f) l d", l=x.shape[1])
 
     def tune_spectral_norm(self, seed: int = 0) -> None:

@@ -32,10 +32,12 @@ def memory_advice(clip: ClipSettings, samples: Tensor, settings: TuneSettings) -
     """
     per_step, spatial = min(settings.frames_per_step or len(samples), len(samples)), clip.spatial
     advice = []
+    if not settings.chunking:
+        advice.append("turn chunking on in Tuning Options (a little slower)")
     if not settings.gradient_checkpointing:
         advice.append("turn gradient_checkpointing on in Tuning Options (slower)")
     if per_step > 2:
-        advice.append(f"set frames_per_step to {max(2, per_step // 2)} there")
+        advice.append(f"set frames_per_step to {max(2, per_step // 2)} in Tuning Options")
     if spatial is not None and spatial.kind == "full":
         advice.append("take EI² in the place of full attention")
     advice.append("make the frames smaller")
@@ -95,12 +97,11 @@ class FittingSteps:
         gc.collect()
         comfy.model_management.soft_empty_cache()
         tuner.settings = less
-        options = training_options(self.copy, self.bank, less.gradient_checkpointing)
-        self.call = replace(self.call, options=options)
-        now = {"gradient_checkpointing": less.gradient_checkpointing, "frames_per_step": less.frames_per_step}
+        self.call = replace(self.call, options=training_options(self.copy, self.bank, less))
+        now = {key: getattr(less, key) for key in ("chunking", "gradient_checkpointing", "frames_per_step")}
         self.info |= now
         self.info["stepped_down"] = [*self.info.get("stepped_down", []), {"after": len(tuner.losses), **now}]
         log.warning(
-            "Out of memory after %d steps; going on with gradient_checkpointing %s and %s frames per step.",
+            "Out of memory after %d steps; going on with chunking, gradient_checkpointing %s and %s frames per step.",
             len(tuner.losses), "on" if less.gradient_checkpointing else "off", less.frames_per_step or "all",
         )  # fmt: skip

@@ -14,8 +14,18 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..attention import scaled_dot_product
+from ..tuning import TuneSettings
 from .features import Features
-from .patch import KEY, TemporalBank, attend_block, clip_settings, run_transformer, transformer_blocks
+from .patch import (
+    KEY,
+    OURS,
+    TemporalBank,
+    attend_block,
+    clip_settings,
+    run_residual,
+    run_transformer,
+    transformer_blocks,
+)
 
 
 @dataclass(frozen=True)
@@ -63,13 +73,13 @@ class Learned(nn.Module):
         super().__init__()
         queries = query_projections(unet)
         self.keys, self.queries = list(queries), nn.ModuleList(queries.values())
-        self.before = [linear.weight.detach().clone() for linear in self.queries]
+        self.before = [linear.weight.detach().to("cpu", copy=True) for linear in self.queries]
         self.bank = temporal_copy(unet, model, device)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is learned as a Tune holds it."""
         pairs = zip(self.keys, self.queries, self.before, strict=True)
-        tensors = {f"{key}.diff": linear.weight.detach().cpu() - before.cpu() for key, linear, before in pairs}
+        tensors = {f"{key}.diff": linear.weight.detach().cpu() - before for key, linear, before in pairs}
         return tensors | self.temporal_tensors()
 
     def temporal_tensors(self) -> dict[str, Tensor]:
@@ -132,30 +142,31 @@ def run_checkpointed(
 
     The layer gets options of its own, for the host changes them on its way through the UNet.
     """
-    run = partial(run_transformer, layer) if isinstance(layer, SpatialTransformer) else partial(run_residual, layer)
+    if isinstance(layer, ResBlock):
+        return run_residual(layer, x, emb, recompute=True)
+    run = partial(run_transformer, layer)
     x = checkpoint(run, x, emb, context, dict(options), use_reentrant=False, preserve_rng_state=False)
-    if isinstance(layer, SpatialTransformer) and "transformer_index" in options:
+    if "transformer_index" in options:
         options["transformer_index"] += 1
     return x
 
 
-def run_residual(layer: ResBlock, x: Tensor, emb: Tensor, _context: Any, _options: dict[str, Any]) -> Tensor:
-    """Run a residual block."""
-    return layer(x, emb)
-
-
-def training_options(model: ModelPatcher, bank: TemporalBank | None, checkpointing: bool) -> dict[str, Any]:
+def training_options(model: ModelPatcher, bank: TemporalBank | None, settings: TuneSettings) -> dict[str, Any]:
     """Return the transformer options of a training call: the model's own, with the given temporal modules."""
     options = comfy.patcher_extension.copy_nested_dicts(model.model_options["transformer_options"])
-    # A step may take a part of the clip. What a checkpoint rebuilds it would keep for that, and it keeps nothing else.
-    options[KEY] = replace(options[KEY], temporal=bank, num_frames=0, rebuilds=not checkpointing)
+    clip = replace(options[KEY], temporal=bank, num_frames=0)  # a step may take a part of the clip
+    # What a checkpoint rebuilds it would keep for that, and it keeps nothing else.
+    options[KEY] = replace(clip, rebuilds=not settings.gradient_checkpointing, recomputes=settings.chunking)
     options["optimized_attention_override"] = sdpa_override
     options["cond_or_uncond"] = [0]
     attn1 = options.setdefault("patches_replace", {}).setdefault("attn1", {})
     for block in transformer_blocks(model.model.diffusion_model):
         attn1.setdefault(block.place, attend_block)  # refuses rearranged tokens where no attention is replaced, too
-    if checkpointing:
-        ours = ((SpatialTransformer, ResBlock), run_checkpointed)
-        patches = options.setdefault("patches", {})
-        patches["forward_timestep_embed_patch"] = [ours, *patches.get("forward_timestep_embed_patch", [])]
+    patches = options.setdefault("patches", {}).setdefault("forward_timestep_embed_patch", [])
+    if settings.gradient_checkpointing:
+        patches.insert(0, ((SpatialTransformer, ResBlock), run_checkpointed))
+    else:
+        patches.extend(
+            patch for patch in OURS if patch not in patches
+        )  # without attention across frames there are none
     return options

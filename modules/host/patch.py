@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from comfy.ldm.modules.attention import (
     SpatialVideoTransformer,
     optimized_attention,
 )
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
@@ -22,10 +23,14 @@ from torch import Tensor, nn
 from ..attention.fine_coarse import COPIED_BYTES
 from ..attention.spatial import SpatialConfig, attend_across_frames, copied_keys
 from ..attention.temporal import TemporalConfig, TemporalModule
+from ..chunks import InChunks, apply_in_chunks
 from ..frames import frames_per_clip
 
 KEY = "consistent_video"
 ALWAYS = (math.inf, 0.0)
+FEED_FORWARD = (
+    16  # inner values for each of its input: both halves of GEGLU, the gate's GELU, the product; 4 times each
+)
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,7 @@ class ClipSettings:
         tunes: what tunes are applied, by their digests.
         tuned_frames: frames of the clip that the last of them was made on, 0 = none.
         rebuilds: whether a backward puts keys and values side by side once more, in the place of keeping them.
+        recomputes: whether a backward computes inner values of feed-forwards and temporal modules once more.
     """
 
     num_frames: int = 0
@@ -118,6 +124,7 @@ class ClipSettings:
     tunes: tuple[str, ...] = ()
     tuned_frames: int = 0
     rebuilds: bool = False
+    recomputes: bool = False
 
 
 def clip_settings(model: ModelPatcher) -> ClipSettings:
@@ -215,10 +222,10 @@ def attend_block(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any])
 
 @torch.compiler.disable
 def run_transformer(layer: SpatialTransformer, x: Tensor, emb, context, transformer_options, *_: Any) -> Tensor:
-    """Run a spatial transformer with a temporal module after each of its blocks.
+    """Run a spatial transformer with a temporal module after each of its blocks, their feed-forwards in chunks.
 
     The host has no hook after a block's feed-forward; a module hook that lives as long as this call is one, follows
-    the live layer through deep copies, and leaves the layer as it was.
+    the live layer through deep copies, and leaves the layer as it was. So does what stands in for the feed-forward.
     """
     settings: ClipSettings = transformer_options[KEY]
     bank, strength = settings.temporal, settings.temporal_strength
@@ -229,18 +236,28 @@ def run_transformer(layer: SpatialTransformer, x: Tensor, emb, context, transfor
         module = bank.at(place, index)
         if module.to_out.bias.device != output.device:  # the host leaves it behind where not all weights fit
             module.to(output.device)
-        return module(output, frames, strength)
+        return module(output, frames, strength, settings.recomputes)
 
-    followed = layer.transformer_blocks if bank is not None else ()
-    handles = [block.register_forward_hook(partial(follow, index)) for index, block in enumerate(followed)]
-    try:
+    with ExitStack() as afterwards:
+        for index, block in enumerate(layer.transformer_blocks):
+            if bank is not None:
+                afterwards.callback(block.register_forward_hook(partial(follow, index)).remove)
+            afterwards.callback(setattr, block, "ff", block.ff)
+            block.ff = InChunks(block.ff, FEED_FORWARD, settings.recomputes)
         x = layer(x, context, transformer_options)
-    finally:
-        for handle in handles:
-            handle.remove()
     if "transformer_index" in transformer_options:
         transformer_options["transformer_index"] += 1
     return x
+
+
+@torch.compiler.disable
+def run_residual(layer: ResBlock, x: Tensor, emb: Tensor, *_: Any, recompute: bool = False) -> Tensor:
+    """Run a residual block in chunks."""
+    inner = 3 * (layer.channels + layer.out_channels) * x[0, 0].numel()  # for each side of it norm, SiLU, convolution
+    return apply_in_chunks(layer, x, emb, inner=inner, recompute=recompute)
+
+
+OURS = ((SpatialTransformer, run_transformer), (ResBlock, run_residual))
 
 
 def inflate(model: ModelPatcher, num_frames: int = 0) -> ModelPatcher:
@@ -312,7 +329,9 @@ def attach(
         bank.to(clone.model.get_dtype_inference()).eval().requires_grad_(False)
         patcher = comfy.model_patcher.CoreModelPatcher(bank, clone.load_device, clone.offload_device)
         clone.set_additional_models(KEY, [patcher])
-        clone.set_model_forward_timestep_embed_patch((SpatialTransformer, run_transformer))
+    if spatial is not None or bank is not None:
+        for patch in OURS:
+            clone.set_model_forward_timestep_embed_patch(patch)
     clone.model_options["transformer_options"][KEY] = replace(
         clip_settings(clone),
         spatial=spatial,
@@ -341,7 +360,7 @@ def detach(model: ModelPatcher) -> ModelPatcher:
     for place in [place for place, patch in replaced.items() if patch is attend_block]:
         del replaced[place]
     patches = options.get("patches", {}).get("forward_timestep_embed_patch", [])
-    patches[:] = [patch for patch in patches if patch[1] is not run_transformer]
+    patches[:] = [patch for patch in patches if patch not in OURS]
     attached = clip_settings(model)  # a tune's query projections stay
     options[KEY] = ClipSettings(attached.num_frames, tunes=attached.tunes, tuned_frames=attached.tuned_frames)
     return clone

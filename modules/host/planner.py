@@ -25,6 +25,7 @@ from .private_copy import choose_precision
 GIB = 2**30
 TOKENS = 77
 BESIDE = 0.16  # of what is counted: workspaces and fragments; 14.2 GiB measured and 12.2 counted on an H200, once
+COARSER = (4, 8)  # r
 CPU = torch.device("cpu")
 
 
@@ -34,11 +35,13 @@ class Plan:
 
     Attributes:
         settings: of the tuning.
+        r: of fine-coarse attention, None = there is none.
         frames: in each step.
         peak: bytes.
     """
 
     settings: TuneSettings
+    r: int | None
     frames: int
     peak: int
 
@@ -112,7 +115,7 @@ def tuning_peak(model: ModelPatcher, shape: tuple[int, ...], settings: TuneSetti
         learned = [linear.weight for linear in query_projections(unet).values()]
         bank = without(real, mode) if real is not None else None
         learned += [] if bank is None else list(bank.parameters())
-        options = training_options(model, bank, settings.gradient_checkpointing)
+        options = training_options(model, bank, settings)
         if precision != "fp32":
             half = torch.bfloat16 if precision == "bf16" else torch.float16
             norms_in_float32(unet)
@@ -139,12 +142,49 @@ def free_memory() -> int:
     return int(min(free, management.get_total_memory(device)) - management.extra_reserved_memory())
 
 
+def r_of(model: ModelPatcher) -> int | None:
+    """Return r of a model's fine-coarse attention, None = it has none."""
+    spatial = clip_settings(model).spatial
+    return spatial.r if spatial is not None and spatial.kind == "fine-coarse" else None
+
+
+def with_r(model: ModelPatcher, r: int | None) -> ModelPatcher:
+    """Return a model with another r of its fine-coarse attention; the model itself where it has that one, or none."""
+    if r is None or r == r_of(model):
+        return model
+    clone, settings = model.clone(), clip_settings(model)
+    assert settings.spatial is not None, "there is an r to change"
+    clone.model_options["transformer_options"][KEY] = replace(settings, spatial=replace(settings.spatial, r=r))
+    return clone
+
+
+def list_ways(settings: TuneSettings, r: int | None, frames: int) -> Iterator[tuple[TuneSettings, int | None]]:
+    """Yield settings of a tuning with an r, in the order in which to try them.
+
+    As they are; with chunking; with checkpointing; with larger r; with half the frames in a step and r as it was, and
+    again.
+
+    Args:
+        settings: to begin with.
+        r: to begin with, None = there is none.
+        frames: of the clip.
+    """
+    now: TuneSettings | None = settings
+    while now is not None:
+        yield now, r
+        less = now.stepped_down(frames)
+        keeps_frames = less is not None and less.frames_per_step == now.frames_per_step
+        if now.frames_per_step == settings.frames_per_step and not keeps_frames:
+            yield from ((now, coarser) for coarser in COARSER if r and 1 < r < coarser)  # 1 puts nothing side by side
+        now = less
+
+
 def plan_tuning(
     model: ModelPatcher, latent: dict[str, Any], settings: TuneSettings, budget: int
-) -> tuple[TuneSettings, list[Plan]]:
-    """Return the first settings with which tuning a clip fits into a budget, and all plans that were tried.
+) -> tuple[ModelPatcher, TuneSettings, list[Plan]]:
+    """Return the model and the settings with which tuning a clip fits into a budget, and all plans that were tried.
 
-    As it is; with checkpointing; with half the frames in a step, and again.
+    They are the first of `list_ways` that fit.
 
     Args:
         model: inflated and patched model.
@@ -158,14 +198,12 @@ def plan_tuning(
     samples = clip_latent(model, latent, clip_settings(model).num_frames)
     precision = choose_precision(settings.precision, model, comfy.model_management.get_torch_device())
     tried: list[Plan] = []
-    now: TuneSettings | None = settings
-    while now is not None:
-        frames = min(now.frames_per_step or len(samples), len(samples))
-        tried.append(Plan(now, frames, tuning_peak(model, (frames, *samples.shape[1:]), now, precision)))
+    for now, r in list_ways(settings, r_of(model), len(samples)):
+        frames, coarser = min(now.frames_per_step or len(samples), len(samples)), with_r(model, r)
+        tried.append(Plan(now, r, frames, tuning_peak(coarser, (frames, *samples.shape[1:]), now, precision)))
         if tried[-1].peak <= budget:
-            return now, tried
-        now = now.stepped_down(len(samples))
-    least = tried[-1]
+            return coarser, now, tried
+    least = min(tried, key=lambda plan: plan.peak)
     raise ValueError(
         f"At least {least.peak / GIB:.1f} GiB are needed and budget_gib is {budget / GIB:.1f}. "
         + memory_advice(clip_settings(model), samples, least.settings)
@@ -178,7 +216,8 @@ def report_plan(
     """Return what was counted as text and as JSON values.
 
     Args:
-        model, latent, budget: as for `plan_tuning`.
+        model: with which it fits.
+        latent, budget: as for `plan_tuning`.
         tried: its plans, the last of which fits.
     """
     shape, chosen = tuple(latent["samples"].shape), tried[-1]
@@ -189,6 +228,8 @@ def report_plan(
         "tuning": [
             {
                 "frames_per_step": plan.frames,
+                "r": plan.r,
+                "chunking": plan.settings.chunking,
                 "gradient_checkpointing": plan.settings.gradient_checkpointing,
                 "gib": round(plan.peak / GIB, 2),
             }
@@ -198,16 +239,23 @@ def report_plan(
     lines = [
         f"{shape[0]} frames of {8 * shape[3]} x {8 * shape[2]}, {budget / GIB:.1f} GiB:",
         "",
-        "| | frames | checkpointing | GiB | |",
-        "|---|---|---|---|---|",
+        "| | frames | r | chunking | checkpointing | GiB | |",
+        "|---|---|---|---|---|---|---|",
         *(
-            f"| tuning | {plan.frames} | {'on' if plan.settings.gradient_checkpointing else 'off'} | "
-            f"{plan.peak / GIB:.1f} | {'chosen' if plan is chosen else 'too much'} |"
+            f"| tuning | {plan.frames} | {plan.r or ''} | {on_or_off(plan.settings.chunking)} | "
+            f"{on_or_off(plan.settings.gradient_checkpointing)} | {plan.peak / GIB:.1f} | "
+            f"{'chosen' if plan is chosen else 'too much'} |"
             for plan in tried
         ),
-        f"| sampling with guidance | {shape[0]} | | {sampling / GIB:.1f} | {fits(sampling, budget)} |",
+        f"| sampling with guidance | {shape[0]} | {chosen.r or ''} | | | {sampling / GIB:.1f} | "
+        f"{fits(sampling, budget)} |",
     ]
     return "\n".join(lines), data
+
+
+def on_or_off(value: bool) -> str:
+    """Return a switch in words."""
+    return "on" if value else "off"
 
 
 def fits(size: int, budget: int) -> str:

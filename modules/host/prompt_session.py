@@ -76,7 +76,7 @@ class PromptTuning(FittingSteps):
         warn_of_few_frames(settings, len(x_0))
         self.features = Features(unet, settings.consistency_part)
         self.bank = frozen_bank(unet, model, device)
-        options = training_options(copy, self.bank, settings.gradient_checkpointing)
+        options = training_options(copy, self.bank, settings)
         self.call = Caller(copy, options, computing, self.features if settings.consistency_weight else None)
         self.given = condition(copy, inputs.positive, x_0)
         width, generator = self.given[CONTEXT].shape[-1], torch.Generator().manual_seed(settings.seed)

@@ -22,7 +22,7 @@ from .progress import TuningProgress
 from .tune_inputs import TuneInputs, condition, latent_mask, rows_of
 
 MUST_AGREE = ("spatial", "temporal", "prediction", "optimizer")
-MAY_DIFFER = {"steps", "seed", "snapshots", "prompt", "gradient_checkpointing", "on_out_of_memory"}
+MAY_DIFFER = {"steps", "seed", "snapshots", "prompt", "chunking", "gradient_checkpointing", "on_out_of_memory"}
 log = logging.getLogger(__name__)
 
 
@@ -49,7 +49,7 @@ class Tuning(FittingSteps):
         warn_of_few_frames(settings, len(self.x_0))
         features = Features(unet, settings.consistency_part) if settings.consistency_weight else None
         self.bank = self.learned.bank
-        options = training_options(copy, self.bank, settings.gradient_checkpointing)
+        options = training_options(copy, self.bank, settings)
         self.call = Caller(copy, options, computing, features)
         self.given = condition(copy, inputs.positive, self.x_0)
         self.tuner = Tuner(

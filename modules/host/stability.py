@@ -14,6 +14,7 @@ from ..curvature import jacobian_norm
 from ..ddim import Prediction, ddim_step, output_to_eps, unet_output
 from ..schedule import sigma_to_alpha_bar
 from ..stability import Stability
+from ..tuning import TuneSettings
 from .inversion import INVERSION, InversionSettings, inversion_of, trajectory
 from .latent import prediction_of
 from .learned import Caller, frozen_bank, training_options
@@ -76,7 +77,7 @@ def measure_stability(
         unet, device = copy.model.diffusion_model, copy.load_device
         computing = computing_in("fp32", copy)
         unet.requires_grad_(False)
-        options = training_options(copy, frozen_bank(unet, model, device), checkpointing=True)
+        options = training_options(copy, frozen_bank(unet, model, device), TuneSettings(gradient_checkpointing=True))
         states = trajectory(copy, own(inversion)).to(device).flip(0)
         start = copy.model.process_latent_in(inversion["samples"].clone().float()).to(device)
         call, prediction = Caller(copy, options, computing), prediction_of(model)

@@ -259,12 +259,17 @@ NARROW = {
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     """Options of a performance benchmark at its smallest, of a narrow UNet."""
     monkeypatch.setattr(sd15, "UNET", NARROW)
+    monkeypatch.setattr(sd15, "VAE_CHANNELS", (32, 32, 32, 32))
+    monkeypatch.setattr(sd15, "TEXT_LAYERS", 1)
     monkeypatch.setattr(sample, "LONG", (18, 24))
     monkeypatch.setattr(memory, "FRAMES", (4,))
     monkeypatch.setattr(memory, "RS", (4,))
     monkeypatch.setattr(memory, "SIZES", (1.0,))
-    monkeypatch.setattr(memory, "COPIED", (memory.USUAL_COPIED,))
-    monkeypatch.setattr(tune, "WAYS", {name: tune.WAYS[name] for name in (tune.OURS, tune.SMOOTHED, tune.CODE)})
+    monkeypatch.setattr(memory, "PARTS", (memory.USUAL_PART,))
+    monkeypatch.setattr(memory, "CURVES", {name: memory.CURVES[name] for name in (memory.SAMPLING, tune.OURS_LEAST)})
+    few = (tune.OURS, tune.SMOOTHED, tune.SCRIPT)
+    monkeypatch.setattr(tune, "WAYS", {name: tune.WAYS[name] for name in few})
+    memory.base_model.cache_clear()
     for part in (sample, tune):
         monkeypatch.setattr(part, "FULL_SIZE", 8)
     return argparse.Namespace(

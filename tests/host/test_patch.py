@@ -9,12 +9,14 @@ import comfy.sd
 import comfy.supported_models
 import pytest
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.attention import FeedForward, SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_tomesd import TomePatchModel
 from diffusers import DDIMScheduler
 
+from consistent_video.modules import chunks
 from consistent_video.modules.attention import scaled_dot_product
 from consistent_video.modules.host.patch import KEY, attach, clip_settings, inflate, transformer_blocks
 from consistent_video.modules.presets import EI2, FULL, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
@@ -141,6 +143,43 @@ def test_the_temporal_module_follows_the_feed_forward(model, latent, monkeypatch
         monkeypatch.setattr(bank.at(block.place, block.index), "forward", temporal)
     sample(clip_model, latent)
     assert order and all(a == ("ff", b[1]) and b[0] == "temporal" for a, b in zip(order[::2], order[1::2], strict=True))
+
+
+@pytest.mark.parametrize("name", CROSS_FRAME)
+def test_layers_in_chunks_give_what_they_give_at_once(model, latent, name, monkeypatch) -> None:
+    whole, sizes = sample(patched(model, name), latent), {FeedForward: set(), ResBlock: set()}
+    for kind, seen in sizes.items():
+
+        def counted(self, x, *args, forward=kind.forward, seen=seen):
+            seen.add(len(x))
+            return forward(self, x, *args)
+
+        monkeypatch.setattr(kind, "forward", counted)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1)
+    torch.testing.assert_close(sample(patched(model, name), latent), whole, rtol=1e-4, atol=1e-4)
+    assert sizes == {FeedForward: {1}, ResBlock: {1}}
+    for seen in sizes.values():
+        seen.clear()
+    sample(inflate(model), latent)
+    assert all(max(seen) > 1 for seen in sizes.values()), "what is not patched is the host's own"
+
+
+def test_the_feed_forwards_stay_also_where_a_call_fails(model, latent, monkeypatch) -> None:
+    blocks = [
+        model.model.diffusion_model.get_submodule(b.path) for b in transformer_blocks(model.model.diffusion_model)
+    ]
+    before = [block.ff for block in blocks]
+
+    def fail(_self, x):
+        raise comfy.model_management.InterruptProcessingException
+
+    with monkeypatch.context() as failing:
+        failing.setattr(FeedForward, "forward", fail)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            sample(patched(model, EI2), latent)
+    assert all(block.ff is ff for block, ff in zip(blocks, before, strict=True))
+    sample(patched(model, EI2), latent)
+    assert all(block.ff is ff for block, ff in zip(blocks, before, strict=True))
 
 
 def test_a_module_left_on_another_device_is_brought_along(model, latent) -> None:

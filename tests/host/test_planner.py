@@ -8,11 +8,12 @@ import comfy.model_management
 import pytest
 import torch
 
+from consistent_video.modules import chunks
 from consistent_video.modules.accounting import Held
 from consistent_video.modules.host import planner
 from consistent_video.modules.host.learned import sdpa_override
-from consistent_video.modules.host.patch import attach, inflate
-from consistent_video.modules.host.planner import GIB, plan_tuning, sampling_peak, tuning_peak
+from consistent_video.modules.host.patch import attach, clip_settings, inflate
+from consistent_video.modules.host.planner import GIB, list_ways, plan_tuning, sampling_peak, tuning_peak
 from consistent_video.modules.host.private_copy import private_copy
 from consistent_video.modules.host.session import Tuning
 from consistent_video.modules.host.tune_inputs import TuneInputs
@@ -37,15 +38,26 @@ def exact(monkeypatch) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts the CPU's tensors")
-@pytest.mark.parametrize("name", [EI2, FULL, PER_FRAME])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("name", "chunking", "checkpointing", "precision"),
+    [
+        (EI2, False, False, "fp32"),
+        (EI2, True, False, "fp32"),
+        (EI2, False, True, "fp32"),
+        (EI2, True, True, "bf16"),
+        (FULL, False, False, "bf16"),
+        (FULL, True, True, "fp32"),
+        (PER_FRAME, True, False, "bf16"),
+        (PER_FRAME, False, True, "fp32"),
+    ],
+)
 def test_what_is_counted_is_what_a_step_holds(
-    name: str, checkpointing: bool, precision: str, exact, monkeypatch
+    name: str, chunking: bool, checkpointing: bool, precision: str, exact, monkeypatch
 ) -> None:
     monkeypatch.setattr(planner, "norms_in_float32", lambda unet: None)  # which a CPU does not do
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 2**18)
     model = attach(inflate(random_model()), *method(name, 2))
-    settings = replace(SETTINGS, gradient_checkpointing=checkpointing, precision=precision)
+    settings = replace(SETTINGS, chunking=chunking, gradient_checkpointing=checkpointing, precision=precision)
     comfy.model_management.unload_all_models()
     with torch.inference_mode(False), torch.enable_grad(), private_copy(model) as copy:
         tuning = Tuning(copy, model, TuneInputs(SOURCE, clip_latent()), settings)
@@ -73,36 +85,68 @@ def test_more_frames_take_more_and_checkpointing_less(model) -> None:
 
     assert peak(2) < peak() < peak(2 * FRAMES)
     assert peak(gradient_checkpointing=True) < 0.6 * peak()
+    assert peak(chunking=True) < 0.9 * peak()
     assert peak(optimizer="AdamW 8-bit") < peak()
 
 
 def test_the_first_way_that_fits_is_chosen(model, monkeypatch) -> None:
     count = cache(partial(tuning_peak, model))
-    monkeypatch.setattr(planner, "tuning_peak", lambda _, *how: count(*how))
+    monkeypatch.setattr(planner, "tuning_peak", lambda given, *how: count(*how) + (given is not model))
     clip = clip_latent(8)
-    ways = [replace(SETTINGS), replace(SETTINGS, gradient_checkpointing=True)]
-    ways += [replace(ways[1], frames_per_step=frames) for frames in (4, 2)]
+    ways = [SETTINGS, replace(SETTINGS, chunking=True)]
+    ways += [replace(ways[1], gradient_checkpointing=True, frames_per_step=frames) for frames in (0, 4, 2)]
     peaks = [count((way.frames_per_step or 8, *SHAPE[1:]), way, "fp32") for way in ways]
     assert peaks == sorted(peaks, reverse=True)
     for way, peak in zip(ways, peaks, strict=True):
-        chosen, tried = plan_tuning(model, clip, SETTINGS, peak)
-        assert chosen == way and [plan.peak for plan in tried] == peaks[: len(tried)]
+        unchanged, chosen, tried = plan_tuning(model, clip, SETTINGS, peak)
+        assert unchanged is model and chosen == way
+        assert [plan.peak for plan in tried] == [*peaks[:3], *2 * [peaks[2] + 1], *peaks[3:]][: len(tried)]
     with pytest.raises(ValueError, match="GiB are needed and budget_gib is .* Tuning 2 frames"):
         plan_tuning(model, clip, SETTINGS, peaks[-1] - 1)
 
 
-def test_the_node_gives_options_and_a_table(model) -> None:
+@pytest.mark.parametrize(("r", "coarser"), [(1, []), (2, [4, 8]), (3, [4, 8]), (4, [8]), (8, []), (None, [])])
+def test_a_larger_r_is_tried_before_frames_are_given_up(r: int | None, coarser: list[int]) -> None:
+    less = replace(SETTINGS, chunking=True, gradient_checkpointing=True)
+    half, tried = replace(less, frames_per_step=3), list(list_ways(SETTINGS, r, 7))
+    first = [(SETTINGS, r), (replace(SETTINGS, chunking=True), r), (less, r)]
+    assert tried == [*first, *((less, other) for other in coarser), (half, r)]
+    assert list(list_ways(half, r, 7)) == [(half, r), *((half, other) for other in coarser)], "2 frames are too few"
+
+
+def test_a_larger_r_is_chosen_where_it_suffices(model, monkeypatch) -> None:
+    monkeypatch.setattr(planner, "tuning_peak", lambda given, *_: 100 - clip_settings(given).spatial.r)
+    found, settings, tried = plan_tuning(model, clip_latent(8), SETTINGS, 96)
+    assert clip_settings(found).spatial == replace(clip_settings(model).spatial, r=4)
+    assert clip_settings(model).spatial.r == 2 and settings.frames_per_step == 0
+    assert [plan.r for plan in tried] == [2, 2, 2, 4]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            sample(found, clip_latent(), 3.0), sample(attach(model, *method(EI2, 4)), clip_latent(), 3.0)
+        )
+
+
+def test_more_is_put_side_by_side_with_a_smaller_r() -> None:
+    shape, least = (16, *SHAPE[1:]), replace(SETTINGS, chunking=True, gradient_checkpointing=True)
+    more, less = (tuning_peak(attach(inflate(random_model()), *method(EI2, r)), shape, least, "fp32") for r in (2, 8))
+    assert more > 1.05 * less
+
+
+def test_the_node_gives_model_options_and_a_table(model) -> None:
     with torch.inference_mode():  # as the host executes nodes
         model = attach(inflate(random_model()), *method(EI2, 2))
         everything = FitPlanner.execute(model, clip_latent(), 0.0, SETTINGS).args
-    assert everything[0] == SETTINGS and "| chosen |" in everything[1]
-    peak = tuning_peak(model, SHAPE, replace(SETTINGS, gradient_checkpointing=True), "fp32")
-    planned, report, data = FitPlanner.execute(model, clip_latent(), 1.001 * peak / GIB, SETTINGS).args
-    assert planned.gradient_checkpointing and planned.frames_per_step == 0
-    assert report.count("too much |") == 1 and report.count("chosen") == 1
-    told = json.loads(data)
-    assert [way["gradient_checkpointing"] for way in told["tuning"]] == [False, True]
-    assert told["tuning"][1]["gib"] == round(peak / GIB, 2)
+    assert everything[0] == SETTINGS and "| chosen |" in everything[1] and everything[3] is model
+    less = replace(SETTINGS, chunking=True, gradient_checkpointing=True)
+    peak = tuning_peak(model, SHAPE, less, "fp32")
+    planned, report, data, _ = FitPlanner.execute(model, clip_latent(), 1.001 * peak / GIB, SETTINGS).args
+    assert planned == less
+    assert report.count("too much |") == 2 and report.count("chosen") == 1
+    told = json.loads(data)["tuning"]
+    assert [(way["chunking"], way["gradient_checkpointing"], way["r"]) for way in told] == [
+        (False, False, 2), (True, False, 2), (True, True, 2)
+    ]  # fmt: skip
+    assert told[2]["gib"] == round(peak / GIB, 2)
 
 
 @pytest.mark.parametrize("family", ["SD2.x", "SDXL"])

@@ -355,11 +355,11 @@ def test_a_full_memory_is_met_with_advice(monkeypatch) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(PromptTuning, "denoise", fill)
-    with pytest.raises(torch.cuda.OutOfMemoryError, match="turn gradient_checkpointing on in Tuning Options"):
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="turn chunking on in Tuning Options"):
         run(settings=replace(SETTINGS, on_out_of_memory="stop"))
 
 
-def test_a_full_memory_is_met_by_checkpointing_from_the_last_step_on(adapter, monkeypatch) -> None:
+def test_a_full_memory_is_met_by_less_from_the_last_step_on(adapter, monkeypatch) -> None:
     denoise = PromptTuning.denoise
 
     def crowded(self, *args):
@@ -370,7 +370,8 @@ def test_a_full_memory_is_met_by_checkpointing_from_the_last_step_on(adapter, mo
 
     monkeypatch.setattr(PromptTuning, "denoise", crowded)
     found = run().adapter
-    assert found.info["stepped_down"] == [{"after": 2, "gradient_checkpointing": True, "frames_per_step": 0}]
+    rungs = [{"chunking": True, "gradient_checkpointing": given, "frames_per_step": 0} for given in (False, True)]
+    assert found.info["stepped_down"] == [{"after": 2, **rung} for rung in rungs]
     assert found.info["loss"] == pytest.approx(adapter.info["loss"], rel=1e-4)
 
 
