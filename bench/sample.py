@@ -15,9 +15,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import sampler_object
 
 from ..modules import chunks
-from ..modules.chunks import InChunks
 from ..modules.host.learned import sdpa_override
-from ..modules.host.patch import FEED_FORWARD, attach, clip_settings, inflate, run_residual
+from ..modules.host.patch import attach, clip_settings, feed_forward_in_chunks, inflate, run_residual
 from ..modules.host.run import run_sampler
 from ..modules.presets import EI2, FULL, TUNE_A_VIDEO_PRESET, method
 from .document import judge
@@ -26,6 +25,7 @@ from .performance import Row, Setting, complete_rows, finish, read_setting
 from .sd15 import guided_call, load, make_latent, make_model, make_prompt
 from .table import write_table
 from .timing import Call, ratios, time_rounds, write_milliseconds, write_spread
+from .tune import UNBOUNDED
 
 PER_FRAME = "per frame"
 OURS = f"{EI2}, r = 4"
@@ -38,7 +38,7 @@ METHODS: Mapping[str, tuple[str, int]] = {
 LIMITS = {OURS: 1.15}
 CFG, SIGMAS = 7.5, (5.0, 0.0)
 FULL_SIZE = 64
-WHOLE, IN_CHUNKS, ENDLESS = "all at once", "in chunks", 10**15
+WHOLE, IN_CHUNKS = "all at once", "in chunks"
 LONG, WINDOW, OVERLAP, CONSTANT = (32, 64, 128), 16, 4, 1.05
 
 
@@ -71,14 +71,18 @@ def layers_in_chunks(model: ModelPatcher, frames: int, size: int) -> dict[str, t
     emb = torch.randn(rows, residual.emb_channels, device=weight.device, dtype=dtype)
     z = torch.randn(rows, size * size, weight.shape[0], device=weight.device, dtype=dtype)
     assert settings.temporal is not None, "EI² has temporal modules"
-    module, feed_forward = settings.temporal.at(("output", last), 0), InChunks(block.ff, FEED_FORWARD, recompute=False)
+    module = settings.temporal.at(("output", last), 0)
+
+    def feed_forward() -> object:
+        with feed_forward_in_chunks(block.ff, z, recompute=False):
+            return block.ff(z)
 
     def whole(call: Call) -> object:
-        with mock.patch.object(chunks, "CHUNK_BYTES", ENDLESS):
+        with mock.patch.object(chunks, "CHUNK_BYTES", UNBOUNDED):
             return call()
 
     calls: dict[str, Call] = {
-        "feed-forward": lambda: feed_forward(z),
+        "feed-forward": feed_forward,
         "residual block": partial(run_residual, residual, x, emb),
         "temporal module": lambda: module(z, frames),
     }
@@ -130,9 +134,9 @@ def make_section(setting: Setting, row: Row) -> str:
         cells = [write_milliseconds(seconds), write_spread(against)]
         body.append([name, *cells, *judge(median(against), LIMITS.get(name))])
     parts = [
-        [name, write_milliseconds(row["seconds"][IN_CHUNKS]), write_spread(ratios(row["seconds"], IN_CHUNKS, WHOLE))]
-        + [f"{row['bytes'][way] / MIB:.4g}" for way in (WHOLE, IN_CHUNKS)]
-        for name, row in row["chunks"].items()
+        [name, write_milliseconds(part["seconds"][IN_CHUNKS]), write_spread(ratios(part["seconds"], IN_CHUNKS, WHOLE))]
+        + [f"{part['bytes'][way] / MIB:.4g}" for way in (WHOLE, IN_CHUNKS)]
+        for name, part in row["chunks"].items()
     ]
     size = setting.size if setting.device == "cuda" else FULL_SIZE
     first, latent = row["long"][str(LONG[0])], 4 * 4 * size**2  # bytes of a frame's latent in float32

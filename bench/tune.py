@@ -26,7 +26,7 @@ from ..modules.host.tune_inputs import TuneInputs
 from ..modules.presets import EI2, TUNE_A_VIDEO_PRESET, method
 from ..modules.smoothing import Smoothing, inr_loss
 from ..modules.tuning import Precision, TuneSettings
-from .baselines import naive_temporal, softmax_attention
+from .baselines import naive_temporal, norms_in_float32, softmax_attention
 from .document import judge
 from .memory_count import GIB, measured_peak
 from .performance import Row, Setting, complete_rows, finish, read_setting
@@ -34,7 +34,8 @@ from .sd15 import encoding_call, make_latent, make_model, make_prompt
 from .table import write_table
 from .timing import Call, Times, balanced_order, ratios, time_calls, time_rounds, write_milliseconds, write_spread
 
-ENDLESS = 10**15  # steps of a tuning, so that its state is noted at the first alone; bytes
+ENDLESS = 10**6  # steps of a tuning, so that its state is noted at the first alone
+UNBOUNDED = 2**60  # bytes
 FULL_SIZE, FULL_FRAMES = 64, 8
 
 
@@ -108,6 +109,7 @@ class BareTuning(Tuning):
     def step(self) -> None:
         """Do one step."""
         if self.encode is not None:
+            self.tuner.optimizer.zero_grad()  # which the script does at the end of each step
             self.encode()
         self.tuner.advance()
 
@@ -140,7 +142,7 @@ def tuning(
     inputs = TuneInputs(make_prompt(), make_latent(frames, size))
     with ExitStack() as during:
         if way.kernel is not None:
-            during.enter_context(mock.patch.object(chunks, "CHUNK_BYTES", ENDLESS))
+            during.enter_context(mock.patch.object(chunks, "CHUNK_BYTES", UNBOUNDED))
         during.enter_context(torch.inference_mode(False))
         during.enter_context(torch.enable_grad())
         copy = during.enter_context(private_copy(model))
@@ -168,6 +170,8 @@ def work_as_its_code(made: Tuning, kernel: Attend) -> None:
     unet = made.copy.model.diffusion_model
     unet.float()
     unet.dtype, made.copy.model.manual_cast_dtype = torch.float32, None
+    if made.precision != "fp32":
+        norms_in_float32(unet)
     options = made.call.options
     options["optimized_attention_override"] = override
     options[KEY] = replace(options[KEY], rebuilds=False)

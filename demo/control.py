@@ -150,7 +150,7 @@ def main() -> None:
     report = run_course(
         Course("control", net, loss, 1e-3, 0.995), given.steps, given.minutes, given.state, deadline, log
     )
-    origin = "trained from nothing by demo/control.py on pictures drawn by demo/world.py"
+    origin = "begun as the first half of demo/train.py's UNet, trained by demo/control.py on pictures by demo/world.py"
     save_weights(net, given.out / FILE, {"origin": origin, "steps": str(report.steps)})
     provenance = json.loads((given.out / "provenance.json").read_text())
     provenance["courses"]["control"] = asdict(report) | {"batch": given.batch, "seed": given.seed}

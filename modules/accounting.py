@@ -1,12 +1,10 @@
 """How much memory a computation takes, counted on tensors without values."""
 
 import weakref
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import arg_tree_leaves, tree_leaves
 
@@ -54,16 +52,3 @@ class Held(TorchDispatchMode):
         for new in tree_leaves(made):
             self.note(new, True)
         return made
-
-
-def norms_in_float32(model: nn.Module) -> None:
-    """Let a model's norms compute and give float32 under autocast, as they do on a GPU and do not on a CPU."""
-    for module in model.modules():
-        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
-            module.forward = partial(apply_in_float32, module.forward)  # type: ignore[method-assign]
-
-
-def apply_in_float32(norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a norm in float32."""
-    with torch.autocast(x.device.type, enabled=False):
-        return norm(x.float())

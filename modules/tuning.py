@@ -46,7 +46,7 @@ class TuneSettings:
         frames_per_step: consecutive frames of a longer clip taken in each step, at random; 0 = all.
         snapshots: numbers of steps after which the state is kept.
         precision: of the UNet's computations; what is learned is float32 always.
-        chunking: compute inner values of feed-forwards and temporal modules in parts, and again for the backward
+        chunking: compute inner values of feed-forwards and temporal modules again for the backward, part by part,
             instead of holding them.
         gradient_checkpointing: compute all of the UNet's inner values again for the backward.
         on_out_of_memory: "step down" = go on with less where a step does not fit into the memory.

@@ -38,7 +38,7 @@ class FitPlanner(io.ComfyNode):
                 ),
             ],
             outputs=[
-                TuningOptions.Output("planned", tooltip="The options that fit, for One-Shot Tune."),
+                TuningOptions.Output("planned", tooltip="The options that fit, for One-Shot Tune; with clip_model."),
                 io.String.Output("report", tooltip="What was counted, as a table."),
                 io.String.Output("data", tooltip="The same as JSON."),
                 io.Model.Output(

@@ -346,9 +346,9 @@ class TuningOptionsNode(io.ComfyNode):
                     "chunking",
                     default=False,
                     optional=True,
-                    tooltip="Compute inner values of feed-forward layers and temporal modules in parts, and again for "
-                    "the gradient, in the place of holding them: less memory, a little more time, the same result to "
-                    "rounding. Try it before gradient_checkpointing.",
+                    tooltip="Compute inner values of feed-forward layers and temporal modules again for the gradient, "
+                    "part by part, in the place of holding them: less memory, a little more time, the same result to "
+                    "rounding. Try it before gradient_checkpointing; with both they are computed three times.",
                 ),
             ],
             outputs=[TuningOptions.Output("options", tooltip="For One-Shot Tune.")],

@@ -282,7 +282,7 @@ def tuning_settings(task: Task, side: int) -> list[Group]:
                 Node("Loss plot", "PreviewImage", {"images": ("Tune", "loss_plot")}),
                 save_tune(Path(task.file).stem),
             ],
-            "INR smoothing ties neighbouring frames. frames_per_step and gradient_checkpointing save memory. "
+            "INR smoothing ties neighbouring frames. chunking, gradient_checkpointing and frames_per_step save memory. "
             "Schedule, warm-up and min-SNR are not in the papers.",
         ),
     ]

@@ -14,7 +14,7 @@ from . import scaled_dot_product
 
 Norm = Literal["instance centering", "instance norm", "layer norm", "layer norm without affine", "none"]
 POWER_ITERATIONS = 5  # of the spectral norm at each tuning step
-INNER = 12  # inner values for each of its input: z twice in float32, normed, q, k, v, attended, projected
+INNER = 10  # inner values for each of its input: z twice in float32, normed, q, k, v, attended, projected
 MAX_ROWS = 2**15  # NVIDIA's SDPA kernels refuse larger batches
 
 
@@ -146,7 +146,7 @@ class TemporalModule(nn.Module):
             return z + strength * self.branch(z)
 
         z = rearrange(x, "(b f) l d -> (b l) f d", f=num_frames)
-        z = apply_in_chunks(mix, z, inner=INNER * z[0].numel(), recompute=recompute)
+        z = apply_in_chunks(mix, z, inner=INNER, recompute=recompute)
         return rearrange(z, "(b l) f d -> (b f) l d", l=x.shape[1])
 
     def tune_spectral_norm(self, seed: int = 0) -> None:

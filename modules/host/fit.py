@@ -36,6 +36,8 @@ def memory_advice(clip: ClipSettings, samples: Tensor, settings: TuneSettings) -
         advice.append("turn chunking on in Tuning Options (a little slower)")
     if not settings.gradient_checkpointing:
         advice.append("turn gradient_checkpointing on in Tuning Options (slower)")
+    if spatial is not None and spatial.kind == "fine-coarse" and 1 < spatial.r < 8:
+        advice.append("set r to 8 in STAM/FFAM Patch")
     if per_step > 2:
         advice.append(f"set frames_per_step to {max(2, per_step // 2)} in Tuning Options")
     if spatial is not None and spatial.kind == "full":

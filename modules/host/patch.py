@@ -1,8 +1,8 @@
 """Clip UNets: what is attached to a host MODEL so that its batch is a clip."""
 
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,14 +23,12 @@ from torch import Tensor, nn
 from ..attention.fine_coarse import COPIED_BYTES
 from ..attention.spatial import SpatialConfig, attend_across_frames, copied_keys
 from ..attention.temporal import TemporalConfig, TemporalModule
-from ..chunks import InChunks, apply_in_chunks
+from ..chunks import apply_in_chunks
 from ..frames import frames_per_clip
 
 KEY = "consistent_video"
 ALWAYS = (math.inf, 0.0)
-FEED_FORWARD = (
-    16  # inner values for each of its input: both halves of GEGLU, the gate's GELU, the product; 4 times each
-)
+FEED_FORWARD = 16  # inner values for each of its input: GEGLU's halves, the gate's GELU, the product; 4 times each
 
 
 @dataclass(frozen=True)
@@ -225,7 +223,7 @@ def run_transformer(layer: SpatialTransformer, x: Tensor, emb, context, transfor
     """Run a spatial transformer with a temporal module after each of its blocks, their feed-forwards in chunks.
 
     The host has no hook after a block's feed-forward; a module hook that lives as long as this call is one, follows
-    the live layer through deep copies, and leaves the layer as it was. So does what stands in for the feed-forward.
+    the live layer through deep copies, and leaves the layer as it was. So does what stands in for its method.
     """
     settings: ClipSettings = transformer_options[KEY]
     bank, strength = settings.temporal, settings.temporal_strength
@@ -242,19 +240,39 @@ def run_transformer(layer: SpatialTransformer, x: Tensor, emb, context, transfor
         for index, block in enumerate(layer.transformer_blocks):
             if bank is not None:
                 afterwards.callback(block.register_forward_hook(partial(follow, index)).remove)
-            afterwards.callback(setattr, block, "ff", block.ff)
-            block.ff = InChunks(block.ff, FEED_FORWARD, settings.recomputes)
+            afterwards.enter_context(feed_forward_in_chunks(block.ff, x, settings.recomputes))
         x = layer(x, context, transformer_options)
     if "transformer_index" in transformer_options:
         transformer_options["transformer_index"] += 1
     return x
 
 
-@torch.compiler.disable
+@contextmanager
+def feed_forward_in_chunks(layer: nn.Module, x: Tensor, recompute: bool) -> Iterator[None]:
+    """Let a feed-forward work in chunks, by another method than its class's; x is where it will run."""
+    before = vars(layer).get("forward")
+    layer.forward = partial(
+        apply_in_chunks, layer.forward, inner=FEED_FORWARD, recompute=recompute, is_far=is_far(layer, x)
+    )
+    try:
+        yield
+    finally:
+        if before is None:
+            del layer.forward
+        else:
+            layer.forward = before
+
+
+def is_far(layer: nn.Module, x: Tensor) -> bool:
+    """Whether the host fetches a layer's weights at each call, because not all fit on the device."""
+    return any(weight.device != x.device for weight in layer.parameters())
+
+
 def run_residual(layer: ResBlock, x: Tensor, emb: Tensor, *_: Any, recompute: bool = False) -> Tensor:
     """Run a residual block in chunks."""
-    inner = 3 * (layer.channels + layer.out_channels) * x[0, 0].numel()  # for each side of it norm, SiLU, convolution
-    return apply_in_chunks(layer, x, emb, inner=inner, recompute=recompute)
+    inner = 3 * (1 + layer.out_channels / layer.channels)  # norm, SiLU, convolution for each side of it
+    emb = emb.expand(len(x), -1)
+    return apply_in_chunks(layer, x, emb, inner=inner, recompute=recompute, is_far=is_far(layer, x))
 
 
 OURS = ((SpatialTransformer, run_transformer), (ResBlock, run_residual))

@@ -1,7 +1,7 @@
 """How much memory sampling and tuning a clip take, counted on a copy of the UNet whose weights have no values."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,18 +13,18 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-from ..accounting import Held, norms_in_float32
+from ..accounting import Held
 from ..losses import diffusion_loss
 from ..tuning import Precision, TuneSettings
 from .fit import memory_advice
 from .latent import clip_latent
 from .learned import query_projections, sdpa_override, temporal_copy, training_options
 from .patch import KEY, clip_settings
-from .private_copy import choose_precision
+from .private_copy import choose_precision, keep_norms_in
 
 GIB = 2**30
 TOKENS = 77
-BESIDE = 0.16  # of what is counted: workspaces and fragments; 14.2 GiB measured and 12.2 counted on an H200, once
+BESIDE = 0.16  # of what is counted: workspaces and fragments; 14.2 GiB measured and 12.2 counted on an H200, of old
 COARSER = (4, 8)  # r
 CPU = torch.device("cpu")
 
@@ -118,7 +118,7 @@ def tuning_peak(model: ModelPatcher, shape: tuple[int, ...], settings: TuneSetti
         options = training_options(model, bank, settings)
         if precision != "fp32":
             half = torch.bfloat16 if precision == "bf16" else torch.float16
-            norms_in_float32(unet)
+            keep_norms_in(half, unet)
             computing.enter_context(torch.autocast("cpu", half))
         with Held([*unet.parameters(), *learned]) as counted:
             x = torch.empty(shape)
@@ -158,7 +158,9 @@ def with_r(model: ModelPatcher, r: int | None) -> ModelPatcher:
     return clone
 
 
-def list_ways(settings: TuneSettings, r: int | None, frames: int) -> Iterator[tuple[TuneSettings, int | None]]:
+def list_ways(
+    settings: TuneSettings, r: int | None, frames: int, coarser: Sequence[int] = COARSER
+) -> Iterator[tuple[TuneSettings, int | None]]:
     """Yield settings of a tuning with an r, in the order in which to try them.
 
     As they are; with chunking; with checkpointing; with larger r; with half the frames in a step and r as it was, and
@@ -168,6 +170,7 @@ def list_ways(settings: TuneSettings, r: int | None, frames: int) -> Iterator[tu
         settings: to begin with.
         r: to begin with, None = there is none.
         frames: of the clip.
+        coarser: what may be tried for r.
     """
     now: TuneSettings | None = settings
     while now is not None:
@@ -175,7 +178,7 @@ def list_ways(settings: TuneSettings, r: int | None, frames: int) -> Iterator[tu
         less = now.stepped_down(frames)
         keeps_frames = less is not None and less.frames_per_step == now.frames_per_step
         if now.frames_per_step == settings.frames_per_step and not keeps_frames:
-            yield from ((now, coarser) for coarser in COARSER if r and 1 < r < coarser)  # 1 puts nothing side by side
+            yield from ((now, other) for other in coarser if r and 1 < r < other)  # 1 puts nothing side by side
         now = less
 
 
@@ -198,11 +201,12 @@ def plan_tuning(
     samples = clip_latent(model, latent, clip_settings(model).num_frames)
     precision = choose_precision(settings.precision, model, comfy.model_management.get_torch_device())
     tried: list[Plan] = []
-    for now, r in list_ways(settings, r_of(model), len(samples)):
-        frames, coarser = min(now.frames_per_step or len(samples), len(samples)), with_r(model, r)
-        tried.append(Plan(now, r, frames, tuning_peak(coarser, (frames, *samples.shape[1:]), now, precision)))
+    may_change = not clip_settings(model).tunes  # were made with the r that is
+    for now, r in list_ways(settings, r_of(model), len(samples), COARSER if may_change else ()):
+        frames, given = min(now.frames_per_step or len(samples), len(samples)), with_r(model, r)
+        tried.append(Plan(now, r, frames, tuning_peak(given, (frames, *samples.shape[1:]), now, precision)))
         if tried[-1].peak <= budget:
-            return coarser, now, tried
+            return given, now, tried
     least = min(tried, key=lambda plan: plan.peak)
     raise ValueError(
         f"At least {least.peak / GIB:.1f} GiB are needed and budget_gib is {budget / GIB:.1f}. "

@@ -323,6 +323,15 @@ def test_more_frames_and_tokens_take_more_memory(tiny) -> None:
         for name, frames in ((tune.OURS, 2), (tune.OURS, 4), (tune.OURS_CHECKPOINTED, 4), (tune.CODE, 4))
     )
     assert few < ours < code and checkpointed < ours
+    without, script = (tune.tuning_peak("cpu", memory.WAYS[name], 4, 24) for name in (tune.CODE_DEFAULTS, tune.SCRIPT))
+    assert script > 1.02 * without
+
+
+@pytest.mark.parametrize("what", [tune.OURS_CHUNKED, tune.OURS_CHECKPOINTED])
+def test_fit_planner_is_held_against_what_is_held(what: str, tiny, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "CURVES", {what: what})
+    row = memory.run_case(memory.Case("cpu", "chip", "2", what, 4, 24, 4, memory.USUAL_PART))
+    assert row["planned"] == pytest.approx(row["bytes"], rel=memory.CLOSE)
 
 
 def test_accounting_finds_what_a_real_step_holds(tiny, monkeypatch) -> None:

@@ -12,7 +12,7 @@ from consistent_video.modules import chunks
 from consistent_video.modules.accounting import Held
 from consistent_video.modules.host import planner
 from consistent_video.modules.host.learned import sdpa_override
-from consistent_video.modules.host.patch import attach, clip_settings, inflate
+from consistent_video.modules.host.patch import KEY, attach, clip_settings, inflate
 from consistent_video.modules.host.planner import GIB, list_ways, plan_tuning, sampling_peak, tuning_peak
 from consistent_video.modules.host.private_copy import private_copy
 from consistent_video.modules.host.session import Tuning
@@ -54,7 +54,6 @@ def exact(monkeypatch) -> None:
 def test_what_is_counted_is_what_a_step_holds(
     name: str, chunking: bool, checkpointing: bool, precision: str, exact, monkeypatch
 ) -> None:
-    monkeypatch.setattr(planner, "norms_in_float32", lambda unet: None)  # which a CPU does not do
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 2**18)
     model = attach(inflate(random_model()), *method(name, 2))
     settings = replace(SETTINGS, chunking=chunking, gradient_checkpointing=checkpointing, precision=precision)
@@ -124,6 +123,14 @@ def test_a_larger_r_is_chosen_where_it_suffices(model, monkeypatch) -> None:
         torch.testing.assert_close(
             sample(found, clip_latent(), 3.0), sample(attach(model, *method(EI2, 4)), clip_latent(), 3.0)
         )
+
+
+def test_r_stays_where_a_tune_was_made_with_it(model, monkeypatch) -> None:
+    monkeypatch.setattr(planner, "tuning_peak", lambda given, *_: 100 - clip_settings(given).spatial.r)
+    tuned = model.clone()
+    tuned.model_options["transformer_options"][KEY] = replace(clip_settings(model), tunes=("digest",))
+    with pytest.raises(ValueError, match="budget_gib"):
+        plan_tuning(tuned, clip_latent(8), SETTINGS, 96)
 
 
 def test_more_is_put_side_by_side_with_a_smaller_r() -> None:

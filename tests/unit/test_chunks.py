@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from consistent_video.modules import chunks
 from consistent_video.modules.attention.temporal import STAM, TemporalModule
-from consistent_video.modules.chunks import InChunks, apply_in_chunks
+from consistent_video.modules.chunks import FAR, apply_in_chunks
 
 ROWS, TOKENS, WIDTH = 7, 5, 6
 
@@ -23,8 +23,8 @@ def draw(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize(("allowed", "sizes"), [(1, [1] * 7), (2, [2, 2, 2, 1]), (3, [3, 2, 2]), (7, [7]), (99, [7])])
 def test_as_many_rows_as_allowed_are_done_at_a_time(allowed: int, sizes: list[int], monkeypatch) -> None:
-    inner, seen = 11, []
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 4 * inner * allowed + 3)
+    inner, seen = 1.5, []
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 6 * TOKENS * WIDTH * allowed + 3)
 
     def layer(x: Tensor, y: Tensor) -> Tensor:
         seen.append(len(x))
@@ -32,6 +32,9 @@ def test_as_many_rows_as_allowed_are_done_at_a_time(allowed: int, sizes: list[in
 
     x, y = draw(ROWS, TOKENS, WIDTH), draw(ROWS, 1, 1)
     assert torch.equal(apply_in_chunks(layer, x, y, inner=inner), x * y)
+    assert seen == sizes
+    seen.clear()
+    apply_in_chunks(layer, x, y, inner=FAR * inner, is_far=True)
     assert seen == sizes
 
 
@@ -42,13 +45,13 @@ def test_values_and_gradients_are_the_layers(recompute: bool, monkeypatch) -> No
     whole = layer(x)
     expected = torch.autograd.grad(whole, wanted, g)
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 2 * 4 * 3 * TOKENS * WIDTH)
-    found = InChunks(layer, 3, recompute)(x)
+    found = apply_in_chunks(layer, x, inner=3, recompute=recompute)
     torch.testing.assert_close(found, whole)
     for ours, theirs in zip(torch.autograd.grad(found, wanted, g), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
-def count_kept(layer: nn.Module, x: Tensor) -> int:
+def count_kept(layer: nn.Module, x: Tensor, recompute: bool) -> int:
     """Return how many values a layer keeps for its backward beside its input."""
     kept = {}
 
@@ -57,24 +60,24 @@ def count_kept(layer: nn.Module, x: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        layer(x)
+        apply_in_chunks(layer, x, inner=1, recompute=recompute)
     known = {tensor.untyped_storage()._cdata for tensor in (x, *layer.parameters())}
     return sum(tensor.numel() for key, tensor in kept.items() if key not in known)
 
 
 def test_nothing_inside_is_kept_where_the_backward_computes_it_again(monkeypatch) -> None:
     layer, x = make_layer(), draw(ROWS, TOKENS, WIDTH).requires_grad_()
-    assert count_kept(InChunks(layer, 1, recompute=False), x) >= 4 * x.numel()
-    assert count_kept(InChunks(layer, 1, recompute=True), x) == 0
+    assert count_kept(layer, x, recompute=False) >= 4 * x.numel()
+    assert count_kept(layer, x, recompute=True) == 0
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 4 * TOKENS * WIDTH)
-    assert count_kept(InChunks(layer, 1, recompute=True), x) == 0
+    assert count_kept(layer, x, recompute=True) == 0
 
 
 def test_without_gradients_nothing_is_computed_twice(monkeypatch) -> None:
     monkeypatch.setattr(chunks, "checkpoint", None)
     layer, x = make_layer(), draw(ROWS, TOKENS, WIDTH)
     with torch.no_grad():
-        torch.testing.assert_close(InChunks(layer, 1, recompute=True)(x), layer(x))
+        torch.testing.assert_close(apply_in_chunks(layer, x, inner=1, recompute=True), layer(x))
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -86,7 +89,7 @@ def test_a_temporal_module_mixes_a_few_positions_at_a_time(recompute: bool, monk
     expected = torch.autograd.grad(whole, [x, *module.parameters()], g)
     seen, branch = [], module.branch
     monkeypatch.setattr(module, "branch", lambda z: (seen.append(len(z)), branch(z))[1])
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 4 * 12 * frames * 8 * 4)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 4 * 10 * frames * 8 * 4)
     found = module(x, frames, 0.7, recompute)
     assert seen == [4, 3, 3]
     torch.testing.assert_close(found, whole)
