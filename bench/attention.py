@@ -17,6 +17,8 @@ from ..modules.attention import scaled_dot_product
 from ..modules.attention.fine_coarse import fine_coarse_attention
 from ..modules.attention.full import full_attention
 from ..modules.attention.sparse_causal import sparse_causal_attention
+from . import attention_scaling
+from .attention_scaling import DIM, HEADS, PER_FRAME, coarse_keys
 from .baselines import naive_fine_coarse
 from .document import judge
 from .memory_count import MIB, extra_memory, measured_peak, without_values
@@ -24,9 +26,8 @@ from .performance import Row, Setting, complete_rows, finish, half_on_gpu, read_
 from .table import write_table
 from .timing import Call, ratios, time_rounds, write_milliseconds, write_spread
 
-DIM, HEADS = 320, 8  # of SD1.5's largest feature map
 RS = (2, 4)
-BOUND, PER_FRAME, NAIVE, PROJECTED = "SDPA of as many pairs", "per frame", "naive FFAM", "FFAM with projections"
+BOUND, NAIVE, PROJECTED = "SDPA of as many pairs", "naive FFAM", "FFAM with projections"
 LIMIT = 1.1
 LIMITS = {f"FFAM, r = {r}": LIMIT for r in RS}
 PASSES = {"forward": 1.0, "forward and backward": 3.5}  # with the matrix products of a forward, 2 against 7
@@ -61,11 +62,6 @@ class Contender:
             return torch.autograd.grad(attended, inputs, torch.ones_like(attended))
 
         return run
-
-
-def coarse_keys(size: int, frames: int, r: int) -> int:
-    """Return the number of keys of a query of FFAM."""
-    return size**2 + (frames - 1) * (-(-size // r)) ** 2
 
 
 def make_contenders(case: Case) -> Iterator[tuple[str, Contender]]:
@@ -159,7 +155,11 @@ def measure_attention(options: argparse.Namespace) -> None:
     setting = read_setting(options, cpu_size=32)
     cases = [Case(**asdict(setting), passes=passes) for passes in PASSES]
     rows = complete_rows("attention", options, cases, run_case)
-    finish("attention", options, rows, make_section(setting, rows))
+    grown = complete_rows("attention-scaling", options, [setting], attention_scaling.run_case)[0]
+    plot = options.document.with_name(f"{options.document.stem}_attention.png")
+    attention_scaling.save_plot(setting, grown, plot)
+    growth = attention_scaling.make_lines(grown, plot.name)
+    finish("attention", options, [*rows, grown], "\n".join([make_section(setting, rows), *growth]))
 
 
 def make_section(setting: Setting, rows: list[Row]) -> str:
