@@ -198,7 +198,7 @@ def test_an_edit_tied_along_the_motion(host: Host, tuned, demo_clip: Path) -> No
 def test_a_tuning_is_planned(host: Host, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_fit_planner")
     run = host.run(prompt, patience=PATIENCE)
-    assert "| tuning | 8 | off |" in run.text(find_node(prompt, "Findings"))
+    assert "| tuning | 8 | 4 | off | off |" in run.text(find_node(prompt, "Findings"))
     assert len(json.loads(run.text(find_node(prompt, "Tune report")))["loss"]) == 3
 
 

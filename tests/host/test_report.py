@@ -59,8 +59,8 @@ def captured(model: ModelPatcher):
     forwards = []
     for path, module in zip(bank.paths, bank.bank, strict=True):
 
-        def forward(x, num_frames, strength, path=path, own=module.forward):
-            out = own(x, num_frames, strength)
+        def forward(x, num_frames, strength, recompute, path=path, own=module.forward):
+            out = own(x, num_frames, strength, recompute)
             features.setdefault(path, []).append((x.clone(), out.clone()))
             return out
 
