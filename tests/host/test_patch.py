@@ -18,7 +18,7 @@ from diffusers import DDIMScheduler
 
 from consistent_video.modules import chunks
 from consistent_video.modules.attention import scaled_dot_product
-from consistent_video.modules.host.patch import KEY, attach, clip_settings, inflate, transformer_blocks
+from consistent_video.modules.host.patch import KEY, attach, clip_settings, inflate, is_far, transformer_blocks
 from consistent_video.modules.presets import EI2, FULL, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
 
 from .small import EDIT, EMPTY, FRAMES, HEIGHT, UNET, WIDTH, clip_latent, prompt, random_model, sample
@@ -162,6 +162,11 @@ def test_layers_in_chunks_give_what_they_give_at_once(model, latent, name, monke
         seen.clear()
     sample(inflate(model), latent)
     assert all(max(seen) > 1 for seen in sizes.values()), "what is not patched is the host's own"
+
+
+def test_layers_whose_weights_are_fetched_are_known() -> None:
+    x = torch.zeros(1)
+    assert not is_far(torch.nn.Linear(2, 3), x) and is_far(torch.nn.Linear(2, 3, device="meta"), x)
 
 
 def test_the_feed_forwards_stay_as_they_are_also_where_a_call_fails(model, latent, monkeypatch) -> None:
