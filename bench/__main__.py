@@ -86,8 +86,9 @@ def add_performance(command: argparse.ArgumentParser) -> None:
 def add_edit(command: argparse.ArgumentParser) -> None:
     """Add what `edit` takes."""
     command.add_argument("--quick", action="store_true", help="some minutes, few clips; to output/benchmark.md")
-    command.add_argument("--clips-of-kind", type=int, default=2, help="held-out clips of each kind (default 2)")
+    command.add_argument("--clips-of-kind", type=int, default=4, help="held-out clips of each kind (default 4)")
     command.add_argument("--kinds", nargs="+", default=(), help="of edits: colour, shape, ... (default all)")
+    command.add_argument("--methods", nargs="+", default=(), help="by name (default all)")
     command.add_argument("--seeds", type=int, default=2, help="how many tunings of each clip (default 2)")
     command.add_argument("--steps", type=int, default=100, help="of each tuning (default 100)")
     command.add_argument(
@@ -108,7 +109,7 @@ def add_clips(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=int, default=500, help="of the tuning (default 500)")
     command.add_argument("--learning-rate", type=float, default=3e-5, help="of the tuning (default 3e-5)")
     command.add_argument("--clip-folder", type=Path, help="CLIP model in transformers' form, to measure")
-    command.add_argument("--flow", default="DIS", help="DIS, or a file in models/optical_flow (default DIS)")
+    command.add_argument("--flow", default="variational", help="or a file in models/optical_flow (default variational)")
     command.add_argument("--lpips", default="", help="file in models/lpips")
     command.add_argument("--servers", nargs="+", default=[], help="addresses of ComfyUI servers with this pack")
     command.add_argument("--ray", action="store_true", help="one host for each GPU of a Ray cluster")

@@ -15,60 +15,89 @@ from typing import Any
 
 from ..scripts.environment import say
 from .edit_cost import Costs
-from .edit_document import write_document
+from .edit_document import CURVE, PUBLISHED, PUBLISHED_ROWS, SHOWN, write_document
 from .edit_rows import Case, Rows
 from .edit_run import Bench, make_case
-from .methods import AS_DRAWN, CHOICES, DO_NOTHING, METHODS, OBEYED, gamma_row
+from .methods import AS_DRAWN, CHOICES, DO_NOTHING, METHODS, OBEYED, SHARED, Choice
 from .tasks import KINDS, list_tasks
 from .world import Row, World
 
 
 def choose(rows: Rows, options: argparse.Namespace) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Choose the hyper-parameters on the validation clips, one after the other.
+    """Choose the hyper-parameters on the validation clips, one choice after the other.
 
     Of the values whose edits obey within OBEYED of the best the one with the least warp error is taken; without
-    validation clips, the first.
+    validation clips, or where no method that is measured takes them, the first.
 
     Returns:
-        Values by name, and what was measured of each value.
+        Values by name, and what was measured of each combination.
     """
-    chosen = {choice.name: choice.values[0] for choice in CHOICES}
+    chosen = {name: value for choice in CHOICES for name, value in zip(choice.names, choice.values[0], strict=True)}
     if options.quick or not options.validation:
         return chosen, []
     tasks = list_tasks(options.validation, held_out=False)
     measured: list[dict[str, Any]] = []
     for choice in CHOICES:
+        if not any(takes(name, choice) for name in selected(options)):
+            continue
         found: list[dict[str, Any]] = []
-        for value in choice.values:
-            name = choice.method if choice.way is None else gamma_row(choice.way, value)
-            cases = [make_case(name, clip, False, 0, options, chosen | {choice.name: value}) for clip in tasks]
-            own = [rows.get(case, tasks[case.clip]) for case in cases]
-            figures = {key: fmean(row[key] for row in own) for key in ("obeyed", "warp_error")}
-            found.append({"name": choice.name, "method": name, "value": value, **figures})
-            say(f"validation  {choice.name} {value:g}  obeyed {figures['obeyed']:.2f}")
-        best = max(entry["obeyed"] for entry in found)
-        good = [entry for entry in found if entry["obeyed"] >= best - OBEYED]
-        chosen[choice.name] = min(good, key=lambda entry: entry["warp_error"])["value"]
+        for values in choice.values:
+            name, given = choice.row(values), dict(zip(choice.names, values, strict=True))
+            found.append({"method": name, "values": given, **{key: [] for key in CURVE}})
+        for clip, task in tasks.items():  # all values of a clip together: they share its inversions
+            for entry in found:
+                row = rows.get(make_case(entry["method"], clip, False, 0, options, chosen | entry["values"]), task)
+                for key in CURVE:
+                    entry[key].append(row[key])
+            say(f"validation  {', '.join(choice.names)}  {clip}")
+        best = max(fmean(entry["obeyed"]) for entry in found)
+        good = [entry for entry in found if fmean(entry["obeyed"]) >= best - OBEYED]
+        chosen |= min(good, key=lambda entry: fmean(entry["warp_error"]))["values"]
         measured += found
     return chosen, measured
 
 
+def takes(name: str, choice: Choice) -> bool:
+    """Whether a method has the hyper-parameters of a choice."""
+    how = METHODS[name]
+    if choice.way is not None:
+        return name in {choice.row(values) for values in choice.values}
+    return {"passes": bool(how.relation), "rate": how.model.tuned, how.takes: True}.get(
+        choice.names[0], choice.names[0] in SHARED
+    )
+
+
+def selected(options: argparse.Namespace) -> list[str]:
+    """Return the methods that are measured.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    unknown = set(options.methods) - METHODS.keys()
+    if unknown:
+        raise ValueError(f"--methods {', '.join(sorted(unknown))}: there are {', '.join(METHODS)}.")
+    return [
+        name
+        for name, how in METHODS.items()
+        if (how.quick or not options.quick) and (not options.methods or name in options.methods)
+    ]
+
+
 def list_cases(options: argparse.Namespace, chosen: Mapping[str, float]) -> Iterator[Case]:
     """Return every held-out case, all of a clip and seed before the next; what nothing is drawn for once."""
-    names = [name for name, how in METHODS.items() if how.quick or not options.quick]
     for seed in range(options.seeds):
         for clip in list_tasks(options.clips_of_kind, held_out=True, kinds=options.kinds or KINDS):
             if seed == 0:
                 yield from (make_case(name, clip, True, 0, options, chosen) for name in (DO_NOTHING, AS_DRAWN))
-            for name in names:
-                if seed == 0 or METHODS[name].draws:
+            for name in selected(options):
+                if METHODS[name].is_measured_on(clip) and (seed == 0 or METHODS[name].draws):
                     yield make_case(name, clip, True, seed, options, chosen)
 
 
 def measure_edit(options: argparse.Namespace) -> None:
     """Choose on the validation clips, run what is not done yet, and write the document."""
     make = cache(lambda: Bench(World()))
-    rows, costs = Rows(options.state, make), Costs(options.state, make)
+    rows, costs = Rows(options.state, make, PUBLISHED_ROWS, SHOWN), Costs(options.state, make)
     chosen, measured = choose(rows, options)
     tasks = list_tasks(options.clips_of_kind, held_out=True, kinds=options.kinds or KINDS)
     cases = list(list_cases(options, chosen))
@@ -81,6 +110,8 @@ def measure_edit(options: argparse.Namespace) -> None:
     for case in cases:
         groups.setdefault(case.method, []).append(rows.done[case] | costs.of(case))
     write_document(rows, cases, groups, tasks, chosen, measured, options)
+    if options.document == PUBLISHED:
+        rows.publish(PUBLISHED_ROWS)
     if options.json:
         every = {"chosen": chosen, "validation": measured, "rows": [row for own in groups.values() for row in own]}
         options.json.write_text(json.dumps(every, indent=1), encoding="utf-8")

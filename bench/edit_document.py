@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,17 @@ from .edit_rows import Case, Rows
 from .methods import (
     AS_DRAWN,
     CENTERING,
+    DEFAULT,
     DO_NOTHING,
     EI2,
     FFAM,
+    FREE_CONTROL,
+    HALF,
     INR,
     LAYER_NORM,
     MOTION,
     OBEYED,
+    OLD,
     PLAIN,
     REFERENCE,
     SMOOTH_VIDEO,
@@ -33,15 +37,17 @@ from .methods import (
     WAYS,
     gamma_row,
 )
-from .table import mean_and_error, write_table
+from .table import mean_and_error, median_and_quartiles, write_table
 from .tasks import FRAMES, HELD_OUT, KINDS, LOST, VALIDATION, Task
 from .verdict import DRAWS, LEAST_CLIPS, LEVEL, Claim, Part, clip_means
 from .world import Row
 
 TEXTURE_LOST, GHOSTS_ADDED, COST_ADDED = 0.05, 0.02, 0.1
 OBEYED_LOST, MOTION_ADDED = 0.05, 1.0  # share; pixels
-SHOWN = (DO_NOTHING, AS_DRAWN, REFERENCE, FFAM, "FFAM + prompt-to-prompt", "Tune-A-Video", EI2, INR, MOTION)
+SHOWN = (DO_NOTHING, AS_DRAWN, REFERENCE, OLD, FFAM, DEFAULT, FREE_CONTROL, "Tune-A-Video", EI2, INR, MOTION)
 PUBLISHED = ROOT / "docs" / "benchmark.md"  # whose figures the README shows as well
+PUBLISHED_ROWS = PUBLISHED.with_suffix(".jsonl")
+CURVE = ("obeyed", "kept", "motion_error", "warp_error", "flicker", "texture")
 BRIEF = ("obeyed", "kept", "motion_error", "warp_error", "flicker", "texture", "cost", "tuning_cost")
 COLUMNS = {
     "obeyed": "obeyed",
@@ -147,7 +153,8 @@ def command_options(options: argparse.Namespace) -> str:
         return "--quick"
     names = ("clips_of_kind", "seeds", "validation", "steps", "ddim_steps", "timed")
     given = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names]
-    return " ".join([*given, *(["--kinds", *options.kinds] if options.kinds else [])])
+    lists = {"--kinds": options.kinds, "--methods": [f'"{name}"' for name in options.methods]}
+    return " ".join([*given, *(part for name, values in lists.items() if values for part in (name, *values))])
 
 
 def validation_lines(measured: Sequence[Mapping[str, Any]], chosen: Mapping[str, float], count: int) -> list[str]:
@@ -156,15 +163,22 @@ def validation_lines(measured: Sequence[Mapping[str, Any]], chosen: Mapping[str,
     if not measured:
         return [f"Nothing was chosen by measurement in this run: {values}, the papers' or the nodes' own values."]
     body = [
-        [entry["name"], entry["method"], f"{entry['value']:g}", f"{entry['obeyed']:.3f}", f"{entry['warp_error']:.3g}"]
+        [
+            ", ".join(f"{name} {value:g}" for name, value in entry["values"].items()),
+            entry["method"],
+            *(median_and_quartiles(entry[key]) if key != "obeyed" else mean_and_error(entry[key]) for key in CURVE),
+        ]
         for entry in measured
     ]
     return [
         f"Chosen on {count} validation clips of other seeds, whose objects are pairs of colour and shape that the "
         f"model was trained on: {values}. Of the values whose edits obey within {OBEYED:g} of the best the one with "
-        "the least warp error is taken; all methods that have the parameter get the same value.",
+        "the least mean warp error is taken; all methods that have the parameter get the same value. denoise 0 is the "
+        f"start matched to the latent's size, denoise {HALF:g} starts at half its sigma.",
         "",
-        write_table(["parameter", "chosen with", "value", "obeyed", "warp error, 10⁻³"], body),
+        "Means ± standard errors of *obeyed*, otherwise medians (quartiles):",
+        "",
+        write_table(["values", "tried with", *(COLUMNS[key] for key in CURVE)], body),
     ]
 
 
@@ -195,11 +209,16 @@ def save_strips(rows: Rows, cases: Sequence[Case], tasks: Mapping[str, Task], do
     return lines
 
 
-def table_lines(groups: Mapping[str, Sequence[Row]], names: Sequence[str], columns: Sequence[str]) -> str:
-    """Return the table of some methods, numbered as in the plot, with some columns."""
+def table_lines(
+    groups: Mapping[str, Sequence[Row]],
+    names: Sequence[str],
+    columns: Sequence[str],
+    cell: Callable[[Sequence[float]], str] = mean_and_error,
+) -> str:
+    """Return the table of some methods, numbered as in the plot, with some columns; cells sum up the clips' figures."""
     numbers = {name: number for number, name in enumerate(groups, start=1)}
     body = [
-        [f"{numbers[name]} {name}", *(mean_and_error(list(clip_means(groups[name], key).values())) for key in columns)]
+        [f"{numbers[name]} {name}", *(cell(list(clip_means(groups[name], key).values())) for key in columns)]
         for name in names
     ]
     return write_table(["method", *(COLUMNS[key] for key in columns)], body)
@@ -218,6 +237,10 @@ def summary(groups: Mapping[str, Sequence[Row]], chosen: Mapping[str, float], cl
             f"Means over {clips} drawn clips that the demo model never saw, ± their standard errors:",
             "",
             table_lines(groups, shown, BRIEF),
+            "",
+            "Medians and quartiles of the same:",
+            "",
+            table_lines(groups, shown, CURVE, median_and_quartiles),
             "",
             f"The claims, by a bootstrap over the clips; with fewer than {LEAST_CLIPS} all stay undecided:",
             "",
@@ -260,9 +283,11 @@ def write_document(
         f"Written by `{command}`. The demo model edits {len(tasks)} drawn clips of {FRAMES} frames "
         f"({', '.join(kinds)}); their seeds begin at {HELD_OUT}, the model was trained from seed 0, and each "
         f"wanted object is a pair of colour and shape that it never saw. Seeds of each tuning: {options.seeds}; "
-        f"methods that draw nothing are measured once. {options.ddim_steps} DDIM steps, CFG {chosen['cfg']:g}, tuning "
+        f"methods that draw nothing are measured once. {options.ddim_steps} DDIM steps, CFG {chosen['cfg']:g}, denoise "
+        f"{chosen['denoise']:g}, {chosen['passes']:g} passes of the relation to {chosen['end']:g} of the steps, tuning "
         f"for {options.steps} steps at {chosen['rate']:g}. {timed}A cell holds the mean over clips ± its standard "
-        "error, each clip the mean of its seeds.",
+        "error, each clip the mean of its seeds. The rows of some ablations are measured on every third clip of a "
+        f"kind. Every row lies in [{PUBLISHED_ROWS.name}]({PUBLISHED_ROWS.name}).",
         "",
         "## Verdicts",
         "",
@@ -275,6 +300,10 @@ def write_document(
         "## Figures",
         "",
         table_lines(groups, list(groups), list(COLUMNS)),
+        "",
+        "Medians over clips, with their quartiles:",
+        "",
+        table_lines(groups, list(groups), CURVE, median_and_quartiles),
         "",
         LEGEND,
         f"![Obedience against warp error]({plot.name})",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +20,7 @@ from .tasks import Task
 from .world import Row
 
 NETWORKS = ("clip", "reader", "unet", "vae")  # that make and judge an edit
-REVISION = 2  # raised when the same case gives another row
+REVISION = 3  # raised when the same case gives another row
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,10 @@ class Case:
         steps: of the tuning, 0 where there is none.
         rate: of learning in the tuning of the model, 0 where there is none.
         ddim_steps: of inversion and sampling.
-        cfg: of the sampling.
-        value: of the method's hyper-parameter, 0 where it has none.
+        cfg, cfg_end: of the sampling, and the part of the steps that is guided.
+        denoise: part of the noise levels that is walked.
+        passes, end: of the relation at sampling, 0 where there is none.
+        value: of the method's own hyper-parameter, 0 where it has none.
         world: what tells the demo model and the way of measuring from others, see `world_stamp`.
     """
 
@@ -47,6 +50,10 @@ class Case:
     rate: float
     ddim_steps: int
     cfg: float
+    cfg_end: float
+    denoise: float
+    passes: int
+    end: float
     value: float
     world: str
 
@@ -56,6 +63,15 @@ def world_stamp() -> str:
     """Return what changes when rows that are done do not hold any more: the demo model's weights, and REVISION."""
     weights = b"".join(sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).digest() for name in NETWORKS)
     return f"{REVISION}-{sha256(weights).hexdigest()[:8]}"
+
+
+def round_floats(row: Row) -> Row:
+    """Return a row with its figures to six digits; what a case is known by stays as it is."""
+    known = {field.name for field in fields(Case)}
+    return {
+        key: float(f"{value:.6g}") if isinstance(value, float) and key not in known else value
+        for key, value in row.items()
+    }
 
 
 class Measures(Protocol):
@@ -71,12 +87,17 @@ class Rows:
     Args:
         folder: of both.
         make: makes the bench, where something is left to do.
+        published: file of rows that were measured before, elsewhere perhaps.
+        shown: methods whose frames are kept of the first clip of each kind.
     """
 
-    def __init__(self, folder: Path, make: Callable[[], Measures]):
-        self.path, self.make = folder / "edit.jsonl", make
+    def __init__(
+        self, folder: Path, make: Callable[[], Measures], published: Path | None = None, shown: Collection[str] = ()
+    ):
+        self.path, self.make, self.shown = folder / "edit.jsonl", make, shown
         self.pictures = folder / "edit"
-        self.done = load_rows(self.path, Case)
+        known = load_rows(published, Case) if published else {}
+        self.done = {**known, **load_rows(self.path, Case)}
         self.bench: Measures | None = None
 
     def picture(self, case: Case) -> Path:
@@ -85,7 +106,7 @@ class Rows:
 
     def get(self, case: Case, task: Task) -> Row:
         """Return the row of a case, measured if it is not done."""
-        keeps = case.held_out and case.seed == 0 and case.clip.endswith("_0")
+        keeps = case.held_out and case.seed == 0 and case.clip.endswith("_0") and case.method in self.shown
         if case not in self.done or (keeps and not self.picture(case).is_file()):
             self.bench = self.bench or self.make()
             with torch.inference_mode():
@@ -97,6 +118,11 @@ class Rows:
                 self.done[case] = row
                 add_row(self.path, row)
         return self.done[case]
+
+    def publish(self, path: Path) -> None:
+        """Write every row of today's world to a file, from which another checkout goes on."""
+        own = (row for case, row in self.done.items() if case.world == world_stamp())
+        path.write_text("".join(json.dumps(round_floats(row)) + "\n" for row in own), encoding="utf-8")
 
     def frames(self, case: Case) -> Tensor:
         """Return the kept frames of a case, (f, 3, h, w) in 0 ... 1."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from types import TracebackType
+from typing import Any
 
 from comfy.model_management import get_torch_device
 from comfy.model_patcher import ModelPatcher
@@ -24,10 +25,10 @@ from ..modules.host.prompt_tokens import apply_prompt_tokens, tune_prompt
 from ..modules.host.sampling import RelationSettings, SampleSettings, sample_clip
 from ..modules.host.training import tune_model
 from ..modules.host.tune_inputs import TuneInputs
-from ..modules.motion import estimate_motion
 from ..modules.presets import method
 from ..modules.prompt_adapter import PromptAdapter
 from ..modules.tuning import TuneSettings
+from ..modules.variational_flow import estimate_motion
 from .edit_rows import Case, world_stamp
 from .methods import AS_DRAWN, DO_NOTHING, METHODS, Method, Tuned
 from .tasks import Task, Truth
@@ -35,6 +36,7 @@ from .timing import synchronise
 from .world import Row, World
 
 TOKEN_RATE, MASK_THRESHOLD = 1e-2, 0.7
+STRENGTH = 0.5  # of the relation: above it, what alternates from frame to frame is turned round
 
 
 class Watch:
@@ -62,12 +64,14 @@ class Bench:
         self.truth: Truth
         self.tuned: dict[tuple, tuple[ModelPatcher, Watch]] = {}
         self.learned: dict[tuple, tuple[PromptAdapter, Watch]] = {}
+        self.inverted: dict[tuple, dict[str, Any]] = {}
 
     def turn_to(self, case: Case, task: Task) -> None:
-        """Make the clip of a case the one at hand; tunings of another are forgotten."""
+        """Make the clip of a case the current one; tunings and inversions of another are forgotten."""
         key = case.clip, case.held_out, case.seed
         if key != self.key:
-            self.key, self.truth, self.tuned, self.learned = key, Truth(task), {}, {}
+            self.key, self.truth = key, Truth(task)
+            self.tuned, self.learned, self.inverted = {}, {}, {}
 
     def model(self, case: Case, how: Tuned) -> tuple[ModelPatcher, Watch | None]:
         """Return the model of a method, and what its tuning took."""
@@ -106,18 +110,41 @@ class Bench:
         plain = self.world.prompt(words)
         return plain if tokens is None else apply_prompt_tokens(plain, tokens, len(self.truth.source.frames), 1.0, 1.0)
 
-    def edit(self, case: Case) -> tuple[Tensor, float, float | None]:
-        """Return the edited frames, the seconds of the edit, and those of the tunings if there are any."""
+    def invert(self, case: Case, model: ModelPatcher, prompt: list, shares: bool) -> dict[str, Any]:
+        """Return the inversion of a method.
+
+        Args:
+            case: its case.
+            model, prompt: to invert with.
+            shares: whether methods that invert alike share it.
+        """
+        how = METHODS[case.method]
+        settings = InversionSettings(
+            case.ddim_steps, how.gamma, how.direction, how.reading, start=how.start, denoise=case.denoise
+        )
+        tuned = (case.steps, case.rate, case.value if how.model.smoothing != "none" else 0.0) if how.draws else ()
+        key = how.model, how.tokens, bool(how.control), tuned, settings
+        found = self.inverted.get(key) if shares else None
+        if found is None:
+            found = invert_clip(model, prompt, prompt, self.world.encode(self.truth.source.frames), settings)
+            self.inverted[key] = found
+        return found
+
+    def edit(self, case: Case, shares: bool = False) -> tuple[Tensor, float, float | None]:
+        """Return the edited frames, the seconds of the edit, and those of the tunings if there are any.
+
+        Args:
+            case: what is made.
+            shares: whether the inversion may be one that another method made; not where it is timed.
+        """
         how = METHODS[case.method]
         model, tuning = self.model(case, how.model)
         tokens, learning = self.tokens(case, how, model)
         frames, prompts = self.truth.source.frames, self.truth.task.prompts
         with Watch() as watch:
-            latent = self.world.encode(frames)
             empty, edited = self.prompt("", tokens), self.prompt(prompts[1], tokens)
             inverted = self.world.prompt(prompts[0]) if how.control else empty
-            settings = InversionSettings(case.ddim_steps, how.gamma, how.direction)
-            inversion = invert_clip(model, inverted, empty, latent, settings)
+            inversion = self.invert(case, model, inverted, shares)
             if how.control:
                 control = ControlSettings("refine", case.value, how.control, case.value, threshold=MASK_THRESHOLD)
                 words = ",".join({self.truth.task.source.shape, self.truth.task.wanted.shape})
@@ -126,8 +153,9 @@ class Bench:
             relation = None
             if how.relation:
                 motion = estimate_motion(frames.movedim(1, -1)) if how.relation == "motion" else None
-                relation = RelationSettings(case.value, motion=motion)
-            sampled = sample_clip(model, edited, empty, inversion, SampleSettings(case.cfg, relation=relation))[0]
+                relation = RelationSettings(STRENGTH, end=case.end, motion=motion, passes=case.passes)
+            sampling = SampleSettings(case.cfg, cfg_end=case.cfg_end, relation=relation)
+            sampled = sample_clip(model, edited, empty, inversion, sampling)[0]
             found = self.world.decode(sampled).clamp(0, 1)
         tunings = [took.seconds for took in (tuning, learning) if took is not None]
         return found, watch.seconds, sum(tunings) if tunings else None
@@ -140,7 +168,7 @@ class Bench:
         elif case.method == AS_DRAWN:
             found = self.world.decode(self.world.encode(self.truth.wanted.frames)).clamp(0, 1)
         else:
-            found, *_ = self.edit(case)
+            found, *_ = self.edit(case, shares=True)
         return {**asdict(case), **self.truth.judge(found, self.world.reader)}, found
 
 
@@ -150,8 +178,21 @@ def make_case(
     """Return a case with the hyper-parameters that are chosen."""
     how = METHODS.get(name)
     if how is None:
-        return Case(name, clip, held_out, seed, 0, 0.0, 0, 0.0, 0.0, world_stamp())
-    steps = options.steps if how.draws else 0
-    rate = chosen["rate"] if how.model.tuned else 0.0
-    value = chosen[how.takes] if how.takes else 0.0
-    return Case(name, clip, held_out, seed, steps, rate, options.ddim_steps, chosen["cfg"], value, world_stamp())
+        return Case(name, clip, held_out, seed, 0, 0.0, 0, 0.0, 0.0, 0.0, 0, 0.0, 0.0, world_stamp())
+    own = {**chosen, **dict(how.own)}
+    return Case(
+        name,
+        clip,
+        held_out,
+        seed,
+        steps=options.steps if how.draws else 0,
+        rate=own["rate"] if how.model.tuned else 0.0,
+        ddim_steps=options.ddim_steps,
+        cfg=own["cfg"],
+        cfg_end=own["cfg_end"],
+        denoise=own["denoise"],
+        passes=int(own["passes"]) if how.relation else 0,
+        end=own["end"] if how.relation else 0.0,
+        value=own[how.takes] if how.takes else 0.0,
+        world=world_stamp(),
+    )

@@ -6,9 +6,12 @@ A further method is a further row of `METHODS`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
 
 from ..modules.host.control_call import SelfAttention
-from ..modules.noise_relation import Direction
+from ..modules.host.inversion import Start
+from ..modules.noise_relation import Direction, Reading
 from ..modules.presets import EI2, FULL, NORMS, PER_FRAME, TUNE_A_VIDEO_PRESET
 from ..modules.smoothing import Smoothing
 
@@ -38,27 +41,38 @@ class Method:
 
     Attributes:
         model: how its model is made.
-        gamma, direction: of the interframe noise relation in the inversion; plain DDIM inversion where 0.
+        gamma, direction, reading, start: of the interframe noise relation in the inversion; plain DDIM inversion where
+            gamma is 0.
         relation: at sampling: "", "plain", or "motion" along the clip's flow.
         control: of the attention by the source's: kind of the control of self-attention, None = none.
         tokens: whether prompt tokens are learned on the clip and stand before every prompt.
         takes: name of the hyper-parameter in CHOICES that is its own, "" = none.
+        own: hyper-parameters in which it differs from what was chosen, by name.
         quick: whether --quick measures it.
+        third: whether it is measured on every third clip of a kind only.
     """
 
     model: Tuned = field(default_factory=Tuned)
     gamma: float = 0.0
     direction: Direction = "none"
+    reading: Reading = "mean"
+    start: Start = "inverted latent"
     relation: str = ""
     control: SelfAttention | None = None
     tokens: bool = False
     takes: str = ""
+    own: tuple[tuple[str, float], ...] = ()
     quick: bool = True
+    third: bool = False
 
     @property
     def draws(self) -> bool:
         """Whether its result depends on the seed."""
         return self.model.tuned or self.tokens
+
+    def is_measured_on(self, clip: str) -> bool:
+        """Whether a held-out clip is one of its."""
+        return not self.third or int(clip.rsplit("_", 1)[1]) % 3 == 0
 
 
 def untuned(**patch: str) -> Tuned:
@@ -74,7 +88,7 @@ def norm_rows() -> dict[str, Method]:
             if (norm, spectral) != ("instance centering", "on"):
                 name = f"EI² with {norm}, {'with' if spectral == 'on' else 'no'} spectral norm"
                 patch = (("name", EI2), ("norm", norm), ("spectral", spectral))
-                rows[name] = Method(Tuned(patch), quick=name in (LAYER_NORM, CENTERING))
+                rows[name] = Method(Tuned(patch), quick=name in (LAYER_NORM, CENTERING), third=True)
     return rows
 
 
@@ -82,12 +96,15 @@ LAYER_NORM, CENTERING = (f"EI² with {norm}, no spectral norm" for norm in ("lay
 FFAM, SPARSE = "FFAM", "sparse-causal attention"
 INR, SMOOTH_VIDEO = "EI² + INR", "EI² + SmoothVideo"
 PLAIN, MOTION = "EI² + relation, plain", "EI² + relation, motion"
+DEFAULT, FREE_CONTROL = "FFAM + relation, motion", "FFAM + prompt-to-prompt"  # the default graph needs no tuning
+OLD, GUIDED = "FFAM, from the highest level, guided to the end", "FFAM, guided to the end"
 WAYS: tuple[Direction, ...] = ("forward", "backward", "both")
+BASE: dict[str, Any] = {"model": untuned(), "relation": "motion"}
 
 
 def gamma_row(direction: Direction, gamma: float) -> str:
-    """Return the name of a row of INR Smooth's training-free inversion."""
-    return f"FFAM, gamma {gamma:g} {direction}"
+    """Return the name of a row of INR Smooth's training-free inversion, on top of the default graph."""
+    return f"{DEFAULT}, gamma {gamma:g} {direction}"
 
 
 METHODS: dict[str, Method] = {
@@ -95,52 +112,85 @@ METHODS: dict[str, Method] = {
     SPARSE: Method(untuned(spatial="sparse-causal")),
     "key-frame attention": Method(untuned(spatial="key-frame"), quick=False),
     FFAM: Method(untuned()),
+    OLD: Method(untuned(), own=(("denoise", 1.0), ("cfg_end", 1.0))),
+    GUIDED: Method(untuned(), own=(("cfg_end", 1.0),)),
+    "FFAM + relation, plain": Method(untuned(), relation="plain", quick=False),
+    DEFAULT: Method(**BASE),
+    FREE_CONTROL: Method(untuned(), control="replace", takes="control_end"),
+    "FFAM + FateZero's fusion": Method(untuned(), control="fusion", takes="control_end", quick=False),
+    "FFAM + prompt-to-prompt + relation": Method(control="replace", takes="control_end", quick=False, **BASE),
     **{
-        gamma_row(way, gamma): Method(untuned(), gamma, way, quick=gamma == 0.5) for gamma in (0.5, 1.0) for way in WAYS
+        gamma_row(way, gamma): Method(gamma=gamma, direction=way, quick=gamma == 0.5, third=gamma == 1, **BASE)
+        for gamma in (0.5, 1.0)
+        for way in WAYS
     },
-    "FFAM + relation, plain": Method(untuned(), relation="plain", takes="plain_strength", quick=False),
-    "FFAM + relation, motion": Method(untuned(), relation="motion", takes="strength", quick=False),
-    "FFAM + prompt-to-prompt": Method(untuned(), control="replace", takes="end"),
-    "FFAM + FateZero's fusion": Method(untuned(), control="fusion", takes="end", quick=False),
-    "per frame + prompt tokens": Method(Tuned((("name", PER_FRAME),), tuned=False), tokens=True, quick=False),
-    "FFAM + prompt tokens": Method(untuned(), tokens=True, quick=False),
+    f"{DEFAULT}, gamma 0.5 sum": Method(gamma=0.5, direction="both", reading="sum", quick=False, third=True, **BASE),
+    f"{DEFAULT}, gamma 0.5 complementary": Method(
+        gamma=0.5, direction="both", reading="complementary", quick=False, third=True, **BASE
+    ),
+    f"{DEFAULT}, gamma 0.5 from the clean latent": Method(
+        gamma=0.5, direction="both", start="clean latent", quick=False, third=True, **BASE
+    ),
+    "per frame + prompt tokens": Method(
+        Tuned((("name", PER_FRAME),), tuned=False), tokens=True, quick=False, third=True
+    ),
+    "FFAM + prompt tokens": Method(untuned(), tokens=True, quick=False, third=True),
     TUNE_A_VIDEO_PRESET: Method(Tuned((("name", TUNE_A_VIDEO_PRESET),))),
     "Tune-A-Video + INR": Method(Tuned((("name", TUNE_A_VIDEO_PRESET),), smoothing="INR"), takes="weight", quick=False),
-    "full attention": Method(Tuned((("name", FULL),)), quick=False),
+    "Tune-A-Video + prompt-to-prompt": Method(
+        Tuned((("name", TUNE_A_VIDEO_PRESET),)), control="replace", takes="control_end", quick=False
+    ),
+    "full attention": Method(Tuned((("name", FULL),)), quick=False, third=True),
     **norm_rows(),
     EI2: Method(),
     INR: Method(Tuned(smoothing="INR"), takes="weight"),
     SMOOTH_VIDEO: Method(Tuned(smoothing="SmoothVideo"), takes="smooth_weight"),
-    PLAIN: Method(relation="plain", takes="plain_strength"),
-    MOTION: Method(relation="motion", takes="strength"),
-    "EI² + prompt tokens": Method(tokens=True, quick=False),
+    PLAIN: Method(relation="plain"),
+    MOTION: Method(relation="motion"),
+    "EI² + prompt-to-prompt": Method(control="replace", takes="control_end", quick=False),
+    "EI² + prompt-to-prompt + relation": Method(
+        relation="motion", control="replace", takes="control_end", quick=False
+    ),
+    "EI² + prompt tokens": Method(tokens=True, quick=False, third=True),
 }
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A hyper-parameter that is chosen on the validation clips.
+    """Hyper-parameters that are chosen together on the validation clips.
 
     Attributes:
-        name: of it.
-        method: that it is chosen with; all that take it get the same value. "" where `way` says it.
-        values: to choose from, the papers' or the node's own first: --quick takes that.
-        way: of INR Smooth's training-free inversion, whose rows have a gamma each.
+        names: of them.
+        method: that they are chosen with; all methods that take them get the same values.
+        values: combinations to choose from; --quick takes the first.
+        way: of INR Smooth's training-free inversion, whose rows have a gamma each; the method is then named by it.
     """
 
-    name: str
+    names: tuple[str, ...]
     method: str
-    values: tuple[float, ...]
+    values: tuple[tuple[float, ...], ...]
     way: Direction | None = None
 
+    def row(self, values: tuple[float, ...]) -> str:
+        """Return the method that some values are tried with."""
+        return self.method if self.way is None else gamma_row(self.way, values[0])
 
+
+def combine(*values: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
+    """Return every combination of values."""
+    return tuple(product(*values))
+
+
+SHARED = ("denoise", "cfg", "cfg_end")  # every method has them
+# The parts of the noise levels at which sampling begins: matched to the latent's size, all, half the matched sigma.
+MATCHED, ALL, HALF = 0.0, 1.0, 0.54
 CHOICES = (
-    Choice("cfg", REFERENCE, (7.5, 3.0)),
-    Choice("rate", EI2, (1e-4, 3e-4)),
-    Choice("weight", INR, (2.0, 0.2)),
-    Choice("smooth_weight", SMOOTH_VIDEO, (0.2, 2.0)),
-    Choice("strength", "FFAM + relation, motion", (0.5, 0.25)),
-    Choice("plain_strength", "FFAM + relation, plain", (0.5, 0.25)),
-    Choice("end", "FFAM + prompt-to-prompt", (0.3, 0.6)),
-    *(Choice(f"gamma {way}", "", (0.5, 1.0), way) for way in WAYS),
+    Choice(("denoise", "cfg"), DEFAULT, combine((MATCHED, ALL, HALF), (7.5, 3.0, 5.0, 12.5))),
+    Choice(("cfg_end",), DEFAULT, ((0.5,), (0.3,), (0.7,), (1.0,))),
+    Choice(("passes", "end"), DEFAULT, combine((8, 1, 2, 4), (0.65, 0.5, 0.8, 1.0))),
+    Choice(("control_end",), FREE_CONTROL, ((0.3,), (0.6,))),
+    *(Choice((f"gamma {way}",), "", ((0.5,), (1.0,)), way) for way in WAYS),
+    Choice(("rate",), EI2, ((3e-4,), (1e-4,))),
+    Choice(("weight",), INR, ((2.0,), (0.2,))),
+    Choice(("smooth_weight",), SMOOTH_VIDEO, ((0.2,), (2.0,))),
 )

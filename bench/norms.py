@@ -55,7 +55,10 @@ def run_case(world: World, case: Case) -> Row:
     settings = TuneSettings(case.steps, case.learning_rate, case.seed)
     tune = tune_model(model, TuneInputs(words["prompt"], latent), settings, TuningProgress(""))
     tuned = apply_tune(model, tune)
-    inversion = invert_clip(tuned, empty, empty, latent, InversionSettings(case.ddim_steps, GAMMA))
+    inverted = InversionSettings(
+        case.ddim_steps, GAMMA, start="clean latent", denoise=1.0, set_alpha_to_one=True
+    )
+    inversion = invert_clip(tuned, empty, empty, latent, inverted)
     edit = world.decode(sample_clip(tuned, words["edit"], empty, inversion, SampleSettings(CFG))[0])
     shift = average_shift(list(measure_clip(tuned, words["prompt"], latent, 0.5, case.seed)[0].values()))
     return {

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
 
 
@@ -45,6 +46,15 @@ def mean_and_error(values: Sequence[float | None]) -> str:
         return f"{mean:.3g}"
     error = math.sqrt(sum((value - mean) ** 2 for value in known) / (len(known) - 1) / len(known))
     return f"{mean:.3g} ± {error:.1g}"
+
+
+def median_and_quartiles(values: Sequence[float | None]) -> str:
+    """Return median (lower to upper quartile) of what is known of some values."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known:
+        return "none"
+    lower, middle, upper = quantiles(known, n=4, method="inclusive") if len(known) > 1 else known * 3
+    return f"{middle:.3g} ({lower:.3g} to {upper:.3g})"
 
 
 def write_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -51,18 +51,32 @@ def ddim_step(x: Tensor, eps: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tens
     return x + (sigma_next - sigma) * eps
 
 
+def latent_to_state(latent: Tensor, sigma: Tensor) -> Tensor:
+    """Return the state x = x_0 + sigma * eps that a variance-preserving latent stands for.
+
+    A walk's clean end is the clean latent. Where that end lies at the first timestep (`ddim_sigmas`), the clean latent
+    is taken for the variance-preserving one there, as in Stable Diffusion's scheduler; at sigma 0 the two are equal.
+    """
+    return latent * (1 + sigma.to(latent) ** 2).sqrt()
+
+
+def state_to_latent(x: Tensor, sigma: Tensor) -> Tensor:
+    """Return the variance-preserving latent of a state, x / sqrt(1 + sigma^2)."""
+    return x / (1 + sigma.to(x) ** 2).sqrt()
+
+
 def ddim_trajectory(clean: Tensor, noises: Tensor, sigmas: Tensor) -> Tensor:
     """Return the states of an inversion from its noises, noise first.
 
     Args:
-        clean: state at the last of the sigmas, which is 0.
+        clean: clean latent, the end of the walk.
         noises: what each step went along, in the order of sampling, shape (steps, ...).
         sigmas: noise levels, descending, steps + 1 of them.
 
     Returns:
         Shape (steps + 1, ...).
     """
-    states = [clean]
+    states = [latent_to_state(clean, sigmas[-1])]
     for i in reversed(range(len(noises))):
         states.append(ddim_step(states[-1], noises[i].to(clean), sigmas[i + 1], sigmas[i]))
     return torch.stack(states[::-1])
@@ -117,7 +131,7 @@ def sample_ddim(
     Args:
         model: k-diffusion denoiser.
         x: state at sigmas[0].
-        sigmas: noise levels, descending, usually ending in 0.
+        sigmas: noise levels, descending.
         extra_args: keyword arguments of every model call.
         callback: called before each step with a dict of x, i, sigma, sigma_hat and denoised.
         disable: accepted for the contract; the callback is the progress bar.
@@ -161,7 +175,7 @@ def sample_ddim_inversion(
 
     Args:
         model: k-diffusion denoiser.
-        x: clean latent, the state at sigmas[0] = 0.
+        x: clean state, at sigmas[0].
         sigmas: noise levels, ascending.
         extra_args: keyword arguments of every model call.
         callback: called after each prediction with a dict of x, i, sigma, sigma_hat and denoised.

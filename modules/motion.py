@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LEAST_SIDE = 12  # pixels; OpenCV's DIS fails on smaller pictures
-
 
 @dataclass(frozen=True)
 class Motion:
@@ -129,36 +127,3 @@ def read_flow(flow: Any, name: str, largest: float) -> Tensor:
     if not flow.isfinite().all():
         raise ValueError(f"{name} holds values that are not finite. Look at what made it.")
     return flow
-
-
-def estimate_motion(frames: Tensor) -> Motion:
-    """Estimate the motion of a clip by OpenCV's DIS optical flow (Kroeger et al., ECCV 2016).
-
-    Args:
-        frames: shape (f, h, w, 3), 0 ... 1.
-
-    Raises:
-        ImportError: OpenCV is absent.
-        ValueError: the frames are too small for it.
-    """
-    if min(frames.shape[1:3]) < LEAST_SIDE:
-        raise ValueError(
-            f"images are {frames.shape[2]} x {frames.shape[1]} pixels; DIS optical flow needs {LEAST_SIDE} each way. "
-            "Take the motion from the clip before it was made smaller."
-        )
-    try:
-        import cv2
-    except ImportError as error:
-        raise ImportError(
-            "Optical flow needs the package opencv-python-headless, which is not installed. Install it into ComfyUI's "
-            "Python: pip install opencv-python-headless"
-        ) from error
-    pictures = (frames.clamp(0, 1) * 255).round().byte().cpu().numpy()
-    grey = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in pictures]
-    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-
-    def flows(first: list, second: list) -> Tensor:
-        found = [torch.from_numpy(dis.calc(a, b, None)).permute(2, 0, 1) for a, b in zip(first, second, strict=True)]
-        return torch.stack(found) if found else torch.zeros(0, 2, *frames.shape[1:3])
-
-    return motion_of(flows(grey[:-1], grey[1:]), flows(grey[1:], grey[:-1]))

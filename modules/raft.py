@@ -29,7 +29,9 @@ def load_raft(weights: Mapping[str, Tensor], name: str) -> nn.Module:
         }:
             network.load_state_dict(weights)
             return network.float().eval().requires_grad_(False)
-    raise ValueError(f"{name} holds no weights of torchvision's raft_large or raft_small. Choose another file, or DIS.")
+    raise ValueError(
+        f"{name} holds no weights of torchvision's raft_large or raft_small. Choose another file, or variational."
+    )
 
 
 def fitting(size: int) -> int:

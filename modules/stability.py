@@ -14,7 +14,7 @@ class Stability:
     """What was measured along an inversion; each list from the first step of the inversion to its last.
 
     Attributes:
-        sigmas: noise levels, ascending from 0; one more than there are steps.
+        sigmas: noise levels, ascending; one more than there are steps.
         lipschitz: L_t of the predicted noise in the latent, at each step's noise level.
         moved: |x_t - x_{t-1}| of variance-preserving latents.
         mismatch: |eps(x_t, t) - eps of the inversion|, which is at most lipschitz * moved.
@@ -52,7 +52,7 @@ def error_bound(sigmas: Tensor, lipschitz: list[float], apart: list[float], star
     sqrt(a_t) E_t of x_t. Unrolled, E_0 <= sum_t [prod_{u<t} (1 + L_u sqrt(a_u) ds_u)] ds_t r_t.
 
     Args:
-        sigmas: s, ascending from 0, shape (steps + 1,).
+        sigmas: s, ascending, shape (steps + 1,).
         lipschitz: L_t of each step.
         apart: r_t of each step.
         start: E_T.

@@ -51,13 +51,23 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     tooltip="DDIM steps; the edit takes the same number. More reconstruct better.",
                 ),
                 io.Float.Input(
+                    "denoise",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Part of the noise levels that is walked, as in KSampler: less keeps more of the clip's "
+                    "layout and motion, more leaves the edit freer. 0 = auto, matched to the latent's size; 1 from "
+                    "512 x 512 pixels on.",
+                ),
+                io.Float.Input(
                     "gamma",
                     default=0.5,
                     min=0.0,
                     max=1.0,
                     step=0.01,
                     tooltip="Inverse noise weight: share of the neighbours in each frame's noise. The paper uses 0.5 "
-                    "and 1. Exactly 0 = plain DDIM inversion, which is not the limit of small values.",
+                    "and 1. 0 = plain DDIM inversion.",
                 ),
                 io.Combo.Input(
                     "direction",
@@ -121,16 +131,25 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     optional=True,
                     advanced=True,
-                    tooltip="Of the Gaussian noise.",
+                    tooltip="Seed for the Gaussian noise.",
                 ),
                 io.Combo.Input(
                     "start",
                     options=list(get_args(Start)),
-                    default="final latent",
+                    default="inverted latent",
                     optional=True,
                     advanced=True,
-                    tooltip="Where the relation is applied: to the latent that sampling starts from, or at every step "
-                    "of the inversion.",
+                    tooltip="Where the relation is applied: to the inverted latent, moved by what the relation changes "
+                    "in its noise; to a start made of the clean latent and the smoothed noise, which jumps when gamma "
+                    "leaves 0; or at every step of the inversion.",
+                ),
+                io.Boolean.Input(
+                    "set_alpha_to_one",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="End the walk at noise level 0 instead of the first timestep's, as diffusers' parameter of "
+                    "this name. Stable Diffusion's scheduler has it off.",
                 ),
                 io.Boolean.Input(
                     "keep",

@@ -4,7 +4,7 @@ import json
 
 from comfy_api.latest import io
 
-from ..modules.host.judges import DIS, clip_motion, flow_methods
+from ..modules.host.judges import VARIATIONAL, clip_motion, flow_methods
 from ..modules.host.sampling import InvertedClipSampler, RelationSettings, SampleSettings, sample_clip
 from ..modules.motion import motion_of, read_flow
 from .types import MENU, PREFIX, Motion, NoiseRelation
@@ -17,10 +17,10 @@ def flow_input(name: str, *others: str) -> io.Input:
     return io.Combo.Input(
         name,
         options=[*others, *flow_methods()],
-        default=(*others, DIS)[0],
+        default=(*others, VARIATIONAL)[0],
         optional=True,
-        tooltip="Optical flow: OpenCV's DIS, or a file of RAFT's weights (torchvision's raft_large or raft_small) in "
-        "models/optical_flow.",
+        tooltip="Optical flow: variational needs no weights; or a file of RAFT's weights (torchvision's raft_large or "
+        "raft_small) in models/optical_flow.",
     )
 
 
@@ -46,7 +46,7 @@ def step_inputs() -> list[io.Input]:
             control_after_generate=io.ControlAfterGenerate.fixed,
             optional=True,
             advanced=True,
-            tooltip="Of the fresh noise where eta is above 0.",
+            tooltip="Seed for the fresh noise where eta is above 0.",
         ),
         io.Int.Input(
             "start_step",
@@ -113,6 +113,17 @@ class SmoothSample(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="How far the contrast that guidance adds is taken back, as in the host's RescaleCFG.",
+                ),
+                io.Float.Input(
+                    "cfg_end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Part of the steps that are guided; the others take the positive prompt alone, at CFG 1, "
+                    "and half the time. Guidance decides the layout early and redraws texture late: an earlier end "
+                    "holds the clip stiller.",
                 ),
                 *step_inputs(),
             ],
@@ -184,7 +195,13 @@ class InterframeNoiseRelation(io.ComfyNode):
                     "start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Part of the steps where it begins."
                 ),
                 io.Float.Input(
-                    "end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Part of the steps where it ceases."
+                    "end",
+                    default=0.65,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Part of the steps where it ceases. To the last step it blends fine texture too, which "
+                    "breaks it.",
                 ),
                 io.Float.Input(
                     "keep_texture",
@@ -199,23 +216,22 @@ class InterframeNoiseRelation(io.ComfyNode):
                     "frame_strengths",
                     default="",
                     advanced=True,
-                    tooltip="Factors of the strength with commas, one for each frame: 1, 1, 0.5, ... Empty = all 1.",
+                    tooltip="Factors of the strength, comma-separated, one a frame: 1, 1, 0.5, ... Empty = all 1.",
                 ),
                 io.String.Input(
                     "step_strengths",
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="Factors of the strength with commas, spread evenly from start to end with straight lines "
-                    "between: 1, 0 falls to nothing. Empty = constant.",
+                    tooltip="Factors of the strength, comma-separated, spread evenly from start to end, linear between "
+                    "them: 1, 0 falls to nothing. Empty = constant.",
                 ),
                 io.Int.Input(
                     "passes",
-                    default=1,
+                    default=8,
                     min=1,
                     max=16,
                     optional=True,
-                    advanced=True,
                     tooltip="How often neighbours are blended at each step; more reach frames farther away and tie "
                     "them closer, at some cost of texture.",
                 ),
@@ -232,7 +248,7 @@ class InterframeNoiseRelation(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, strength, start, end, keep_texture, frame_strengths, step_strengths="", passes=1, motion=None, mask=None
+        cls, strength, start, end, keep_texture, frame_strengths, step_strengths="", passes=8, motion=None, mask=None
     ) -> io.NodeOutput:
         frames = read_numbers("frame_strengths", frame_strengths)
         steps = read_numbers("step_strengths", step_strengths)
@@ -251,7 +267,7 @@ class ClipMotion(io.ComfyNode):
             category=CATEGORY,
             description="Estimates how everything in a clip moves from frame to frame (optical flow), and what is "
             "hidden in the next or the previous frame.",
-            search_aliases=["optical flow", "DIS flow", "RAFT", "motion estimation"],
+            search_aliases=["optical flow", "RAFT", "motion estimation"],
             inputs=[
                 io.Image.Input("images", tooltip="The source clip: the frames that are inverted."),
                 flow_input("method"),
@@ -260,7 +276,7 @@ class ClipMotion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, method=DIS) -> io.NodeOutput:
+    def execute(cls, images, method=VARIATIONAL) -> io.NodeOutput:
         return io.NodeOutput(clip_motion(images, method))
 
 

@@ -372,7 +372,9 @@ class TuningPreviewNode(io.ComfyNode):
             "sampled in a few steps and plays in the node. The tuning's result is the same with it.",
             search_aliases=["training preview", "validation sample"],
             inputs=[
-                io.Conditioning.Input("positive", tooltip="Edited prompt."),
+                io.Conditioning.Input(
+                    "positive", tooltip="Prompt to preview. Give it its own text: another one here tunes again."
+                ),
                 io.Conditioning.Input(
                     "negative", tooltip="Negative prompt, usually empty; the clip is inverted with it."
                 ),
@@ -398,10 +400,20 @@ class TuningPreviewNode(io.ComfyNode):
                     step=0.1,
                     tooltip="Classifier-free guidance of the sampling.",
                 ),
+                io.Float.Input(
+                    "denoise",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Part of the noise levels that is walked; 0 = auto, as in the inversion.",
+                ),
             ],
             outputs=[TuningPreview.Output("preview", tooltip="For One-Shot Tune.")],
         )
 
     @classmethod
-    def execute(cls, positive, negative, every, preview_steps, cfg) -> io.NodeOutput:
-        return io.NodeOutput(PreviewSettings(positive, negative, every, preview_steps, cfg))
+    def execute(cls, positive, negative, every, preview_steps, cfg, denoise=0.0) -> io.NodeOutput:
+        return io.NodeOutput(PreviewSettings(positive, negative, every, preview_steps, cfg, denoise))

@@ -24,8 +24,8 @@ WORKFLOWS, HELP, DOCS = (environment.ROOT / name for name in ("workflows", "web/
 OURS = "ConsistentVideo_"
 CARD, WINDOW, TALL = 480, (960, 960), (760, 1500)  # pixels
 TOUR = {
-    "clip": ("Source clip", "Source prompt", "Edited prompt"),
-    "model": ("Patch", "Tune", "Loss plot"),
+    "clip": ("Source clip", "Edited prompt"),
+    "model": ("Patch", "Motion", "Relation"),
     "noise": ("Invert", "Edit"),
     "result": ("Save edit", "Save reconstruction", "Save autoencoder round trip"),
 }
@@ -76,17 +76,12 @@ def draw_tour(editor: Editor) -> None:
     from PIL import Image
 
     editor.open(json.loads((WORKFLOWS / f"{MAIN}.json").read_text(encoding="utf-8")))
-    editor.show(editor.box("Tune"))
     editor.page.evaluate("app.queuePrompt(0)")
-    editor.wait_for_picture("Tune", RUN_PATIENCE)
-    far = "app.graph.nodes.find(node => node.title === 'Tune').progress > 0.8"
-    editor.page.wait_for_function(far, timeout=RUN_PATIENCE)
-    tuning = draw_node(editor, editor.box("Tune"))
     for title in TOUR["result"]:
         editor.show(editor.box(title))
         editor.wait_for_video(title, RUN_PATIENCE)
     for step, titles in TOUR.items():
-        pictures = [tuning if title == "Tune" else draw_node(editor, editor.box(title)) for title in titles]
+        pictures = [draw_node(editor, editor.box(title)) for title in titles]
         width, height = sum(picture.width for picture in pictures), max(picture.height for picture in pictures)
         row = Image.new("RGB", (width, height), CANVAS)
         for number, picture in enumerate(pictures):

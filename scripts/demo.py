@@ -39,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, help="an SD1.x checkpoint to use instead of the demo model")
     parser.add_argument("--frames", type=int, help="how many frames to take (default 8, of a demo clip all)")
     parser.add_argument("--size", type=int, help="side in pixels it is cropped to (default 128; 512 with --checkpoint)")
-    parser.add_argument("--workflow", type=Path, help="an edited copy of demo_edit or sd15_edit (keep the titles)")
+    parser.add_argument("--workflow", type=Path, help="another workflow, or an edited copy (keep the titles)")
     parser.add_argument(
         "--set", type=read_setting, action="append", default=[], dest="settings", metavar="TITLE.INPUT=VALUE",
         help="set an input of a node, e.g. Tune.steps=300; may be repeated",

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .graph import Group, Node
 from .parts import (
+    CFG,
+    CFG_END,
     DEMO,
     INFLATE,
     OURS,
     PATCH,
+    PLAIN,
     SD15,
+    UNTUNED_PATCH,
     Task,
     apply_saved_tune,
     invert,
@@ -28,21 +33,65 @@ from .parts import (
 
 
 def edit(task: Task) -> list[Group]:
-    """Return the main graph: tune on the clip, invert it, sample with the edited prompt."""
+    """Return the main graph, without tuning: invert, sample with the edited prompt, frames tied along the motion."""
+    edited = sample("Edit", "Patch", "Edited prompt", "Invert", CFG, cfg_end=CFG_END)
     return [
-        task.nodes(names_source=True),
+        task.nodes(),
         Group(
-            "2 Clip model",
-            [INFLATE, PATCH, *tuning(task)],
-            "Tuning teaches the model this clip. Too many steps and the edit no longer shows; too few and the motion "
-            "is lost. The preview in the tuning node is a rough edit with what is learned so far.",
+            "2 Clip model, motion",
+            [INFLATE, UNTUNED_PATCH, *relation(task)],
+            "The patch lets every frame attend to all others; the relation ties what the edit changes along the "
+            "clip's motion. A LoRA goes between Model and Inflate. Nothing is tuned: for EI²'s tuning see the workflow "
+            "ei2.",
         ),
         Group(
             "3 Invert",
+            [invert("Invert", "Patch", "Empty prompt", **PLAIN), show("Inversion report", "Invert", "report")],
+            "Done once for the clip: another edited prompt runs the sampling only. denoise: more leaves the edit "
+            "freer, less keeps more of the clip; 0 matches it to the size.",
+        ),
+        Group(
+            "4 Sample",
             [
-                invert("Invert", "Tune", "Empty prompt"),
+                relink(edited, relation=("Relation", "relation")),
+                sample("Reconstruction", "Patch", "Empty prompt", "Invert", 1.0),
+            ],
+            "cfg: higher follows the edited prompt more and the clip less. cfg_end: a later end of the guidance edits "
+            "more and flickers more. The reconstruction shows how well the clip comes back: delete it and its branch "
+            "once you are content.",
+        ),
+        *results(),
+    ]
+
+
+def results() -> list[Group]:
+    """Return the columns that save the edit, the reconstruction and the autoencoder's round trip."""
+    return [
+        Group("5 Edited clip", save("edit", ("Edit", "latent"))),
+        Group("6 Reconstruction", save("reconstruction", ("Reconstruction", "latent"))),
+        Group("7 Autoencoder alone", save("autoencoder round trip", ("Encode", "LATENT"))),
+    ]
+
+
+def tuned_edit(task: Task, note: str, inversion: dict[str, Any], **tuned: Any) -> list[Group]:
+    """Return a paper's graph: tune on the clip, invert it, sample with the edited prompt.
+
+    Args:
+        task: the clip.
+        note: of the tuning.
+        inversion: values of the inversion.
+        tuned: values of the tuning.
+    """
+    task = replace(task, tuning={**task.tuning, **tuned})
+    return [
+        task.nodes(names_source=True),
+        Group("2 Clip model", [INFLATE, PATCH, *tuning(task)], note),
+        Group(
+            "3 Invert",
+            [
+                invert("Invert", "Tune", "Empty prompt", **inversion),
                 show("Inversion report", "Invert", "report"),
-                invert("Invert to reconstruct", "Tune", "Source prompt", gamma=0.0),
+                invert("Invert to reconstruct", "Tune", "Source prompt", **PLAIN),
             ],
             "The lower inversion is plain and only serves the reconstruction, which shows how well the clip comes "
             "back. Delete it and its branch once you are content.",
@@ -55,10 +104,27 @@ def edit(task: Task) -> list[Group]:
             ],
             "CFG: higher follows the edited prompt more and the clip less.",
         ),
-        Group("5 Edited clip", save("edit", ("Edit", "latent"))),
-        Group("6 Reconstruction", save("reconstruction", ("Reconstruction", "latent"))),
-        Group("7 Autoencoder alone", save("autoencoder round trip", ("Encode", "LATENT"))),
+        *results(),
     ]
+
+
+def ei2(task: Task) -> list[Group]:
+    """Return EI²: tuned on the clip, plain inversion, guided to the end."""
+    note = (
+        "EI²'s settings. Tuning teaches the model this clip: too many steps and the edit no longer shows, too few and "
+        "the motion is lost. The preview in the tuning node is a rough edit by the weights so far; it has its own "
+        "prompt, so that another edited prompt does not tune again."
+    )
+    return tuned_edit(task, note, PLAIN)
+
+
+def inr_smooth(task: Task) -> list[Group]:
+    """Return INR Smooth: tuned with its loss, inverted with the interframe noise relation."""
+    note = (
+        "INR Smooth's settings: the smoothing loss in the tuning, and the interframe noise relation in the inversion. "
+        "Either works without the other."
+    )
+    return tuned_edit(task, note, {}, smoothing="INR")
 
 
 def long_clip(task: Task) -> list[Group]:
@@ -153,7 +219,7 @@ def saved_tune(task: Task, file: str) -> list[Group]:
                 *apply_saved_tune(file),
                 invert("Invert", "Tune", "Empty prompt"),
             ],
-            "Run the main workflow first: its Save Tune writes the file; choose the newest number. query_strength "
+            "Run the workflow ei2 first: its Save Tune writes the file; choose the newest number. query_strength "
             "below 1 loosens the hold of the source.",
         ),
         Group("3 Sample", [sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)]),
@@ -179,7 +245,7 @@ def tune_a_video(task: Task) -> list[Group]:
             "Attention to the first and the previous frame, plain temporal attention. The export is a UNet folder for "
             "Tune-A-Video's own code; delete it if you do not need it.",
         ),
-        Group("3 Invert", [invert("Invert", "Tune", "Empty prompt", gamma=0.0, direction="none")], "Plain inversion."),
+        Group("3 Invert", [invert("Invert", "Tune", "Empty prompt", **PLAIN)], "Plain inversion."),
         Group("4 Sample", [sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)]),
         Group("5 Edited clip", save("edit", ("Edit", "latent"))),
     ]
@@ -196,7 +262,7 @@ def import_tune_a_video(task: Task, file: str) -> list[Group]:
                 Node("Import", OURS + "ImportTuneAVideo", {"model": ("Model", "MODEL")}, {"file": file}),
                 show("Import report", "Import", "report"),
                 Node("Tune", OURS + "ApplyTune", apply),
-                invert("Invert", "Tune", "Empty prompt", gamma=0.0, direction="none"),
+                invert("Invert", "Tune", "Empty prompt", **PLAIN),
             ],
             "Put the folder that Tune-A-Video wrote into models/consistent_video. The model must be the checkpoint "
             "that it was tuned from.",
@@ -216,7 +282,7 @@ def tune_dial(task: Task, file: str) -> list[Group]:
         Group(
             "2 Saved tune",
             [Node("Load tune", OURS + "LoadTune", {}, {"tune_name": file}), *dials],
-            "Run the main workflow first. Where the edit looks too much like the source, turn progress back: 1 is the "
+            "Run the workflow ei2 first. Where the edit looks too much like the source, turn progress back: 1 is the "
             "end of the tuning, 0 its beginning.",
         ),
         *(
@@ -299,7 +365,7 @@ def noise_relation(task: Task, file: str) -> list[Group]:
                 *apply_saved_tune(file),
                 invert("Invert", "Tune", "Empty prompt", keep=True),
             ],
-            "Run the main workflow first. The inversion is kept on disk, so that the next edit starts at once.",
+            "Run the workflow ei2 first. The inversion is kept on disk, so that the next edit starts at once.",
         ),
         Group(
             "3 Sample",
@@ -348,7 +414,7 @@ def attention_control(task: Task) -> list[Group]:
     values = {"source_text": task.before, "edit_text": task.after, "cross_end": 0.3, "self_end": 0.3}
     return [
         task.nodes(names_source=True),
-        Group("2 Clip model, invert", [INFLATE, PATCH, invert("Invert", "Patch", "Source prompt", gamma=0.0)]),
+        Group("2 Clip model, invert", [INFLATE, PATCH, invert("Invert", "Patch", "Source prompt", **PLAIN)]),
         Group(
             "3 Control, sample",
             [
@@ -366,7 +432,7 @@ def reconstruction(task: Task, file: str) -> list[Group]:
     """Return the check of an inversion, which is saved."""
     report = {"model": ("Tune", "clip_model"), "vae": ("Model", "VAE"), "inversion": ("Invert", "inversion")}
     report |= {"positive": ("Source prompt", "CONDITIONING"), "negative": ("Negative prompt", "CONDITIONING")}
-    plain = {"gamma": 0.0, "direction": "none", "refinements": 2}
+    plain = {**PLAIN, "refinements": 2}
     return [
         task.nodes(names_source=True),
         Group(
@@ -442,7 +508,7 @@ def scorecard(task: Task, file: str) -> list[Group]:
                 invert("Invert", "Tune", "Empty prompt"),
                 sample("Edit", "Tune", "Edited prompt", "Invert", 7.5),
             ],
-            "Run the main workflow first: its Save Tune writes the file.",
+            "Run the workflow ei2 first: its Save Tune writes the file.",
         ),
         Group("3 Edited clip", save("edit", ("Edit", "latent"))),
         Group(
@@ -463,19 +529,18 @@ def compare_grid(task: Task, file: str) -> list[Group]:
     plain, tied = (sample(f"Edit {name}", "Tune", "Edited prompt", "Invert", 7.5) for name in ("plain", "tied"))
     tied = replace(tied, links={**tied.links, "relation": ("Relation", "relation")})
     clips = {"source": task.pixels, "edit_1": ("Decode edit plain", "IMAGE"), "edit_2": ("Decode edit tied", "IMAGE")}
-    values = {"labels": "plain, tied", "difference": True, "flow": "DIS"}
+    values = {"labels": "plain, tied", "difference": True, "flow": "variational"}
     return [
         task.nodes(),
         Group(
             "2 Saved tune, invert",
             [*apply_saved_tune(file), invert("Invert", "Tune", "Empty prompt")],
-            "Run the main workflow first: its Save Tune writes the file.",
+            "Run the workflow ei2 first: its Save Tune writes the file.",
         ),
         Group(
             "3 Sample",
             [
-                Node("Motion", OURS + "ClipMotion", {"images": task.pixels}),
-                Node("Relation", OURS + "InterframeNoiseRelation", {"motion": ("Motion", "motion")}),
+                *relation(task),
                 plain,
                 tied,
             ],
@@ -545,7 +610,7 @@ def edit_with_tokens(inverted: str) -> list[Group]:
                 with_tokens("Empty with tokens", "Empty prompt", clip),
                 with_tokens(edited[0], "Edited prompt", clip),
                 with_tokens(edited[1], "Negative prompt", clip),
-                Node("Invert", kind, turned, {"gamma": 0.0}),
+                Node("Invert", kind, turned, PLAIN),
                 Node("Edit", OURS + "SmoothSample", {**given, **sides}, {"cfg": 7.5}),
             ],
             "Every prompt takes the same tokens. Lower the strengths of the edited prompt where the edit looks too "
@@ -566,7 +631,7 @@ def prompt_tokens(task: Task) -> list[Group]:
             "2 Clip model, tokens",
             [
                 INFLATE,
-                replace(PATCH, values={"temporal_strength": 0.0}),
+                UNTUNED_PATCH,
                 Node("Options", OURS + "TuningOptions", {}, task.options),
                 Node("Tokens", OURS + "TunePromptTokens", learned, {"steps": 300}),
                 show("Advice", "Tokens", "advice"),
@@ -588,7 +653,7 @@ def saved_prompt_tokens(task: Task, file: str) -> list[Group]:
             "2 Clip model, saved tokens",
             [
                 INFLATE,
-                replace(PATCH, values={"temporal_strength": 0.0}),
+                UNTUNED_PATCH,
                 Node("Tokens", OURS + "LoadPromptTokens", {}, {"prompt_tokens_name": file}),
             ],
             "Run the workflow prompt_tokens first: it saves the file.",
@@ -608,7 +673,7 @@ def inversion_stability(task: Task) -> list[Group]:
             [
                 INFLATE,
                 PATCH,
-                invert("Invert", "Patch", "Source prompt", gamma=0.0, steps=10),
+                invert("Invert", "Patch", "Source prompt", **PLAIN, steps=10),
                 Node("Stability", OURS + "InversionStability", given),
                 show("Table", "Stability", "report"),
                 Node("Plot", "PreviewImage", {"images": ("Stability", "plot")}),
@@ -657,7 +722,7 @@ def twins(name: str, make: Callable[[Task], list[Group]]) -> dict[str, list[Grou
 
 
 def first_tune(task: Task) -> str:
-    """Return the file that the main workflow's first run saves."""
+    """Return the file that the first run of the workflow ei2 saves."""
     return f"{Path(task.file).stem}_00001_.safetensors"
 
 
@@ -670,6 +735,8 @@ def workflows() -> dict[str, list[Group]]:
     """Return every workflow by its file name."""
     return {
         **twins("edit", edit),
+        **twins("ei2", ei2),
+        **twins("inr_smooth", inr_smooth),
         "demo_long_clip": long_clip(LONG_DEMO_TASK),
         "sd15_long_clip": long_clip(LONG_SD15_TASK),
         "demo_controlnet": controlnet(RECOLOURED_DEMO_TASK, Node("ControlNet", OURS + "LoadDemoControlNet")),

@@ -19,7 +19,7 @@ from ..demo.reader import ShapeReader
 from .clips import fit_square, read_clip, save_animation, save_strip
 from .environment import ROOT, SetupError, comfyui_tree, say
 from .host import GraphError, Host, HostError, Progress, Run, device_arguments
-from .judge import get_mean, get_motion_errors, get_psnr, list_remarks, read_edit
+from .judge import get_mean, get_motion_errors, get_psnr, get_turns, list_remarks, read_edit
 from .regions import write_region
 from .workflow import WorkflowError, find_node, replace_node, set_values, to_prompt
 
@@ -82,7 +82,7 @@ def edit_clip(options: argparse.Namespace) -> int:
     try:
         with Host(comfyui_tree(), BASE, arguments) as host:
             prompt = make_prompt(workflow, host.object_info(), options)
-            for title in (*SAVED.values(), "Tune report", "Inversion report"):
+            for title in (*SAVED.values(), "Inversion report"):
                 find_node(prompt, title)
             run = host.run(prompt, Display(prompt))
             say("\nMeasuring")
@@ -160,21 +160,27 @@ def make_report(host: Host, prompt: Json, run: Run, options: argparse.Namespace)
     Returns:
         The report.
     """
-    given = {name: prompt[find_node(prompt, title)]["inputs"][key] for name, (title, key) in GIVEN.items()}
+    titles = {node["_meta"]["title"] for node in prompt.values()}
+    given = {
+        name: prompt[find_node(prompt, title)]["inputs"][key] for name, (title, key) in GIVEN.items() if title in titles
+    }
     clips = collect_clips(host, prompt, run, given["clip"], options.output)
     num_frames = {name: len(frames) for name, frames in clips.items()}
     clips = {name: frames[: min(num_frames.values())] for name, frames in clips.items()}
     stats = host.get("system_stats")
     is_foreign = bool(options.checkpoint) or not is_drawn(options.clip) or get_side(options) != SIDE
-    tuning = json.loads(run.text(find_node(prompt, "Tune report")))
+    tuning = {}
+    if "Tune report" in titles:
+        tuning["loss"] = json.loads(run.text(find_node(prompt, "Tune report")))["loss"]
     report: Json = {
+        "prompt": find_prompt(given["clip"]),
         **given,
         "clip": options.clip.name if options.clip else given["clip"],
         "model": options.checkpoint.name if options.checkpoint else "demo model",
         "frames": num_frames,
         "device": stats["devices"][0]["name"],
         "versions": {"comfyui": stats["system"]["comfyui_version"], "torch": stats["system"]["pytorch_version"]},
-        "loss": tuning["loss"],
+        **tuning,
         "inversion": read_text(run.text(find_node(prompt, "Inversion report"))),
         "reconstruction_psnr": get_psnr(clips["reconstruction"], clips["source"]),
         "autoencoder_psnr": get_psnr(clips["autoencoder"], clips["source"]),
@@ -187,6 +193,12 @@ def make_report(host: Host, prompt: Json, run: Run, options: argparse.Namespace)
     save_animation(options.output / "animation.webp", shown, read_clip(options.output / "edit.mp4")[1])
     (options.output / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
     return report
+
+
+def find_prompt(clip: str) -> str | None:
+    """Return what a demo clip shows, where the workflow needs no source prompt and so does not say it; else None."""
+    notes = CLIPS / Path(clip).with_suffix(".json").name
+    return json.loads(notes.read_text(encoding="utf-8"))["prompt"] if notes.is_file() else None
 
 
 def collect_clips(host: Host, prompt: Json, run: Run, source: str, output: Path) -> dict[str, torch.Tensor]:
@@ -218,7 +230,8 @@ def judge_edit(clips: dict[str, torch.Tensor], prompt: str, is_foreign: bool) ->
         return {"left_out": {"edited": FOREIGN, "motion_error": FOREIGN}}
     errors = get_motion_errors(clips["edit"], clips["source"])
     edited = read_edit(clips["edit"], prompt, ShapeReader.load(READER))
-    return {"edited": edited, "motion_error": get_mean(errors), "motion_errors": errors}
+    turns = get_turns(clips["edit"], edited["wanted"]["shape"])
+    return {"edited": edited, "motion_error": get_mean(errors), "motion_errors": errors, "turns": turns}
 
 
 def sum_seconds(prompt: Json, run: Run) -> dict[str, float]:
@@ -240,17 +253,23 @@ def read_text(text: str) -> Any:
 
 def summarise(report: Json) -> dict[str, str]:
     """Return what matters of a report, in words by name."""
-    loss = report["loss"]
-    tenth = max(1, len(loss) // 10)
-    rows = {
-        "Loss": f"{fmean(loss[:tenth]):.4f} -> {fmean(loss[-tenth:]):.4f}, means over {tenth} of {len(loss)} steps",
-        "Reconstruction": f"{report['reconstruction_psnr']} dB; the autoencoder alone {report['autoencoder_psnr']} dB",
-    }
+    rows = {}
+    if "loss" in report:
+        loss = report["loss"]
+        tenth = max(1, len(loss) // 10)
+        rows["Loss"] = (
+            f"{fmean(loss[:tenth]):.4f} -> {fmean(loss[-tenth:]):.4f}, means over {tenth} of {len(loss)} steps"
+        )
+    autoencoder = f"the autoencoder alone {report['autoencoder_psnr']} dB"
+    rows["Reconstruction"] = f"{report['reconstruction_psnr']} dB; {autoencoder}"
     for what, name in report.get("edited", {}).get("wanted", {}).items():
         read = report["edited"][what]
         rows[what.capitalize()] = f"{name or 'none'} wanted, read in {read.count(name)} of {len(read)} frames"
     if "motion_error" in report:
         rows["Motion error"] = f"{report['motion_error']} pixels off the source's path, mean over frames"
+    turns = [abs(turn) for turn in report.get("turns", []) if turn is not None]
+    if turns:
+        rows["Turning"] = f"{max(turns)} degrees from one frame to the next at most, {fmean(turns):.1f} on average"
     rows |= {name: f"left out: {reason}" for name, reason in report.get("left_out", {}).items()}
     return rows
 
@@ -272,6 +291,7 @@ def document(report: Json, output: Path) -> None:
         shutil.copyfile(output / name, ROOT / "docs" / f"demo_{name}")
     rows = "\n".join(f"| {name} | {words} |" for name, words in summarise(report).items())
     remarks = "\n".join(f"- {remark}" for remark in report["remarks"])
-    table = f'| "{report["prompt"]}" | edited to "{report["edit"]}" |\n|---|---|\n{rows}\n\n{remarks}'
+    before = f'"{report["prompt"]}"' if report["prompt"] else "The source"
+    table = f'| {before} | edited to "{report["edit"]}" |\n|---|---|\n{rows}\n\n{remarks}'
     picture = "![Source, reconstruction and edit, frame by frame](docs/demo_strip.png)"
     write_region("measured", f"{picture}\n\n{table}")

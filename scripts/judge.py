@@ -13,6 +13,8 @@ from ..demo.palette import COLOURS, SHAPES
 from ..demo.reader import ShapeReader, find_object, read_colour
 
 LOST_DB = 3.0  # how far a reconstruction may stay below the autoencoder before it is remarked
+SYMMETRY = {"square": 4, "cross": 4, "triangle": 3, "star": 5, "heart": 2}  # turns by 360 / k degrees look alike
+STILL_DEGREES = 5.0  # how far the edited object may turn from frame to frame before it is remarked
 LOST_PIXELS = 2.0  # how far the edited object may be off the source's path before it is remarked
 
 
@@ -51,6 +53,28 @@ def get_motion_errors(frames: torch.Tensor, source: torch.Tensor) -> list[float 
     return [round(distance, 2) if math.isfinite(distance) else None for distance in apart.tolist()]
 
 
+def get_turns(frames: torch.Tensor, shape: str | None) -> list[float | None]:
+    """Return by how many degrees the object turns from each frame to the next.
+
+    The orientation of a shape with k-fold symmetry is the angle of the k-th moment of its mask about its centroid,
+    divided by k; turns are therefore known within 180 / k degrees.
+
+    Args:
+        frames: (f, 3, h, w) in [0, 1].
+        shape: of the object; one without an orientation, such as a circle, has no turns.
+    Returns:
+        f - 1 of them, None where either frame has no object or the shape no orientation.
+    """
+    if shape not in SYMMETRY:
+        return [None] * (len(frames) - 1)
+    k, (mask, centroid) = SYMMETRY[shape], find_object(frames)
+    rows, columns = torch.meshgrid(*(torch.arange(float(side)) for side in mask.shape[1:]), indexing="ij")
+    place = torch.complex(columns - centroid[:, 0, None, None], rows - centroid[:, 1, None, None])
+    angles = torch.angle((mask * place**k).sum(dim=(1, 2)))
+    apart = torch.remainder(angles.diff() + math.pi, 2 * math.pi) - math.pi
+    return [round(turn, 2) if math.isfinite(turn) else None for turn in (apart / k).rad2deg().tolist()]
+
+
 def get_mean(values: list[float | None]) -> float | None:
     """Return the mean of the values that are there, None where none is."""
     known = [value for value in values if value is not None]
@@ -61,13 +85,13 @@ def list_remarks(report: dict[str, Any]) -> list[str]:
     """Return, in words, what the measurements of a report say that the run did not manage.
 
     Args:
-        report: with "frames", "loss", "reconstruction_psnr", "autoencoder_psnr", and where they were measured "edited"
-            and "motion_errors".
+        report: with "frames", "reconstruction_psnr", "autoencoder_psnr", and where they were measured "loss", "edited",
+            "motion_errors" and "turns".
     """
     remarks = ["Every figure is measured on the saved H.264 files, so their compression is part of it."]
     if len(set(report["frames"].values())) > 1:
         remarks.append(f"The clips differ in length and are compared from their start: {report['frames']}.")
-    loss = report["loss"]
+    loss = report.get("loss", [])
     tenth = max(1, len(loss) // 10)
     if len(loss) > 1 and sum(loss[-tenth:]) >= sum(loss[:tenth]):
         remarks.append("The tuning loss did not fall.")
@@ -92,4 +116,8 @@ def list_remarks(report: dict[str, Any]) -> list[str]:
     if far:
         listed = ", ".join(map(str, far))
         remarks.append(f"The object is over {LOST_PIXELS:.0f} pixels off the source's path in the frames {listed}.")
+    turned = [frame for frame, turn in enumerate(report.get("turns", []), 1) if abs(turn or 0.0) > STILL_DEGREES]
+    if turned:
+        listed = ", ".join(map(str, turned))
+        remarks.append(f"The object turns by over {STILL_DEGREES:.0f} degrees on the way to the frames {listed}.")
     return remarks

@@ -48,8 +48,13 @@ def save(name: str, latent: tuple[str, str]) -> list[Node]:
 
 DEMO = Node("Model", OURS + "LoadDemoModel")
 SD15 = Node("Model", "CheckpointLoaderSimple", {}, {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"})
+# What the benchmark's validation clips chose, see docs/benchmark.md.
+CFG, CFG_END = 7.5, 0.5
+RELATION = {"passes": 8, "end": 0.65}
+PLAIN = {"gamma": 0.0, "direction": "none"}  # inversion without the noise relation
 INFLATE = Node("Inflate", OURS + "InflateUNet", {"model": ("Model", "MODEL")})
 PATCH = Node("Patch", OURS + "STAMFFAMPatch", {"model": ("Inflate", "clip_model")})
+UNTUNED_PATCH = replace(PATCH, values={"temporal_strength": 0.0})  # temporal modules mean nothing before a tuning
 
 
 def tune(links: dict[str, tuple[str, str]], **values: Any) -> Node:
@@ -59,12 +64,16 @@ def tune(links: dict[str, tuple[str, str]], **values: Any) -> Node:
 
 
 def tuning(task: Task, prefix: str | None = None, previews: bool = True) -> list[Node]:
-    """Return the tuning node with options, a preview of the edit if wanted, and its reports."""
-    sides = {"positive": ("Edited prompt", "CONDITIONING"), "negative": ("Negative prompt", "CONDITIONING")}
+    """Return the tuning node with options, a preview of the edit if wanted, and its reports.
+
+    The preview has a prompt of its own: it is part of the tuning, which the edited prompt must not run again.
+    """
+    sides = {"positive": ("Preview prompt", "CONDITIONING"), "negative": ("Negative prompt", "CONDITIONING")}
     preview = {"preview": ("Preview", "preview")} if previews else {}
+    shown = [prompt("Preview prompt", task.after), Node("Preview", OURS + "TuningPreview", sides)]
     return [
         Node("Options", OURS + "TuningOptions", {}, task.options),
-        *([Node("Preview", OURS + "TuningPreview", sides)] if previews else []),
+        *(shown if previews else []),
         tune({"options": ("Options", "options"), **preview}, **task.tuning),
         show("Tune report", "Tune", "report"),
         Node("Loss plot", "PreviewImage", {"images": ("Tune", "loss_plot")}),
@@ -90,11 +99,11 @@ def invert(title: str, model: str, positive: str, **values: Any) -> Node:
     return Node(title, kind, {**links, "latent": ("Encode", "LATENT")}, values)
 
 
-def sample(title: str, model: str, positive: str, inversion: str, cfg: float) -> Node:
+def sample(title: str, model: str, positive: str, inversion: str, cfg: float, **values: Any) -> Node:
     """Return a sampling node."""
     links = {"model": (model, "clip_model"), "positive": (positive, "CONDITIONING")}
     links |= {"negative": ("Negative prompt", "CONDITIONING"), "inversion": (inversion, "inversion")}
-    return Node(title, OURS + "SmoothSample", links, {"cfg": cfg})
+    return Node(title, OURS + "SmoothSample", links, {"cfg": cfg, **values})
 
 
 def relink(node: Node, **links: tuple[str, str]) -> Node:
@@ -106,7 +115,7 @@ def relation(task: Task) -> list[Node]:
     """Return the nodes that tie frames to each other along the clip's motion."""
     return [
         Node("Motion", OURS + "ClipMotion", {"images": task.pixels}),
-        Node("Relation", OURS + "InterframeNoiseRelation", {"motion": ("Motion", "motion")}),
+        Node("Relation", OURS + "InterframeNoiseRelation", {"motion": ("Motion", "motion")}, RELATION),
     ]
 
 

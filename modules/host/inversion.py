@@ -2,16 +2,16 @@
 
 import logging
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..ddim import Label, ddim_trajectory, sample_ddim_inversion
+from ..ddim import Label, ddim_trajectory, latent_to_state, sample_ddim_inversion, state_to_latent
 from ..noise_relation import Direction, Reading, implied_noise, smooth_noise, with_std_of
-from ..schedule import ddim_sigmas
+from ..schedule import ddim_sigmas, matched_denoise
 from .identity import NotIdentified, model_digest
 from .latent import clip_latent, prediction_of, sigma_table
 from .patch import clip_settings
@@ -22,7 +22,7 @@ MASKED = "The inversion has a noise mask, which cannot be used with an inverted 
 
 log = logging.getLogger(__name__)
 Noise = Literal["implied", "Gaussian"]
-Start = Literal["final latent", "every step"]
+Start = Literal["inverted latent", "clean latent", "every step"]
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,13 @@ class InversionSettings:
         noise: eps of (24, 25): implied by the inverted latent, or fresh Gaussian noise, after which each frame is
             scaled to the standard deviation of its predicted noise.
         seed: of the fresh noise.
-        start: where the relation is applied: to the latent that sampling starts from, or at every step.
+        start: where the relation is applied: to the latent that sampling starts from, x_T + sigma_T (smoothed noise -
+            eps_inv) ("inverted latent") or x_0 + sigma_T * smoothed noise ("clean latent"), or at every step.
         label: noise level the UNet is told, see `ddim.sample_ddim_inversion`.
         cfg: classifier-free guidance of the inversion; 1 = none.
         refinements: fixed-point iterations of each step.
+        denoise: the part of the noise levels that is walked, 0 = matched to the latent's size.
+        set_alpha_to_one: whether the walk ends at noise level 0, see `schedule.ddim_sigmas`.
     """
 
     steps: int = 50
@@ -47,10 +50,12 @@ class InversionSettings:
     reading: Reading = "mean"
     noise: Noise = "implied"
     seed: int = 0
-    start: Start = "final latent"
+    start: Start = "inverted latent"
     label: Label = "next"
     cfg: float = 1.0
     refinements: int = 0
+    denoise: float = 0.0
+    set_alpha_to_one: bool = False
 
     def relates(self, frames: int) -> bool:
         """Whether the noise relation changes anything in a clip of some frames; else it is plain DDIM inversion."""
@@ -74,10 +79,10 @@ class Relation:
     def __call__(self, step: int, x: Tensor, eps: Tensor) -> Tensor:
         """Take the predicted noise of a step, return the one to go along."""
         if step == 0:
-            self.clean = x
+            self.clean = state_to_latent(x, self.sigmas[0])
         self.last = eps
         is_smoothed = self.settings.start == "every step" and self.settings.relates(len(x))
-        if is_smoothed and self.sigmas[step] > 0:
+        if is_smoothed and step > 0:  # the clean state has no noise to relate
             eps = self.smooth(eps, x, self.sigmas[step].to(x))
         self.noises.append(eps.to("cpu", torch.float16))
         return eps
@@ -91,15 +96,25 @@ class Relation:
         return with_std_of(smooth_noise(eps, fresh, *how), eps)
 
     def start_of_sampling(self, x: Tensor, clean: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
-        """Return the state at sigma that sampling starts from.
+        """Return the state at sigma that sampling starts from, by equation (26).
 
         Args:
             x, clean: the inverted state there and the clean one, model latents.
             eps: noise that the last step of the inversion to it went along.
             sigma: noise level.
         """
-        self.clean, sigma = clean, sigma.to(x)
-        return clean + sigma * self.smooth(eps.to(x), x, sigma)
+        self.clean, sigma, eps = clean, sigma.to(x), eps.to(x)
+        smoothed = self.smooth(eps, x, sigma)
+        if self.settings.start == "clean latent":
+            return clean + sigma * smoothed
+        return x + sigma * (smoothed - eps)
+
+
+@torch.no_grad()
+def invert_latent(model, x, sigmas, extra_args=None, callback=None, disable=None, **options):
+    """Invert a clean latent, which is how the host hands a clip in; see `ddim.sample_ddim_inversion`."""
+    state = latent_to_state(x, sigmas[0])
+    return sample_ddim_inversion(model, state, sigmas, extra_args, callback, disable, **options)
 
 
 def invert_clip(
@@ -107,9 +122,10 @@ def invert_clip(
 ) -> dict[str, Any]:
     """Invert a clip by DDIM and smooth its noise by the interframe noise relation, INR Smooth (23-26).
 
-    Plain DDIM inversion reconstructs. Otherwise sampling starts at x_0 + sigma_T * smoothed noise: eps_inv is the noise
-    the UNet predicts at the last step. That start is our reading of the paper. The two are not one family: as gamma
-    goes to 0 the start approaches x_0 + sigma_T * eps_inv, not the inverted latent.
+    Plain DDIM inversion reconstructs. The relation moves the start of sampling by what it changes in the noise, x_T +
+    sigma_T (smoothed noise - eps_inv), where eps_inv is the noise the UNet predicts at the last step: it is the
+    inverted latent where gamma is 0. The paper's text leaves this open. The other reading, x_0 + sigma_T * smoothed
+    noise, is not continuous: as gamma goes to 0 it approaches x_0 + sigma_T * eps_inv.
 
     Args:
         model: inflated model.
@@ -126,12 +142,14 @@ def invert_clip(
     """
     samples = clip_latent(model, latent, clip_settings(model).num_frames)
     warn_of_frames(model, len(samples))
-    sigmas = ddim_sigmas(sigma_table(model), settings.steps)
+    table = sigma_table(model)
+    settings = replace(settings, denoise=settings.denoise or matched_denoise(table, *samples.shape[-2:]))
+    sigmas = ddim_sigmas(table, settings.steps, settings.denoise, settings.set_alpha_to_one)
     relation = Relation(settings, sigmas.flip(0))
     options = {"prediction": prediction_of(model), "label": settings.label, "refinements": settings.refinements}
-    sampler = ClipSampler(sample_ddim_inversion, {**options, "on_eps": relation})
+    sampler = ClipSampler(invert_latent, {**options, "on_eps": relation})
     inverted = run_sampler(model, samples, sampler, sigmas.flip(0), settings.cfg, positive, negative)
-    if settings.relates(len(samples)) and settings.start == "final latent":
+    if settings.relates(len(samples)) and settings.start != "every step":
         x, clean = (model.model.process_latent_in(latents.float()) for latents in (inverted, samples))
         start = relation.start_of_sampling(x, clean, relation.last, sigmas[0])
         inverted = model.model.process_latent_out(start).to(inverted.dtype)
@@ -167,13 +185,29 @@ def start_at(made: dict[str, Any], states: Tensor, step: int) -> Tensor:
     if settings.start == "every step" or not settings.relates(len(states[step])):
         return states[step]
     relation = Relation(settings, made["sigmas"])
-    return relation.start_of_sampling(states[step], states[-1], made["noises"][step], made["sigmas"][step])
+    clean = state_to_latent(states[-1], made["sigmas"][-1])
+    return relation.start_of_sampling(states[step], clean, made["noises"][step], made["sigmas"][step])
 
 
 def describe(settings: InversionSettings, inversion: dict[str, Any]) -> dict[str, Any]:
-    """Return what an inversion's report says."""
+    """Return what an inversion's report says.
+
+    Args:
+        settings: as they were asked for.
+        inversion: LATENT that came of them.
+    """
     made = inversion[INVERSION]
-    return {"frames": made["num_frames"], **asdict(settings), "sigma_max": round(float(made["sigmas"][0]), 4)}
+    denoise, sigma = made["made"]["denoise"], float(made["sigmas"][0])
+    height, width = inversion["samples"].shape[-2:]
+    why = f"denoise is {denoise:g}"
+    if not settings.denoise:
+        why = (
+            f"denoise auto is {denoise:g} at {width} x {height} latent positions: a start at a higher noise level "
+            "would know less of the clip's layout than Stable Diffusion's does at 64 x 64"
+            if denoise < 1
+            else f"denoise auto is 1 at {width} x {height} latent positions, 64 x 64 or more"
+        )
+    return {"frames": made["num_frames"], **made["made"], "sigma_start": round(sigma, 4), "starts_there_because": why}
 
 
 def digest_of(model: ModelPatcher) -> str:
@@ -238,7 +272,8 @@ def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> T
 
 def check_levels(sigmas: Tensor, table: Tensor) -> None:
     """Raise ValueError where noise levels of an inversion are not in a model's table."""
-    if (table[:, None] - sigmas[None, :-1]).abs().amin(dim=0).max() > 1e-4:
+    levels = sigmas[sigmas > 0]
+    if (table[:, None] - levels[None]).abs().amin(dim=0).max() > 1e-4:
         raise ValueError(
             f"inversion has noise levels up to {sigmas[0]:.4f} that are not the model's (up to {table[-1]:.4f}). "
             "Invert and sample with models of the same noise schedule."

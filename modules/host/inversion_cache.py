@@ -15,7 +15,7 @@ from .inversion import INVERSION, InversionSettings, inversion_of, invert_clip
 
 CACHE = "cache"
 CACHE_GB = 20.0  # the inversions that were used longest ago go beyond it
-METHOD_VERSION = 1  # raised when the same inputs give another inversion
+METHOD_VERSION = 2  # raised when the same inputs give another inversion
 log = logging.getLogger(__name__)
 
 

@@ -15,20 +15,21 @@ from comfy.sd import CLIP
 from torch import Tensor
 
 from ..clip_model import ClipModel
-from ..motion import Motion, estimate_motion
+from ..motion import Motion
 from ..perceptual import load_lpips
 from ..raft import estimate_motion_by, load_raft
 from ..scorecard import Judges
+from ..variational_flow import estimate_motion
 from .files import CLIP_FOLDERS, LPIPS, OPTICAL_FLOW
 
-DIS = "DIS"
+VARIATIONAL = "variational"
 NONE = "none"
 PROJECTION = "text_projection"
 
 
 def flow_methods() -> list[str]:
-    """Return the names of what estimates optical flow: OpenCV's DIS, and files of RAFT's weights."""
-    return [DIS, *folder_paths.get_filename_list(OPTICAL_FLOW)]
+    """Return the names of what estimates optical flow: energy minimisation, and files of RAFT's weights."""
+    return [VARIATIONAL, *folder_paths.get_filename_list(OPTICAL_FLOW)]
 
 
 def lpips_files() -> list[str]:
@@ -61,7 +62,7 @@ def read_weights(folder: str, name: str) -> dict[str, Tensor]:
     return comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise(folder, name), safe_load=True)
 
 
-def clip_motion(images: Tensor, method: str = DIS) -> Motion:
+def clip_motion(images: Tensor, method: str = VARIATIONAL) -> Motion:
     """Estimate the motion of a clip.
 
     Args:
@@ -69,7 +70,6 @@ def clip_motion(images: Tensor, method: str = DIS) -> Motion:
         method: one of `flow_methods`.
 
     Raises:
-        ImportError: OpenCV is absent.
         ValueError: the file holds no weights of RAFT.
     """
     return flow_by(method)(images)
@@ -77,9 +77,9 @@ def clip_motion(images: Tensor, method: str = DIS) -> Motion:
 
 def flow_by(method: str) -> Callable[[Tensor], Motion]:
     """Return what estimates the motion of frames (f, h, w, 3), see `clip_motion`."""
-    if method == DIS:
-        return estimate_motion
     device = get_torch_device()
+    if method == VARIATIONAL:
+        return lambda images: estimate_motion(images.to(device))
     network = load_raft(read_weights(OPTICAL_FLOW, method), method).to(device)
     return lambda images: estimate_motion_by(network, images.to(device))
 
@@ -148,7 +148,7 @@ def host_clip(clip_vision: ClipVisionModel | None, clip: CLIP | None) -> dict[st
 
 
 def make_judges(
-    flow: str = DIS,
+    flow: str = VARIATIONAL,
     lpips: str = NONE,
     clip_folder: str = NONE,
     clip_vision: ClipVisionModel | None = None,
@@ -171,11 +171,9 @@ def make_judges(
         name = f"CLIP in {clip_folder}"
         given = {"images": model.images, "text": model.text, "models": {"images": name, "text": name}}
     models, absent = dict(given.get("models", {})), dict(given.get("absent", {}))
-    if flow == DIS and not find_spec("cv2"):
-        absent["flow"] = "opencv-python-headless is not installed"
-    else:
-        find, models["flow"] = flow_by(flow), "OpenCV's DIS optical flow" if flow == DIS else f"RAFT by {flow}"
-        given["flow"] = lambda frames: find(frames.movedim(1, -1))
+    find = flow_by(flow)
+    given["flow"] = lambda frames: find(frames.movedim(1, -1))
+    models["flow"] = "variational optical flow" if flow == VARIATIONAL else f"RAFT by {flow}"
     if lpips == NONE:
         absent["lpips"] = f"no weights are chosen; put alexnet-owt-7be5be79.pth into models/{LPIPS}"
     elif not find_spec("torchmetrics"):

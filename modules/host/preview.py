@@ -9,8 +9,8 @@ from comfy.model_patcher import ModelPatcher
 from PIL.Image import Image
 from torch import Tensor
 
-from ..ddim import Prediction, sample_ddim, sample_ddim_inversion
-from ..schedule import ddim_sigmas
+from ..ddim import Prediction, latent_to_state, sample_ddim, sample_ddim_inversion, state_to_latent
+from ..schedule import ddim_sigmas, matched_denoise
 from .demo import DemoLatents, load_demo_vae
 from .patch import TemporalBank
 
@@ -27,6 +27,7 @@ class PreviewSettings:
         every: steps of the tuning between two previews.
         steps: of its inversion and of its sampling.
         cfg: classifier-free guidance.
+        denoise: the part of the noise levels that is walked, 0 = matched to the latent's size.
     """
 
     positive: list
@@ -34,6 +35,7 @@ class PreviewSettings:
     every: int = 50
     steps: int = 8
     cfg: float = 7.5
+    denoise: float = 0.0
 
 
 class Preview:
@@ -61,7 +63,8 @@ class Preview:
         negative: Denoiser,
     ):
         self.settings, self.bank, self.x_0, self.prediction = settings, bank, x_0, prediction
-        self.sigmas = ddim_sigmas(sigma_table, settings.steps).to(x_0)
+        denoise = settings.denoise or matched_denoise(sigma_table, *x_0.shape[-2:])
+        self.sigmas = ddim_sigmas(sigma_table, settings.steps, denoise).to(x_0)
         self.positive, self.negative = positive, negative
         self.previewer = find_previewer(copy)
 
@@ -76,8 +79,9 @@ class Preview:
             self.bank.eval()  # in training a forward would move the power iteration on
         try:
             flipped = self.sigmas.flip(0)
-            noise = sample_ddim_inversion(self.negative, self.x_0, flipped, prediction=self.prediction)
-            edit = sample_ddim(self.guided, noise, self.sigmas)
+            clean = latent_to_state(self.x_0, flipped[0])
+            noise = sample_ddim_inversion(self.negative, clean, flipped, prediction=self.prediction)
+            edit = state_to_latent(sample_ddim(self.guided, noise, self.sigmas), self.sigmas[-1])
         finally:
             if self.bank is not None:
                 self.bank.train()

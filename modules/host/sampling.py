@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from torch import Tensor
 
-from ..ddim import ddim_trajectory, sample_ddim
+from ..ddim import ddim_trajectory, sample_ddim, state_to_latent
 from ..motion import Motion
 from ..noise_relation import smooth_edit
 from ..texture import texture_energy
@@ -66,6 +66,8 @@ class SampleSettings:
 
     Attributes:
         cfg, cfg_rescale: classifier-free guidance, and how far its contrast is brought back (0 ... 1).
+        cfg_end: part of the steps that are guided; the others are sampled at CFG 1, by the prompt alone. Guidance in a
+            limited interval is Kynkäänniemi et al.'s (NeurIPS 2024).
         eta: 0 = deterministic, 1 = ancestral; seed: of its noise.
         start_step: first step, from the inversion as it is there; end_step: step to end before, 0 = to the end.
         relation: the noise relation at each step, None = none.
@@ -74,6 +76,7 @@ class SampleSettings:
 
     cfg: float = 7.5
     cfg_rescale: float = 0.0
+    cfg_end: float = 1.0
     eta: float = 0.0
     seed: int = 0
     start_step: int = 0
@@ -162,19 +165,21 @@ class Relating:
 
 
 class Reached:
-    """What is done with the state that a step led to: outside of a mask it becomes the source's.
+    """What is done with the state that a step led to: outside a mask it becomes the source's.
 
     Args:
         mask: of pictures, where the clip is edited; None = everywhere.
         states: of the inversion, from the first step sampled on.
         watch: called with each step and its state.
+        guide: called with the number of the next step.
     """
 
-    def __init__(self, mask: Tensor | None, states: Tensor, watch: Watch | None):
-        self.mask, self.states, self.watch = mask, states, watch
+    def __init__(self, mask: Tensor | None, states: Tensor, watch: Watch | None, guide: Callable[[int], None]):
+        self.mask, self.states, self.watch, self.guide = mask, states, watch, guide
 
     def __call__(self, level: int, x: Tensor) -> Tensor:
         """Return the state to go on with from a noise level."""
+        self.guide(level)
         if self.mask is not None:
             x = torch.lerp(self.states[level].to(x), x, to_positions(self.mask, x))
         if self.watch is not None:
@@ -231,14 +236,24 @@ class InvertedClipSampler(ClipSampler):
         )
         if settings.start_step:
             latent_image = start_at(made, trajectory, settings.start_step).to(latent_image)
+
+        def guide(step: int) -> None:
+            done = (settings.start_step + step) / len(made["noises"])
+            if settings.cfg_end < 1 and done >= settings.cfg_end:
+                model_wrap.set_cfg(1.0)  # the guider is this run's; without guidance the host skips the negative
+
+        guide(0)
         self.extra_options = {
             "on_eps": self.relating,
-            "on_state": Reached(settings.mask, states, self.watch),
+            "on_state": Reached(settings.mask, states, self.watch, guide),
             "eta": settings.eta,
             "generator": torch.Generator().manual_seed(settings.seed),
         }
         given = model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
-        sampled, texture = super().sample(*given), self.relating.texture
+        sampled = super().sample(*given)
+        if self.steps.stop == len(made["noises"]):
+            sampled = state_to_latent(sampled, sigmas[-1])
+        texture = self.relating.texture
         log.info("Texture against the source's: %.2f at the first step, %.2f at the last", texture[0], texture[-1])
         return sampled
 

@@ -126,7 +126,7 @@ def walk(
         states: of the inversion, x_0 + sigma * eps, shape (steps + 1, f, c, h, w).
         start: state that the way back begins with.
         noises: that each step of the inversion went along.
-        sigmas: noise levels, ascending from 0.
+        sigmas: noise levels, ascending, clean first.
         iterations: of power iteration.
         bar: shows the steps done.
     """

@@ -100,7 +100,9 @@ def test_what_nothing_is_drawn_for_is_measured_once(options) -> None:
     assert len(set(cases)) == len(cases)
 
 
-FIRST = {choice.name: choice.values[0] for choice in methods.CHOICES}
+FIRST = {
+    name: value for choice in methods.CHOICES for name, value in zip(choice.names, choice.values[0], strict=True)
+}
 UNSTEADY = methods.gamma_row("both", 0.5)  # in the stand-in table less steady than gamma 1
 
 
@@ -108,7 +110,7 @@ UNSTEADY = methods.gamma_row("both", 0.5)  # in the stand-in table less steady t
 def editing(tmp_path: Path) -> argparse.Namespace:
     """Options of the smallest measurement of edits: one clip, few steps."""
     return argparse.Namespace(
-        quick=True, clips_of_kind=1, kinds=("colour",), seeds=2, validation=1, steps=2, ddim_steps=2,
+        quick=True, clips_of_kind=1, kinds=("colour",), methods=(), seeds=2, validation=1, steps=2, ddim_steps=2,
         timed=1, state=tmp_path / "state", document=tmp_path / "benchmark.md", json=tmp_path / "edit.json",
     )  # fmt: skip
 
@@ -118,7 +120,9 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     for module in (edit, edit_cost):
         monkeypatch.setattr(module, "METHODS", {name: methods.METHODS[name] for name in names})
     brief: dict[str, str] = {}
-    monkeypatch.setattr(edit_document, "PUBLISHED", editing.document)
+    for module in (edit, edit_document):
+        monkeypatch.setattr(module, "PUBLISHED", editing.document)
+    monkeypatch.setattr(edit, "PUBLISHED_ROWS", editing.document.with_suffix(".jsonl"))
     for steps in ("DDIM_STEPS", "TUNING_STEPS", "COUNTED_TUNING_STEPS"):
         monkeypatch.setattr(edit_cost, steps, 1)
     monkeypatch.setattr(edit_document, "write_region", brief.__setitem__)
@@ -137,13 +141,15 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     assert by_name[methods.REFERENCE]["cost"] == 1 and by_name[methods.REFERENCE]["tuning_cost"] is None
     assert by_name[methods.EI2]["tuning_cost"] == pytest.approx(by_name[methods.MOTION]["tuning_cost"]), "tuned once"
     assert by_name[methods.EI2]["memory"] > by_name[methods.REFERENCE]["memory"] > 0, "tuning takes memory"
-    assert by_name[methods.MOTION]["value"] == FIRST["strength"]
+    moved = by_name[methods.MOTION]
+    assert (moved["passes"], moved["end"]) == (FIRST["passes"], FIRST["end"]) and moved["denoise"] == methods.MATCHED
     written = editing.document.read_text(encoding="utf-8")
     assert "- **(d) Undecided.** INR Smooth" in written and "| 1 do nothing | 0 |" in written
     assert "Nothing was chosen by measurement" in written
     for name in ("benchmark.png", "benchmark_colour.webp"):
         assert name in written and (editing.document.parent / name).stat().st_size > 1000
     monkeypatch.setattr(edit, "Bench", lambda *_: pytest.fail("what is done is not done again"))
+    (editing.state / "edit.jsonl").unlink()  # what is published serves as well
     edit.measure_edit(editing)
     assert editing.document.read_text(encoding="utf-8") == written
 
@@ -200,15 +206,14 @@ def test_hyper_parameters_are_chosen_on_validation_clips_alone(editing, monkeypa
             asked.append(case)
             assert task == draw_task(task.kind, 0, held_out=False) and not case.held_out
             obeyed = {2.0: 0.5, 0.2: 0.9}.get(case.value, 0.8) if case.method == methods.INR else 0.8
-            return {
-                "obeyed": obeyed - 0.02 * (case.value == 0.25),
-                "warp_error": case.value + case.rate + case.cfg + (case.method == UNSTEADY),
-            }
+            warp_error = case.value + case.rate + case.cfg + case.passes + case.end + (case.method == UNSTEADY)
+            figures = dict.fromkeys(edit_document.CURVE, 0.0)
+            return figures | {"obeyed": obeyed - 0.02 * (case.passes == 1), "warp_error": warp_error}
 
     chosen, measured = edit.choose(Table(), editing)
     assert chosen["cfg"] == 3 and chosen["rate"] == 1e-4, "as obedient, steadier"
     assert chosen["weight"] == 0.2, "the other obeys less"
-    assert chosen["strength"] == 0.25, "a little less obedient, steadier"
+    assert (chosen["passes"], chosen["end"]) == (1, 0.5), "a little less obedient, steadier"
     assert len(measured) == sum(len(choice.values) for choice in edit.CHOICES)
     assert {case.clip for case in asked} == {f"{kind}_0" for kind in KINDS}
     later = [case for case in asked if case.method == methods.INR]
@@ -218,7 +223,44 @@ def test_hyper_parameters_are_chosen_on_validation_clips_alone(editing, monkeypa
     assert {case.value for case in held_out if case.method == methods.INR} == {0.2}
     assert [chosen[f"gamma {way}"] for way in methods.WAYS] == [0.5, 0.5, 1.0], "each way its own"
     lines = edit_document.validation_lines(measured, chosen, 6)
-    assert "Chosen on 6 validation clips" in lines[0] and "| weight | EI² + INR | 0.2 | 0.900 |" in lines[2]
+    assert "Chosen on 6 validation clips" in lines[0] and "| weight 0.2 | EI² + INR | 0.9 ± " in lines[-1]
+
+
+def test_methods_that_nobody_asks_for_are_neither_tuned_nor_chosen_for(editing) -> None:
+    editing.quick, editing.methods, asked = False, [methods.FFAM, methods.DEFAULT], set()
+
+    class Table:
+        def get(self, case, task) -> dict:
+            asked.add(case.method)
+            return dict.fromkeys(edit_document.CURVE, 1.0)
+
+    chosen, _ = edit.choose(Table(), editing)
+    assert asked == {methods.DEFAULT} and chosen["rate"] == FIRST["rate"]
+    named = {case.method for case in edit.list_cases(editing, chosen)}
+    assert named == {methods.FFAM, methods.DEFAULT, methods.DO_NOTHING, methods.AS_DRAWN}
+    editing.methods = ["FFAN"]
+    with pytest.raises(ValueError, match="--methods FFAN: there are per frame, "):
+        edit.selected(editing)
+
+
+def test_ablations_are_measured_on_every_third_clip(editing) -> None:
+    editing.quick, editing.clips_of_kind, editing.seeds = False, 5, 1
+    cases = list(edit.list_cases(editing, FIRST))
+    clips = {name: [case.clip for case in cases if case.method == name] for name in (methods.LAYER_NORM, methods.EI2)}
+    assert clips[methods.LAYER_NORM] == ["colour_0", "colour_3"] and len(clips[methods.EI2]) == 5
+
+
+@pytest.mark.parametrize("name", [methods.FFAM, methods.GUIDED])
+def test_a_shared_inversion_gives_the_same_edit(name: str, editing) -> None:
+    task, bench = draw_task("colour", 0, held_out=False), edit.Bench(world.World())
+    case = edit.make_case(name, "colour", False, 0, editing, FIRST)
+    other = edit.make_case(methods.DEFAULT, "colour", False, 0, editing, FIRST)
+    with torch.inference_mode():
+        bench.turn_to(case, task)
+        alone = bench.edit(case)[0]
+        bench.edit(other, shares=True)
+        shared = bench.edit(case, shares=True)[0]
+    assert torch.equal(alone, shared)
 
 
 def test_every_claim_names_methods_and_figures_that_are_measured() -> None:
@@ -227,7 +269,7 @@ def test_every_claim_names_methods_and_figures_that_are_measured() -> None:
             for part in claim.parts:
                 assert {part.better, part.worse} <= set(methods.METHODS) and part.key in edit_document.COLUMNS
     assert set(edit_document.SHOWN) <= {methods.DO_NOTHING, methods.AS_DRAWN, *methods.METHODS}
-    assert {how.takes for how in methods.METHODS.values()} <= {"", *(choice.name for choice in methods.CHOICES)}
+    assert {how.takes for how in methods.METHODS.values()} <= {"", *FIRST}
     quick = {name for name, how in methods.METHODS.items() if how.quick}
     assert {part.better for claim in edit_document.claims(FIRST).values() for part in claim.parts} <= quick
 

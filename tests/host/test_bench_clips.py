@@ -32,7 +32,7 @@ def options(tmp_path: Path) -> argparse.Namespace:
     return argparse.Namespace(
         folder=tmp_path / "clips", checkpoint=Path(DEMO_MODEL), prompts=tmp_path / "prompts.json",
         methods=["FFAM", "EI² + INR"], frames=3, size=128, steps=2, learning_rate=1e-4, ddim_steps=2, clip_folder=None,
-        flow="DIS", lpips="", servers=[], ray=False, output=tmp_path / "videos", document=tmp_path / "clips.md",
+        flow="variational", lpips="", servers=[], ray=False, output=tmp_path / "videos", document=tmp_path / "clips.md",
         json=tmp_path / "clips.json", state=tmp_path / "state",
     )  # fmt: skip
 

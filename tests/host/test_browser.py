@@ -81,8 +81,8 @@ def test_a_missing_node_is_noticed(editor: Editor) -> None:
     editor.page.keyboard.press("Escape")
 
 
-def test_the_main_workflow_is_queued_by_a_click(editor: Editor) -> None:
-    editor.open_template(PACK, "demo_edit")
+def test_a_workflow_that_tunes_is_queued_by_a_click(editor: Editor) -> None:
+    editor.open_template(PACK, "demo_ei2")
     editor.complaints.clear()
     page = editor.page
     few = {"Tune": {"steps": 6}, "Preview": {"every": 2, "preview_steps": 2}}
@@ -113,7 +113,7 @@ def test_the_nodes_of_the_newer_kind_work_as_well(editor: Editor) -> None:
     editor.set("Comfy.VueNodes.Enabled", True)
     try:
         editor.complaints.clear()
-        editor.open_template(PACK, "demo_edit")
+        editor.open_template(PACK, "demo_ei2")
         tune = editor.page.locator("[data-node-id]").filter(has_text="learning_rate").first
         tune.wait_for()
         editor.show(editor.box("Invert"))

@@ -40,6 +40,7 @@ from .small import (
 )
 
 STEPS = 5
+PLAIN = InversionSettings(STEPS, 0.0, denoise=1.0)
 ALIGNED = (0, 1, -1, 2, 4, -1, 6)
 SHARES = [{0: 1.0}, {1: 0.5}, {1: 0.5}, {2: 1.0, 3: 1.0}, {4: 1.0}, {5: 1.0}, {6: 1.0}]  # words of 1, 2, 1 and 2, 1, 1
 REPLACEMENT = torch.tensor([[shares.get(i, 0.0) for shares in SHARES] for i in range(TOKENS)])
@@ -71,7 +72,7 @@ def latent():
 
 @pytest.fixture(scope="module")
 def inversion(model, latent):
-    return invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(STEPS, 0.0))
+    return invert_clip(model, SOURCE, SOURCE, latent, PLAIN)
 
 
 def controlled(model, inversion, settings: ControlSettings, prompts: Prompts = PROMPTS):
@@ -148,7 +149,7 @@ class SideBySide:
                 without = apply(x, levels[:FRAMES], c_crossattn=empty, transformer_options=free)
                 denoised = without + cfg * (denoised - without)
             x = x + (sigma_next - sigma) * (x - denoised) / sigma
-        return x / 0.18215
+        return x / (1 + self.sigmas[-1] ** 2).sqrt() / 0.18215
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ class SideBySide:
 @pytest.mark.parametrize(("preset", "cfg"), [(EI2, 1.0), (EI2, 3.0), (PER_FRAME, 3.0)])
 def test_it_is_prompt_to_prompt(base, latent, settings, prompts, preset, cfg) -> None:
     model = attach(inflate(base), *method(preset, 2))
-    inversion = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(STEPS, 0.0))
+    inversion = invert_clip(model, SOURCE, SOURCE, latent, PLAIN)
     ours = sample(controlled(model, inversion, settings, prompts), inversion, cfg).cpu()
     expected = SideBySide(model, inversion, settings, prompts).walk(cfg)
     free = sample(model, inversion, cfg).cpu()
@@ -184,7 +185,7 @@ def test_without_a_part_of_the_steps_it_changes_nothing(model, inversion, settin
 @pytest.mark.parametrize("cross", ["refine", "replace"])
 def test_an_unchanged_prompt_gives_the_source_back(model, latent, cross) -> None:
     """With the steps of the inversion refined to their fixed point, sampling comes back along the same states."""
-    inversion = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(8, 0.0, refinements=10))
+    inversion = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(8, 0.0, denoise=1.0, refinements=10))
     same = replace(PROMPTS, alignment=tuple(range(TOKENS)), replacement=torch.eye(TOKENS))
     model = controlled(model, inversion, ControlSettings(cross, 1.0, "replace", 1.0), same)
     back = sample(model, inversion, 1.0, SOURCE).cpu()
@@ -340,7 +341,7 @@ def test_the_input_model_is_never_altered_and_nothing_stays(model, inversion) ->
 
 @pytest.mark.parametrize("where", ["GPU", "CPU", "disk"])
 def test_what_is_kept_of_the_source_serves_the_next_edit(model, latent, where) -> None:
-    inversion = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(STEPS, 0.0))
+    inversion = invert_clip(model, SOURCE, SOURCE, latent, PLAIN)
     settings = ControlSettings("refine", 0.8, "fusion", 0.6, local_blend=True, threshold=0.6)
     expected = sample(controlled(model, inversion, settings), inversion)
     keeping = replace(settings, store=where, store_gb=1.0)
@@ -357,7 +358,7 @@ def test_what_is_kept_of_the_source_serves_the_next_edit(model, latent, where) -
 
 
 def test_what_does_not_fit_the_budget_is_computed_again(model, latent) -> None:
-    inversion = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(STEPS, 0.0))
+    inversion = invert_clip(model, SOURCE, SOURCE, latent, PLAIN)
     settings = ControlSettings("refine", 1.0, "replace", 1.0, store="CPU", store_gb=1.0)
     expected = sample(controlled(model, inversion, settings), inversion)
     (_, store) = control_store.STORES[inversion[INVERSION]["noises"]]
@@ -372,7 +373,7 @@ def test_what_does_not_fit_the_budget_is_computed_again(model, latent) -> None:
 
 
 def test_nothing_stale_is_taken_of_the_source(model, latent) -> None:
-    inversion = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(STEPS, 0.0))
+    inversion = invert_clip(model, SOURCE, SOURCE, latent, PLAIN)
     settings = ControlSettings("refine", 1.0, "replace", 1.0, store="CPU", store_gb=1.0)
     sample(controlled(model, inversion, settings), inversion)
     key = next(key for key in model.model.state_dict() if key.endswith("attn1.to_q.weight"))
@@ -392,7 +393,7 @@ def test_nothing_stale_is_taken_of_the_source(model, latent) -> None:
 
 
 def test_what_is_kept_goes_with_the_inversion(model, latent, caplog) -> None:
-    inversion = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(STEPS, 0.0))
+    inversion = invert_clip(model, SOURCE, SOURCE, latent, PLAIN)
     clone = controlled(model, inversion, ControlSettings(store="disk"))
     with caplog.at_level("INFO"):
         sample(clone, inversion)
@@ -437,7 +438,7 @@ def test_the_order_of_control_and_frame_attention_does_not_matter(base, latent) 
     plain, settings = inflate(base), ControlSettings()
     ffam = method(EI2, 2)
     model = attach(plain, *ffam)
-    inversion = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(STEPS, 0.0))
+    inversion = invert_clip(model, SOURCE, SOURCE, latent, PLAIN)
     after = attach(controlled(plain, inversion, settings), *ffam)
     assert torch.equal(sample(after, inversion), sample(controlled(model, inversion, settings), inversion))
 
@@ -460,10 +461,10 @@ def test_what_it_does_not_know_is_refused(model, inversion, latent) -> None:
     with pytest.raises(ValueError, match="unknown control"):
         ControlSettings("all")
     own = controlled(model, inversion, ControlSettings())
-    other = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(STEPS + 1, 0.0))
+    other = invert_clip(model, SOURCE, SOURCE, latent, replace(PLAIN, steps=STEPS + 1))
     with pytest.raises(ValueError, match="Smooth Sample from the inversion"):
         sample(own, other)
-    short = invert_clip(model, SOURCE, SOURCE, clip_latent(FRAMES - 1), InversionSettings(STEPS, 0.0))
+    short = invert_clip(model, SOURCE, SOURCE, clip_latent(FRAMES - 1), PLAIN)
     with pytest.raises(ValueError, match="source of shape .5, 4, 12, 8. and the clip that is sampled has .4, 4, 12, 8"):
         sample(own, short)
     longer = [[torch.cat([EDIT[0][0], prompt(9)[0][0]], dim=1), {}]]
@@ -523,7 +524,7 @@ def test_the_node_attaches_what_it_says(demo) -> None:
 
 
 def test_a_kept_step_whose_file_is_gone_is_computed_again(model, latent, caplog) -> None:
-    inversion = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(STEPS, 0.0))
+    inversion = invert_clip(model, SOURCE, SOURCE, latent, PLAIN)
     clone = controlled(model, inversion, ControlSettings(store="disk", store_gb=1.0))
     expected = sample(clone, inversion)
     _, store = control_store.STORES[inversion[INVERSION]["noises"]]

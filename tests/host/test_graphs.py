@@ -52,8 +52,8 @@ def demo_clip(host: Host) -> Path:
 
 @pytest.fixture(scope="module")
 def tuned(host: Host, demo_clip: Path):
-    """The main workflow, run; it saves the tune that another workflow loads."""
-    prompt = load_workflow(host, "demo_edit")
+    """EI²'s workflow, run; it saves the tune that another workflow loads."""
+    prompt = load_workflow(host, "demo_ei2")
     return prompt, host.run(prompt, patience=PATIENCE)
 
 
@@ -75,7 +75,40 @@ def real_clip(host: Host, test_data: Path):
     return read_clip(host.base / "input" / "clip.mp4")[0]
 
 
-def test_the_main_workflow_runs(host: Host, tuned, demo_clip: Path) -> None:
+@pytest.fixture(scope="module")
+def edited(host: Host, demo_clip: Path):
+    """The main workflow, run."""
+    prompt = load_workflow(host, "demo_edit")
+    return prompt, host.run(prompt, patience=PATIENCE)
+
+
+def test_the_main_workflow_runs(host: Host, edited, demo_clip: Path) -> None:
+    prompt, run = edited
+    source, rate = read_clip(demo_clip)
+    for title in ("Save edit", "Save reconstruction", "Save autoencoder round trip"):
+        (file,) = host.files(run, find_node(prompt, title))
+        frames, saved_rate = read_clip(file)
+        assert frames.shape == source.shape and saved_rate == rate
+    inversion = json.loads(run.text(find_node(prompt, "Inversion report")))
+    assert inversion["steps"] == 3 and inversion["frames"] == len(source)
+    assert inversion["denoise"] < 1 and "16 x 16" in inversion["starts_there_because"]
+
+
+WHAT_A_PROMPT_RUNS = {"Edited prompt", "Edit", "Decode edit", "Video of edit", "Save edit"}
+
+
+@pytest.mark.parametrize("ran", ["edited", "tuned"])
+def test_another_edited_prompt_runs_the_sampling_alone(host: Host, request, ran: str) -> None:
+    prompt, first = request.getfixturevalue(ran)
+    titles = {key: node["_meta"]["title"] for key, node in prompt.items()}
+    assert {"Invert", "Edit"} <= {titles[node] for node in first.seconds}
+    host.run(prompt, patience=PATIENCE)  # the cache holds one graph
+    changed = set_values(prompt, {("Edited prompt", "text"): f"a green star, {ran}"})
+    again = host.run(changed, patience=PATIENCE)
+    assert {titles[node] for node in again.seconds} == WHAT_A_PROMPT_RUNS
+
+
+def test_ei2s_workflow_runs(host: Host, tuned, demo_clip: Path) -> None:
     prompt, run = tuned
     source, rate = read_clip(demo_clip)
     for title in ("Save edit", "Save reconstruction", "Save autoencoder round trip"):
@@ -112,7 +145,7 @@ def test_a_damaged_tune_is_refused_in_words(host: Host, tuned) -> None:
 
 
 def test_a_tune_cannot_be_saved_elsewhere(host: Host, demo_clip: Path) -> None:
-    prompt = load_workflow(host, "demo_edit", **{"Tune.steps": 1, "Save tune.filename_prefix": "../../outside"})
+    prompt = load_workflow(host, "demo_ei2", **{"Tune.steps": 1, "Save tune.filename_prefix": "../../outside"})
     keep = {find_node(prompt, title) for title in ("Invert", "Edit", "Reconstruction")}
     with pytest.raises(GraphError, match="leads outside"):
         host.run({key: node for key, node in prompt.items() if key not in keep and "Save" not in node["_meta"]["title"]
@@ -123,7 +156,7 @@ def test_a_tune_cannot_be_saved_elsewhere(host: Host, demo_clip: Path) -> None:
 @pytest.fixture(scope="module")
 def unfinished(host: Host, demo_clip: Path) -> Path:
     """A tuning that was interrupted, and what it left."""
-    prompt = load_workflow(host, "demo_edit", **{"Tune.steps": 5000, "Tune.seed": 1})
+    prompt = load_workflow(host, "demo_ei2", **{"Tune.steps": 5000, "Tune.seed": 1})
     node = find_node(prompt, "Tune")
 
     def interrupt(progress) -> None:
@@ -136,7 +169,7 @@ def unfinished(host: Host, demo_clip: Path) -> Path:
 
 
 def test_after_an_interrupt_the_next_run_is_well(host: Host, unfinished: Path) -> None:
-    prompt = load_workflow(host, "demo_edit", **{"Tune.steps": 2, "Tune.seed": 1, "Tune.snapshots": ""})
+    prompt = load_workflow(host, "demo_ei2", **{"Tune.steps": 2, "Tune.seed": 1, "Tune.snapshots": ""})
     assert len(json.loads(host.run(prompt, patience=PATIENCE).text(find_node(prompt, "Tune report")))["loss"]) == 2
 
 
@@ -278,7 +311,7 @@ def test_an_edit_gets_its_scorecard(host: Host, tuned, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_scorecard")
     run = host.run(prompt, patience=PATIENCE)
     report = run.text(find_node(prompt, "Findings"))
-    assert "| edit |" in report and "| do nothing |" in report and "OpenCV's DIS optical flow" in report
+    assert "| edit |" in report and "| do nothing |" in report and "variational optical flow" in report
     assert "Left out: CLIP-T, no CLIP model is connected or chosen" in report
     assert host.files(run, find_node(prompt, "Plot"))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import comfy.lora
+import comfy.sample
 import comfy.samplers
 import comfy.sd
 import comfy.utils
@@ -25,6 +26,7 @@ from comfy_extras.nodes_custom_sampler import DisableNoise, SamplerCustomAdvance
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from torch import Tensor
 
+from consistent_video.modules.ddim import latent_to_state
 from consistent_video.modules.host import identity, inversion_cache, run
 from consistent_video.modules.host.apply import apply_tune
 from consistent_video.modules.host.demo import WEIGHTS
@@ -35,6 +37,7 @@ from consistent_video.modules.host.inversion import (
     InversionSettings,
     Noise,
     Start,
+    describe,
     inversion_of,
     invert_clip,
     start_at,
@@ -99,7 +102,8 @@ def any_model(request, model, tune) -> ModelPatcher:
 
 
 def invert(model, latent, gamma: float = 0.0, direction: str = "both", positive=SOURCE, negative=EMPTY, **settings):
-    given = InversionSettings(settings.pop("steps", STEPS), gamma, direction, **settings)
+    """Invert over all noise levels: this small clip's own part of them leaves an edit little room."""
+    given = InversionSettings(gamma=gamma, direction=direction, **{"steps": STEPS, "denoise": 1.0, **settings})
     return invert_clip(model, positive, negative, latent, given)
 
 
@@ -155,12 +159,61 @@ def test_a_clip_of_one_frame_has_no_neighbours(latent) -> None:
 def test_every_start_noise_and_reading_is_another_inversion(model, latent, plain) -> None:
     ways = itertools.product(STARTS, NOISES, READINGS)
     found = [
-        invert(model, latent, 0.3, start=start, noise=noise, reading=reading)["samples"]
+        invert(model, latent, 0.45, start=start, noise=noise, reading=reading)["samples"]
         for start, noise, reading in ways
     ]
     assert all(samples.isfinite().all() for samples in found)
     for one, other in itertools.combinations([plain["samples"], *found], 2):
         assert away(one, other) > 0.01
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_the_default_start_is_continuous_in_gamma(model, latent, plain, noise: Noise) -> None:
+    """With the default reading of (26); a sum of the neighbours' noises goes to none."""
+
+    def started(gamma: float, **settings: Any) -> float:
+        return away(invert(model, latent, gamma, noise=noise, **settings)["samples"], plain["samples"])
+
+    assert 0 < started(1e-6) < 1e-5 < 1e-2 < started(0.5)
+    assert started(1e-6, start="clean latent") == pytest.approx(started(1e-5, start="clean latent"), rel=1e-3)
+    assert started(1e-6, start="clean latent") > 0.01
+
+
+def test_the_default_part_of_the_noise_levels_matches_the_size_and_the_report_says_so(model, latent) -> None:
+    table, shape = model.model.model_sampling.sigmas.cpu(), latent["samples"].shape[-2:]
+    assert shape == (HEIGHT, WIDTH) and HEIGHT != WIDTH
+    wanted = table[-1].item() * (HEIGHT * WIDTH) ** 0.5 / 64
+    span = 1 + int((table < wanted).sum())  # timesteps up to the first that is no lower
+    for steps, near in ((STEPS, 0.4), (99, 0.02)):
+        settings = InversionSettings(steps, 0.0)
+        inversion = invert_clip(model, SOURCE, EMPTY, latent, settings)
+        sigma, told = inversion[INVERSION]["sigmas"][0].item(), describe(settings, inversion)
+        assert sigma == table[(steps - 1) * span // steps + 1] and (1 - near) * wanted < sigma <= wanted
+        assert inversion[INVERSION]["made"]["denoise"] == told["denoise"] == pytest.approx(span / len(table))
+        assert told["sigma_start"] == pytest.approx(sigma, abs=1e-4)
+        assert f"denoise auto is {span / len(table):g} at 6 x 8 latent positions" in told["starts_there_because"]
+
+
+def test_the_report_tells_a_denoise_that_was_set_from_one_of_a_large_latent(model, latent) -> None:
+    chosen = InversionSettings(2, 0.0, denoise=0.3)
+    told = describe(chosen, invert_clip(model, SOURCE, EMPTY, latent, chosen))
+    assert (told["denoise"], told["starts_there_because"]) == (0.3, "denoise is 0.3")
+    auto, large = InversionSettings(1, 0.0), {"samples": clip_latent(2)["samples"].repeat(1, 1, 6, 8)[..., :72, :64]}
+    told = describe(auto, invert_clip(model, SOURCE, EMPTY, large, auto))
+    assert told["denoise"] == 1 and "is 1 at 64 x 72 latent positions" in told["starts_there_because"]
+
+
+def test_a_smaller_denoise_starts_lower_and_reconstructs_in_as_many_steps(any_model, latent) -> None:
+    levels = []
+    for denoise in (1.0, 0.6, 0.3):
+        inversion = invert(any_model, latent, denoise=denoise, refinements=4)
+        levels.append(inversion[INVERSION]["sigmas"])
+        assert len(inversion[INVERSION]["noises"]) == STEPS
+        assert away(inversion["samples"], latent["samples"]) > 0.05
+        assert away(edit(any_model, inversion, 1.0, SOURCE), latent["samples"]) < 2e-3
+    assert [len(sigmas) for sigmas in levels] == [STEPS + 1] * 3
+    assert levels[0][0] > 2 * levels[1][0] > 4 * levels[2][0]
+    assert levels[0][-1] == levels[1][-1] == levels[2][-1]
 
 
 def relate_by_hand(removed: Tensor, added: Tensor, gamma: float, neighbours: tuple[int, ...]) -> Tensor:
@@ -180,10 +233,11 @@ def test_at_every_step_the_relation_is_that_of_the_noise_implied_there(
     clean, noises = FACTOR * latent["samples"], list[Tensor]()
 
     def walk(denoise, x, sigmas, extra_args=None, **_) -> Tensor:
-        for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        x = x * (1 + sigmas[0] ** 2) ** 0.5
+        for step, (sigma, after) in enumerate(itertools.pairwise(sigmas)):
             seen = x * ((1 + after**2) / (1 + sigma**2)) ** 0.5
             eps = (seen - denoise(seen, after.expand(len(x)), **extra_args)) / after
-            if sigma > 0:
+            if step > 0:
                 eps = relate_by_hand(eps, (x - clean.to(x)) / sigma, 0.4, neighbours)
             noises.append(eps.cpu())
             x = x + (after - sigma) * eps
@@ -208,10 +262,16 @@ def test_fresh_noise_is_that_of_the_seed(model, latent, start: Start) -> None:
 
 
 @pytest.mark.parametrize("reading", READINGS)
-def test_with_fresh_noise_each_frame_keeps_its_standard_deviation(model, latent, plain, reading: Reading) -> None:
-    started = invert(model, latent, 0.8, noise="Gaussian", reading=reading)["samples"]
-    noise = FACTOR * (started - latent["samples"]) / plain[INVERSION]["sigmas"][0]
-    predicted = plain[INVERSION]["noises"][0].float()
+@pytest.mark.parametrize("start", ["inverted latent", "clean latent"])
+def test_with_fresh_noise_each_frame_keeps_its_standard_deviation(
+    model, latent, plain, start: Start, reading: Reading
+) -> None:
+    started = invert(model, latent, 0.8, noise="Gaussian", start=start, reading=reading)["samples"]
+    sigma, predicted = plain[INVERSION]["sigmas"][0], plain[INVERSION]["noises"][0].float()
+    if start == "clean latent":
+        noise = FACTOR * (started - latent["samples"]) / sigma
+    else:
+        noise = FACTOR * (started - plain["samples"]) / sigma + predicted
     torch.testing.assert_close(noise.std(dim=(1, 2, 3)), predicted.std(dim=(1, 2, 3)), rtol=1e-3, atol=0)
     assert away(noise, predicted) > 0.1
 
@@ -230,7 +290,7 @@ def test_guidance_of_the_inversion_needs_a_negative_and_counts(model, latent, pl
     assert away(guided["samples"], plain["samples"]) > 0.01
     alike = invert(model, latent, cfg=3.0, negative=SOURCE)
     assert away(alike["samples"], plain["samples"]) < 1e-4
-    widgets = {"steps": STEPS, "gamma": 0.0, "direction": "both", "label": "next", "cfg": 3.0}
+    widgets = {"steps": STEPS, "denoise": 1.0, "gamma": 0.0, "direction": "both", "label": "next", "cfg": 3.0}
     with pytest.raises(ValueError, match=r"cfg 3 of the inversion needs a negative\. Connect one, or set cfg to 1"):
         INRBidirectionalDDIMInversion.execute(model, SOURCE, latent, **widgets)
     inversion, sigmas, report = INRBidirectionalDDIMInversion.execute(model, SOURCE, latent, EMPTY, **widgets).args
@@ -238,14 +298,19 @@ def test_guidance_of_the_inversion_needs_a_negative_and_counts(model, latent, pl
     assert json.loads(report).items() >= {"cfg": 3.0, "steps": STEPS, "frames": FRAMES, "was_kept": False}.items()
 
 
-@pytest.mark.parametrize("how", [{}, {"refinements": 2}, {"gamma": 0.4, "start": "every step"}, {"cfg": 3.0}])
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"refinements": 2}, {"gamma": 0.4, "start": "every step"}, {"cfg": 3.0}, {"set_alpha_to_one": True}],
+)
 def test_the_noises_kept_lead_from_the_clip_to_the_inverted_one(any_model, latent, how: dict) -> None:
     inversion = invert(any_model, latent, **how)
     states = trajectory(any_model, inversion)
     assert states.shape == (STEPS + 1, FRAMES, 4, HEIGHT, WIDTH)
     assert inversion[INVERSION]["noises"].shape == states[1:].shape
     assert inversion[INVERSION]["noises"].dtype == torch.float16
-    assert torch.equal(states[-1], FACTOR * latent["samples"])
+    clean = FACTOR * latent["samples"]
+    assert torch.equal(states[-1], latent_to_state(clean, inversion[INVERSION]["sigmas"][-1]))
+    assert torch.equal(states[-1], clean) == ("set_alpha_to_one" in how)
     assert away(states[0], FACTOR * inversion["samples"]) < 1e-3
 
 
@@ -440,20 +505,21 @@ def test_a_later_start_keeps_more_of_the_clip(model, latent, plain, edited) -> N
 
 
 @pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("step", [0, 2])
-def test_a_later_start_has_the_noise_relation_too(model, latent, noise: Noise, step: int) -> None:
-    settings = InversionSettings(STEPS, gamma=0.7, direction="backward", noise=noise, seed=5)
-    inversion = invert_clip(model, SOURCE, EMPTY, latent, settings)
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("start", ["inverted latent", "clean latent"])
+def test_a_later_start_has_the_noise_relation_too(model, latent, start: Start, noise: Noise, step: int) -> None:
+    inversion = invert(model, latent, 0.8, "backward", start=start, noise=noise, seed=5)
     made, states = inversion[INVERSION], trajectory(model, inversion)
-    sigma, clean, eps = made["sigmas"][step], states[-1], made["noises"][step].float()
+    sigma, clean, eps = made["sigmas"][step], FACTOR * latent["samples"], made["noises"][step].float()
     fresh = torch.randn(clean.shape, generator=torch.Generator().manual_seed(5))
     added = fresh if noise == "Gaussian" else (states[step] - clean) / sigma
     blended = eps.clone()
     for n in range(FRAMES - 1):
-        blended[n] = 0.3 * eps[n] + 0.7 * (eps[n + 1] + added[n] - added[n + 1])
+        blended[n] = 0.2 * eps[n] + 0.8 * (eps[n + 1] + added[n] - added[n + 1])
     if noise == "Gaussian":
         blended = torch.stack([mine * its.std() / mine.std() for mine, its in zip(blended, eps, strict=True)])
-    assert away(start_at(made, states, step), clean + sigma * blended) < 5e-4
+    expected = clean + sigma * blended if start == "clean latent" else states[step] + sigma * (blended - eps)
+    assert away(start_at(made, states, step), expected) < 1e-4
     assert away(start_at(made, states, step), states[step]) > 5e-3
 
 
@@ -496,6 +562,40 @@ def test_the_contrast_of_guidance_is_taken_back_as_the_host_does(model, plain, e
     assert away(rescaled, edited) > 0.01 and torch.equal(edit(model, plain), edited)
 
 
+def walk(model, inversion, **how: Any) -> list[Tensor]:
+    """The states that sampling goes through."""
+    states: list[Tensor] = []
+    edit(model, inversion, watch=lambda level, x: states.append(x), **how)
+    return states
+
+
+def test_guidance_ends_where_it_is_told_to(model, plain) -> None:
+    guided, ended = walk(model, plain), walk(model, plain, cfg_end=0.4)
+    assert [torch.equal(one, other) for one, other in zip(guided, ended, strict=True)] == [True, True, *[False] * 3]
+    x, euler = model.model.process_latent_out(guided[1]), comfy.samplers.sampler_object("euler")
+    left = plain[INVERSION]["sigmas"][2:]
+    given = torch.zeros_like(x), 1.0, euler, left, EDIT, EMPTY, x
+    rest = comfy.sample.sample_custom(model, *given, disable_pbar=True)
+    assert away(ended[-1], model.model.process_latent_in(rest)) < 1e-5
+
+
+@pytest.mark.parametrize("cfg_end", [0.0, 1.0])
+def test_guidance_may_be_off_or_on_throughout(model, plain, edited, cfg_end: float) -> None:
+    assert torch.equal(edit(model, plain, cfg_end=cfg_end), edited if cfg_end else edit(model, plain, cfg=1.0))
+
+
+def test_without_guidance_the_negative_is_not_computed(model, plain) -> None:
+    rows, seen = list[int](), model.clone()
+
+    def count(call, given: dict) -> Tensor:
+        rows.append(len(given["input"]))
+        return call(given["input"], given["timestep"], **given["c"])
+
+    seen.set_model_unet_function_wrapper(count)
+    walk(seen, plain, cfg_end=0.4)
+    assert rows == [2 * FRAMES] * 2 + [FRAMES] * 3
+
+
 def test_each_frame_follows_its_own_prompt(latent) -> None:
     alone = inflate(random_model())
     inversion = invert(alone, latent)
@@ -520,34 +620,40 @@ def test_controlnet_and_relation_go_together(model, plain) -> None:
     assert steered(1.0).isfinite().all() and away(steered(1.0), without) > 0.01
 
 
-def test_the_preview_plays_the_clip(model, plain, monkeypatch) -> None:
+@pytest.mark.parametrize("to_one", [False, True])
+def test_the_preview_plays_the_clip(model, latent, monkeypatch, to_one: bool) -> None:
+    inversion = invert(model, latent, set_alpha_to_one=to_one)
     seen: list[tuple] = []
     monkeypatch.setattr(
         run.latent_preview, "prepare_callback", lambda *_: lambda step, x_0, x, total: seen.append((step, x_0, total))
     )
     states: dict[int, Tensor] = {}
-    edit(model, plain, watch=states.__setitem__)
+    edit(model, inversion, watch=states.__setitem__)
     assert [(step, total) for step, _, total in seen] == [(step, STEPS) for step in range(STEPS)]
-    last = seen[-1][1].cpu()  # the last step predicts what the clip becomes; the host keeps it
-    assert away(last, states[STEPS]) < 1e-5
+    last = seen[-1][1].cpu()  # the last step predicts the clip without noise; the host keeps it
+    sigma, sigma_end = inversion[INVERSION]["sigmas"][-2:]
+    assert away(last + sigma_end * (states[STEPS - 1].cpu() - last) / sigma, states[STEPS]) < 1e-5
+    assert (away(last, states[STEPS]) < 1e-5) == to_one
     ended = states[STEPS]
     for step, x_0, _ in seen[:-1]:
         near = [away(x_0[0].cpu(), frame) for frame in ended]
         assert near.index(min(near)) == step % FRAMES
 
 
-def test_the_hosts_sampler_node_previews_the_clip_too(model, plain, monkeypatch) -> None:
+@pytest.mark.parametrize("to_one", [False, True])
+def test_the_hosts_sampler_node_previews_the_clip_too(model, latent, monkeypatch, to_one: bool) -> None:
+    inversion = invert(model, latent, set_alpha_to_one=to_one)
     seen: list[Tensor] = []
     monkeypatch.setattr(latent_preview, "get_previewer", lambda *_: Watcher(seen))
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(EDIT, EMPTY)
     guider.set_cfg(4.0)
-    sampler, sigmas = SmoothSampler.execute(plain).args
+    sampler, sigmas = SmoothSampler.execute(inversion).args
     (noise,) = DisableNoise.execute().args
     out, denoised = (
-        given["samples"] for given in SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, plain).args
+        given["samples"] for given in SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, inversion).args
     )
-    assert away(denoised, out) < 1e-5
+    assert (away(denoised, out) < 1e-5) == to_one, "only at noise level 0 is the clip the last prediction"
     near = [[away(x_0[0].cpu(), FACTOR * frame) for frame in out.cpu()] for x_0 in seen[:-1]]
     assert [frames.index(min(frames)) for frames in near] == [step % FRAMES for step in range(STEPS - 1)]
 

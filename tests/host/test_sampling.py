@@ -47,22 +47,23 @@ def latent():
     return clip_latent()
 
 
-def invert(model, latent, steps: int, gamma: float, direction: str, **settings) -> dict:
-    return invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(steps, gamma, direction, **settings))
+def invert(model, latent, steps: int, gamma: float, direction: str, denoise: float = 1.0, **settings) -> dict:
+    given = InversionSettings(steps, gamma, direction, denoise=denoise, **settings)
+    return invert_clip(model, SOURCE, SOURCE, latent, given)
 
 
 def sample(model, positive, negative, inversion, cfg: float, **settings) -> dict:
     return sample_clip(model, positive, negative, inversion, SampleSettings(cfg, **settings))[0]
 
 
-def plain(model, latent, steps: int = STEPS):
-    return invert(model, latent, steps, 0.0, "none")
+def plain(model, latent, steps: int = STEPS, **settings):
+    return invert(model, latent, steps, 0.0, "none", **settings)
 
 
-def schedule(kind, prediction: str):
+def schedule(kind, prediction: str, to_one: bool):
     scheduler = kind(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False,
-        set_alpha_to_one=True, timestep_spacing="leading", prediction_type=prediction,
+        set_alpha_to_one=to_one, timestep_spacing="leading", prediction_type=prediction,
     )  # fmt: skip
     scheduler.set_timesteps(STEPS)
     return scheduler
@@ -70,14 +71,21 @@ def schedule(kind, prediction: str):
 
 @torch.no_grad()
 def diffusers_walk(
-    model, kind, prediction: str, x: torch.Tensor, positive: list, cfg: float = 1.0, windows: dict | None = None
+    model,
+    kind,
+    prediction: str,
+    x: torch.Tensor,
+    positive: list,
+    cfg: float = 1.0,
+    windows: dict | None = None,
+    to_one: bool = False,
 ) -> torch.Tensor:
     """Walk with a scheduler of diffusers, calling the host's UNet directly; variance-preserving model latents.
 
     `windows` maps the frames that the UNet sees at a time to their weights in the mean of what it says of a frame.
     """
     windows = windows or {tuple(range(len(x))): (1.0,) * len(x)}
-    scheduler = schedule(kind, prediction)
+    scheduler = schedule(kind, prediction, to_one)
     unet, options = model.model.diffusion_model, model.model_options["transformer_options"]
     text = [prompt[0][0].expand(len(x), -1, -1).to(x) for prompt in (positive, EMPTY)]
     for t in scheduler.timesteps:
@@ -98,17 +106,22 @@ def diffusers_walk(
 
 
 @pytest.mark.parametrize(("kind", "prediction"), [(Small, "epsilon"), (SmallV, "v_prediction")])
-def test_inversion_and_sampling_agree_with_diffusers(latent, kind, prediction) -> None:
+@pytest.mark.parametrize("to_one", [False, True])
+def test_inversion_and_sampling_agree_with_diffusers(latent, kind, prediction, to_one) -> None:
     model = clip_model(kind)
-    inversion = plain(model, latent)
+    inversion = plain(model, latent, **({"set_alpha_to_one": True} if to_one else {}))
     sigma = inversion[INVERSION]["sigmas"][0]
     x = (0.18215 * latent["samples"]).to(model.load_device)
-    expected = diffusers_walk(model, DDIMInverseScheduler, prediction, x, SOURCE)
-    ours = (0.18215 * inversion["samples"] / (1 + sigma**2).sqrt()).to(expected)
-    assert (ours - expected).norm() / expected.norm() < 1e-4
-    sampled = sample(model, EDIT, EMPTY, inversion, 4.0)["samples"]
-    expected = diffusers_walk(model, DDIMScheduler, prediction, expected, EDIT, 4.0).cpu() / 0.18215
-    assert (sampled.cpu() - expected).norm() / expected.norm() < 1e-4
+    noisy = diffusers_walk(model, DDIMInverseScheduler, prediction, x, SOURCE, to_one=to_one)
+    ours = (0.18215 * inversion["samples"] / (1 + sigma**2).sqrt()).to(noisy)
+    assert (ours - noisy).norm() / noisy.norm() < 1e-4
+    sampled = sample(model, EDIT, EMPTY, inversion, 4.0)["samples"].cpu()
+    expected, other = (
+        diffusers_walk(model, DDIMScheduler, prediction, noisy, EDIT, 4.0, to_one=ends_at_0).cpu() / 0.18215
+        for ends_at_0 in (to_one, not to_one)
+    )
+    assert (sampled - expected).norm() / expected.norm() < 1e-4
+    assert (sampled - other).norm() / other.norm() > 5e-4, "the last level does not matter here"
 
 
 def in_windows(model, length: int):
@@ -174,7 +187,7 @@ def inverted(model, latent):
 def last_prediction(model, latent, inverted) -> torch.Tensor:
     """The noise that the UNet predicts at the last inversion step, found from a walk of the papers' form."""
     sigmas = inverted[INVERSION]["sigmas"]
-    walk = [x_0_model(latent)]
+    walk: list[torch.Tensor] = []
     sampler = comfy.samplers.KSAMPLER(lambda m, x, s, extra_args=None, **_: walk_inversion(m, x, s, extra_args, walk))
     run_sampler(model, latent["samples"], sampler, sigmas.flip(0), 1.0, SOURCE, SOURCE)
     return (walk[-1] - walk[-2]) / (sigmas[0] - sigmas[1])
@@ -186,8 +199,8 @@ def x_0_model(latent) -> torch.Tensor:
 
 def walk_inversion(denoise, x, sigmas, extra_args, walk: list) -> torch.Tensor:
     """Invert step by step in the papers' variance-preserving latents, keeping every state in k-diffusion's form."""
+    x_vp = x  # the clean latent is taken for one, at whichever level the walk ends
     for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
-        x_vp = x / (1 + sigma**2).sqrt()
         seen = x_vp * (1 + after**2).sqrt()
         eps = (seen - denoise(seen, after.expand(len(x)), **extra_args)) / after
         alpha, alpha_after = 1 / (1 + sigma**2), 1 / (1 + after**2)
@@ -200,7 +213,11 @@ def walk_inversion(denoise, x, sigmas, extra_args, walk: list) -> torch.Tensor:
 
 @pytest.mark.parametrize("direction", ["both", "forward", "backward"])
 @pytest.mark.parametrize("gamma", [0.3, 1.0])
-def test_the_start_is_that_of_equations_24_to_26(model, latent, inverted, last_prediction, direction, gamma) -> None:
+@pytest.mark.parametrize("start", ["inverted latent", "clean latent"])
+def test_the_start_is_that_of_equations_24_to_26(
+    model, latent, inverted, last_prediction, start, direction, gamma
+) -> None:
+    """Their smoothed noise either takes the place of the predicted one or is added to the clean latent."""
     sigma = inverted[INVERSION]["sigmas"][0]
     x_0, eps_inv = x_0_model(latent), last_prediction
     eps = (0.18215 * inverted["samples"].cpu() - x_0) / sigma
@@ -210,9 +227,14 @@ def test_the_start_is_that_of_equations_24_to_26(model, latent, inverted, last_p
         neighbours += [n - 1] if direction in ("both", "forward") and n > 0 else []
         predicted = [eps_inv[m] + eps[n] - eps[m] for m in neighbours] or [eps_inv[n]]
         expected.append((1 - gamma) * eps_inv[n] + gamma * sum(predicted) / len(predicted))
-    start = x_0 + sigma * torch.stack(expected)
-    found = invert(model, latent, STEPS, gamma, direction)["samples"].cpu()
-    assert (0.18215 * found - start).norm() / start.norm() < 1e-4
+    smoothed = torch.stack(expected)
+    starts = {
+        "inverted latent": 0.18215 * inverted["samples"].cpu() + sigma * (smoothed - eps_inv),
+        "clean latent": x_0 + sigma * smoothed,
+    }
+    found = 0.18215 * invert(model, latent, STEPS, gamma, direction, start=start)["samples"].cpu()
+    assert (found - starts.pop(start)).norm() / found.norm() < 1e-4
+    assert all((found - other).norm() / found.norm() > 1e-2 for other in starts.values())
 
 
 def test_the_other_label_is_another_inversion(model, latent) -> None:

@@ -14,10 +14,12 @@ from consistent_video.modules.ddim import (
     ddim_step,
     ddim_trajectory,
     eps_at,
+    latent_to_state,
     output_to_eps,
     sample_ddim,
     sample_ddim_inversion,
     split_step,
+    state_to_latent,
     unet_output,
 )
 from consistent_video.modules.schedule import ddim_sigmas
@@ -27,7 +29,6 @@ SETTINGS: dict[str, Any] = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "steps_offset": 1,
-    "set_alpha_to_one": True,
     "clip_sample": False,
 }
 TYPES = {"eps": "epsilon", "v": "v_prediction"}
@@ -84,32 +85,44 @@ def assert_relatively_close(ours: Tensor, theirs: Tensor, bound: float = 1e-4) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("num_steps", [8, 20])
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_sampling_is_that_of_diffusers(prediction: Prediction, num_steps: int, dtype: torch.dtype) -> None:
-    unet, scheduler = FakeUNet(), DDIMScheduler(**SETTINGS, prediction_type=TYPES[prediction])
+@pytest.mark.parametrize("to_one", [False, True])
+def test_sampling_is_that_of_diffusers(
+    to_one: bool, prediction: Prediction, num_steps: int, dtype: torch.dtype
+) -> None:
+    how = {**SETTINGS, "prediction_type": TYPES[prediction], "set_alpha_to_one": to_one}
+    unet, scheduler = FakeUNet(), DDIMScheduler(**how)
     start = draw(2, 3, 5, 4).to(dtype)
     scheduler.set_timesteps(num_steps)
     theirs = start
     for t in scheduler.timesteps:
         theirs = scheduler.step(unet(theirs, t), t, theirs).prev_sample
-    sigmas = ddim_sigmas(TABLE.to(dtype), num_steps)
-    ours = sample_ddim(Denoiser(unet, prediction), start * (1 + sigmas[0] ** 2).sqrt(), sigmas)
+    sigmas = ddim_sigmas(TABLE.to(dtype), num_steps, set_alpha_to_one=to_one)
+    state = sample_ddim(Denoiser(unet, prediction), latent_to_state(start, sigmas[0]), sigmas)
+    ours = state_to_latent(state, sigmas[-1])
     assert ours.dtype == dtype
     assert_relatively_close(ours, theirs)
+    other = ddim_sigmas(TABLE.to(dtype), num_steps, set_alpha_to_one=not to_one)
+    apart = state_to_latent(sample_ddim(Denoiser(unet, prediction), latent_to_state(start, other[0]), other), other[-1])
+    assert (apart - theirs).norm() > 20 * 1e-4 * theirs.norm(), "the last level does not matter here"
     assert (theirs - start).norm() > 0.1 * start.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("num_steps", [8, 20])
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_inversion_is_that_of_diffusers(prediction: Prediction, num_steps: int, dtype: torch.dtype) -> None:
-    unet, scheduler = FakeUNet(), DDIMInverseScheduler(**SETTINGS, prediction_type=TYPES[prediction])
+@pytest.mark.parametrize("to_one", [False, True])
+def test_inversion_is_that_of_diffusers(
+    to_one: bool, prediction: Prediction, num_steps: int, dtype: torch.dtype
+) -> None:
+    how = {**SETTINGS, "prediction_type": TYPES[prediction], "set_alpha_to_one": to_one}
+    unet, scheduler = FakeUNet(), DDIMInverseScheduler(**how)
     clean = draw(2, 3, 5, 4, seed=1).to(dtype)
     scheduler.set_timesteps(num_steps)
-    sigmas = ddim_sigmas(TABLE.to(dtype), num_steps).flip(0)
+    sigmas = ddim_sigmas(TABLE.to(dtype), num_steps, set_alpha_to_one=to_one).flip(0)
     steps: list[Tensor] = []
     ours = sample_ddim_inversion(
         Denoiser(unet, prediction),
-        clean,
+        latent_to_state(clean, sigmas[0]),
         sigmas,
         callback=lambda state: steps.append(to_vp(state["x"], state["sigma"])),
         prediction=prediction,
@@ -144,7 +157,7 @@ def test_the_current_label_is_euler_on_flipped_sigmas(prediction: Prediction) ->
 
 
 def test_the_unet_is_told_the_labels_asked_for() -> None:
-    sigmas, clean = ddim_sigmas(TABLE, 4).flip(0), draw(3, 3, 2, 5)
+    sigmas, clean = ddim_sigmas(TABLE, 4, set_alpha_to_one=True).flip(0), draw(3, 3, 2, 5)
     told = {}
     for label in ("next", "current"):
         model = Denoiser(FakeUNet())
@@ -176,7 +189,7 @@ def test_the_unet_sees_the_same_latent_whatever_the_label(prediction: Prediction
 def test_noise_that_depends_on_the_time_alone_is_undone_exactly() -> None:
     pattern = draw(2, 3, 4, 5, seed=2)
     model = Denoiser(lambda x_vp, t: pattern * torch.cos(to_column(t) / 100))
-    sigmas, clean = ddim_sigmas(TABLE, 11), draw(2, 3, 4, 5)
+    sigmas, clean = ddim_sigmas(TABLE, 11, set_alpha_to_one=True), draw(2, 3, 4, 5)
     noisy = sample_ddim_inversion(model, clean, sigmas.flip(0))
     torch.testing.assert_close(sample_ddim(model, noisy, sigmas), clean, rtol=0, atol=1e-12)
     constant = Denoiser(lambda x_vp, t: pattern)
@@ -186,7 +199,7 @@ def test_noise_that_depends_on_the_time_alone_is_undone_exactly() -> None:
 
 
 def test_sampling_calls_back_before_each_step() -> None:
-    sigmas, start = ddim_sigmas(TABLE, 5), draw(2, 3, 4, 5) * 10
+    sigmas, start = ddim_sigmas(TABLE, 5, set_alpha_to_one=True), draw(2, 3, 4, 5) * 10
     model, calls = Denoiser(FakeUNet()), list[dict]()
     end = sample_ddim(model, start, sigmas, callback=calls.append)
     assert [call["i"] for call in calls] == [0, 1, 2, 3, 4]
@@ -255,14 +268,14 @@ def test_a_step_along_the_true_noise_keeps_the_clean_latent() -> None:
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_fresh_noise_is_that_of_diffusers(prediction: Prediction, eta: float) -> None:
-    unet, scheduler, steps = FakeUNet(), DDIMScheduler(**SETTINGS, prediction_type=TYPES[prediction]), 9
+    unet, scheduler, steps = FakeUNet(), DDIMScheduler(**SETTINGS, prediction_type=TYPES[prediction]), 9  # ends at 0
     start, drawn = draw(2, 3, 5, 4), torch.Generator().manual_seed(21)
     fresh = [torch.randn(start.shape, generator=drawn).double() for _ in range(steps - 1)] + [torch.zeros(1)]
     scheduler.set_timesteps(steps)
     theirs = start
     for t, noise in zip(scheduler.timesteps, fresh, strict=True):
         theirs = scheduler.step(unet(theirs, t), t, theirs, eta=eta, variance_noise=noise).prev_sample
-    sigmas = ddim_sigmas(TABLE, steps)
+    sigmas = ddim_sigmas(TABLE, steps, set_alpha_to_one=True)
 
     def ours(seed: int, eta: float = eta) -> Tensor:
         noisy, generator = start * (1 + sigmas[0] ** 2).sqrt(), torch.Generator().manual_seed(seed)
@@ -333,7 +346,8 @@ def test_hooks_come_in_order_and_what_they_return_is_gone_on_with() -> None:
 
 
 def test_a_noise_hook_steers_the_inversion() -> None:
-    sigmas, clean, fixed = ddim_sigmas(TABLE, 6).flip(0), draw(2, 3, 4, 5), draw(2, 3, 4, 5, seed=8)
+    sigmas = ddim_sigmas(TABLE, 6, set_alpha_to_one=True).flip(0)
+    clean, fixed = draw(2, 3, 4, 5), draw(2, 3, 4, 5, seed=8)
     end = sample_ddim_inversion(Denoiser(FakeUNet()), clean, sigmas, refinements=1, on_eps=lambda i, x, eps: fixed)
     torch.testing.assert_close(end, clean + sigmas[-1] * fixed)
 
@@ -383,7 +397,7 @@ def test_a_refined_step_ends_where_the_noise_it_took_is_predicted() -> None:
 
 @pytest.mark.parametrize("refinements", [0, 3])
 def test_a_refinement_is_one_more_call_at_the_noisier_end(refinements: int) -> None:
-    sigmas, model = ddim_sigmas(TABLE, 4), Denoiser(FakeUNet())
+    sigmas, model = ddim_sigmas(TABLE, 4, set_alpha_to_one=True), Denoiser(FakeUNet())
     invert(model, draw(3, 3, 2, 5), sigmas, label="current", refinements=refinements)
     told = [rows[0] for rows in model.told]
     ends = sigmas.flip(0)[1:].tolist()
@@ -393,7 +407,8 @@ def test_a_refinement_is_one_more_call_at_the_noisier_end(refinements: int) -> N
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_the_trajectory_is_the_states_that_inversion_went_through(dtype: torch.dtype) -> None:
-    sigmas, clean, noises, states = ddim_sigmas(TABLE, 7), draw(2, 3, 4, 5), list[Tensor](), list[Tensor]()
+    sigmas, latent, noises, states = ddim_sigmas(TABLE, 7), draw(2, 3, 4, 5), list[Tensor](), list[Tensor]()
+    clean = latent_to_state(latent, sigmas[-1])
 
     def keep(_step: int, _x: Tensor, eps: Tensor) -> Tensor:
         noises.append(eps.to(dtype))
@@ -402,7 +417,7 @@ def test_the_trajectory_is_the_states_that_inversion_went_through(dtype: torch.d
     end = invert(
         Denoiser(FakeUNet()), clean, sigmas, refinements=1, on_eps=keep, callback=lambda s: states.append(s["x"])
     )
-    found = ddim_trajectory(clean, torch.stack(noises[::-1]), sigmas)
+    found = ddim_trajectory(latent, torch.stack(noises[::-1]), sigmas)
     assert found.shape == (8, 2, 3, 4, 5) and found.dtype == clean.dtype
     bound = 1e-3 if dtype == torch.float16 else 1e-9
     for mine, expected in zip(found, [end, *states[::-1]], strict=True):

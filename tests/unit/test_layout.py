@@ -27,7 +27,7 @@ BROUGHT = {
     "transformers",
     "typing_extensions",
 }
-OPTIONAL = {"bitsandbytes", "cv2", "torchmetrics"}  # extras of pyproject.toml, with a message where they are absent
+OPTIONAL = {"bitsandbytes", "torchmetrics"}  # extras of pyproject.toml, with a message where they are absent
 FILES = sorted(path.relative_to(ROOT) for part in PARTS for path in (ROOT / part).rglob("*.py"))
 
 

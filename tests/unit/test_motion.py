@@ -1,13 +1,11 @@
 """Optical flow and warping, against rolled pictures, dots and drawn scenes."""
 
-import sys
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from consistent_video.modules.motion import Motion, estimate_motion, motion_of, read_flow, seen_in_both, warp
+from consistent_video.modules.motion import Motion, motion_of, read_flow, seen_in_both, warp
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -126,48 +124,6 @@ def test_a_motion_takes_the_precision_of_what_it_is_used_on() -> None:
     assert {value.dtype for value in vars(motion).values()} == {torch.float32}
 
 
-def texture(height: int, width: int, seed: int = 0) -> Tensor:
-    """A smooth random picture in 0 ... 1, shape (3, height, width)."""
-    coarse = torch.rand(1, 3, height // 4, width // 4, generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(coarse, size=(height, width), mode="bicubic")[0].clamp(0, 1)
-
-
-def moving_scene(frames: int, right: int, down: int, height: int = 64, width: int = 80) -> Tensor:
-    """Frames (f, h, w, 3) of a texture that moves."""
-    scene = texture(height + 40, width + 40)
-    cut = [scene[:, 20 - n * down : 20 - n * down + height, 20 - n * right :][..., :width] for n in range(frames)]
-    return torch.stack(cut).movedim(1, -1)
-
-
-@pytest.mark.parametrize(("right", "down"), [(3, 0), (-2, 4)])
-def test_the_motion_of_a_scene_is_found(right: int, down: int) -> None:
-    frames = moving_scene(3, right, down)
-    motion = estimate_motion(frames)
-    inside = (slice(None), slice(None), slice(12, -12), slice(12, -12))
-    expected = even_flow(2, 64, 80, right, down).float()
-    assert (motion.forward - expected)[inside].abs().median() < 0.1
-    assert (motion.backward + expected)[inside].abs().median() < 0.1
-    assert motion.seen_forward[inside].mean() > 0.95 and motion.seen_backward[inside].mean() > 0.95
-    pictures = frames.movedim(-1, 1)
-    warped = (warp(pictures[1:], motion.forward) - pictures[:-1])[inside].square().mean()
-    back = (warp(pictures[:-1], motion.backward) - pictures[1:])[inside].square().mean()
-    still = (pictures[1:] - pictures[:-1])[inside].square().mean()
-    assert warped < 0.05 * still and back < 0.05 * still
-
-
-def test_one_frame_has_no_motion() -> None:
-    motion = estimate_motion(moving_scene(1, 0, 0))
-    assert motion.forward.shape == motion.backward.shape == (0, 2, 64, 80)
-    assert motion.seen_forward.shape == motion.seen_backward.shape == (0, 1, 64, 80)
-    assert motion.resized(8, 10).forward.shape == (0, 2, 8, 10)
-
-
-def test_without_opencv_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ImportError, match=r"opencv-python-headless.*pip install opencv-python-headless"):
-        estimate_motion(moving_scene(2, 1, 0))
-
-
 def test_flows_are_read_in_every_form() -> None:
     flow = draw(3, 2, 5, 7).float()
     last = flow.movedim(1, -1)
@@ -186,9 +142,3 @@ def test_what_is_no_flow_is_refused() -> None:
         read_flow(torch.full((1, 2, 3, 4), float("nan")), "backward", 1.0)
     with pytest.raises(ValueError, match=r"forward has the shape \(2, 2, 3, 4\) and backward \(3, 2, 3, 4\)"):
         motion_of(torch.zeros(2, 2, 3, 4), torch.zeros(3, 2, 3, 4))
-
-
-def test_pictures_too_small_for_dis_are_refused() -> None:
-    with pytest.raises(ValueError, match="images are 30 x 11 pixels; DIS optical flow needs 12"):
-        estimate_motion(torch.rand(2, 11, 30, 3))
-    assert estimate_motion(torch.rand(2, 12, 30, 3)).forward.shape == (1, 2, 12, 30)

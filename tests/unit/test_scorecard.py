@@ -170,12 +170,12 @@ def test_the_source_is_judged_by_its_own_motion_and_so_is_the_edit() -> None:
 
 def test_what_is_absent_is_left_out_by_name_and_reason() -> None:
     frames = sliding(2)
-    absent = {"images": "no CLIP", "text": "no CLIP", "lpips": "no weights", "flow": "no OpenCV"}
+    absent = {"images": "no CLIP", "text": "no CLIP", "lpips": "no weights", "flow": "no flow"}
     bare = Judges(absent=absent)
     card = judge_edit(frames, frames, "an edit", "", None, bare)
     assert list(card.rows[EDIT]) == ["texture"]
     assert set(card.left_out) == set(MEASURES) - {"texture"}
-    assert card.left_out["LPIPS"] == "no weights" and card.left_out["warp error"] == "no OpenCV"
+    assert card.left_out["LPIPS"] == "no weights" and card.left_out["warp error"] == "no flow"
     assert "mask" in card.left_out["background PSNR"]
     assert "edit_text" in judge_edit(frames, frames, " ", "", None, judges()).left_out["CLIP-T"]
     single = judge_edit(frames[:1], frames[:1], "an edit", "", None, judges())

@@ -1,0 +1,118 @@
+"""Optical flow by energy minimisation, in PyTorch alone: Horn and Schunck (1981) with the robust penalties and the
+coarse-to-fine warping of Brox et al. (ECCV 2004)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .motion import Motion, motion_of, warp
+
+SMOOTHNESS = 0.05  # weight of the flow's variation against the colours' difference
+COLOUR_SCALE, FLOW_SCALE = 0.02, 0.05  # below these, a difference counts by its square: colours in 0 ... 1, pixels
+LEVELS_APART, LEAST_LEVEL = 0.5, 12  # factor from one level of the pyramid to the next; pixels of the coarsest
+WARPS, SWEEPS = 5, 30  # linearisations at each level, and sweeps of the solver in each
+LEAST_LINK = 1e-6  # keeps the solver regular where there is neither colour nor neighbour
+MEDIAN = 5  # pixels each way that the flow's median is taken over after each linearisation
+LARGEST_SIDE = 256  # pixels; larger frames are reduced first, since a latent's motion is an eighth as fine
+
+
+def robust_weight(squares: Tensor, scale: float) -> Tensor:
+    """Return 1 / sqrt(x^2 + scale^2) of the sum of squares over channels: the weight of a penalty |x| in one of x^2."""
+    return (squares.sum(dim=1, keepdim=True) + scale**2).rsqrt()
+
+
+def median_filter(flow: Tensor) -> Tensor:
+    """Return each component's median over a square of MEDIAN pixels."""
+    margin = MEDIAN // 2
+    padded = F.pad(flow, [margin] * 4, mode="replicate")
+    return padded.unfold(2, MEDIAN, 1).unfold(3, MEDIAN, 1).flatten(-2).median(dim=-1).values
+
+
+def refine_flow(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
+    """Return the flow after one linearisation about itself.
+
+    It minimises sum |second(x + w) - first(x)| + SMOOTHNESS sum |grad w| over the flow w, the colours linearised at the
+    given flow and both penalties weighted as squares, by Jacobi sweeps.
+
+    Args:
+        first, second: frames, shape (n, c, h, w), 0 ... 1.
+        flow: from the first to the second, shape (n, 2, h, w), pixels.
+    """
+    # Linearise the colours' difference about the flow: rate + gradient . w.
+    moved = warp(second, flow)
+    padded = F.pad((first + moved) / 2, [1] * 4, mode="replicate")
+    across = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
+    down = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
+    apart = moved - first
+    rate = apart - across * flow[:, :1] - down * flow[:, 1:]
+    colour = robust_weight(apart.square(), COLOUR_SCALE)
+
+    def weighted(a: Tensor, b: Tensor) -> Tensor:
+        return (colour * a * b).sum(dim=1, keepdim=True)
+
+    # Weigh the links to the four neighbours, less across an edge of the flow.
+    to_right = SMOOTHNESS * robust_weight(flow.diff(dim=3).square(), FLOW_SCALE)
+    to_below = SMOOTHNESS * robust_weight(flow.diff(dim=2).square(), FLOW_SCALE)
+    right, left = F.pad(to_right, (0, 1)), F.pad(to_right, (1, 0))
+    below, above = F.pad(to_below, (0, 0, 0, 1)), F.pad(to_below, (0, 0, 1, 0))
+    links = right + left + below + above + LEAST_LINK
+
+    # Solve two equations at each pixel, the neighbours held, and sweep again.
+    xx, yy, xy = weighted(across, across) + links, weighted(down, down) + links, weighted(across, down)
+    xt, yt = weighted(across, rate), weighted(down, rate)
+    determinant = xx * yy - xy * xy
+    for _ in range(SWEEPS):
+        around = F.pad(flow, [1] * 4, mode="replicate")
+        pull = left * around[..., 1:-1, :-2] + right * around[..., 1:-1, 2:]
+        pull = pull + above * around[..., :-2, 1:-1] + below * around[..., 2:, 1:-1]
+        x, y = pull[:, :1] - xt, pull[:, 1:] - yt
+        flow = torch.cat([yy * x - xy * y, xx * y - xy * x], dim=1) / determinant
+    return median_filter(flow)
+
+
+def resize_flow(flow: Tensor, height: int, width: int) -> Tensor:
+    """Return a flow at another size, in pixels of that size."""
+    scale = flow.new_tensor([width / flow.shape[-1], height / flow.shape[-2]]).view(1, 2, 1, 1)
+    return F.interpolate(flow, size=(height, width), mode="bilinear", align_corners=False) * scale
+
+
+def resize_frames(frames: Tensor, height: int, width: int) -> Tensor:
+    """Return frames at another size, without aliasing."""
+    return F.interpolate(frames, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+
+
+def estimate_flow(first: Tensor, second: Tensor) -> Tensor:
+    """Return the optical flow from frames to others, coarse to fine.
+
+    Args:
+        first, second: shape (n, c, h, w), 0 ... 1.
+
+    Returns:
+        Shape (n, 2, h, w), pixels.
+    """
+    height, width = first.shape[-2:]
+    share, sizes = min(1.0, LARGEST_SIDE / max(height, width)), list[tuple[int, int]]()
+    while not sizes or min(height, width) * share >= LEAST_LEVEL:
+        sizes.append((max(1, round(height * share)), max(1, round(width * share))))
+        share *= LEVELS_APART
+    flow = first.new_zeros(len(first), 2, *sizes[-1])
+    for size in reversed(sizes):
+        flow = resize_flow(flow, *size)
+        a, b = resize_frames(first, *size), resize_frames(second, *size)
+        for _ in range(WARPS):
+            flow = refine_flow(a, b, flow)
+    return resize_flow(flow, height, width)
+
+
+def estimate_motion(frames: Tensor) -> Motion:
+    """Estimate the motion of a clip, all pairs of neighbouring frames together.
+
+    Args:
+        frames: shape (f, h, w, 3), 0 ... 1, on the device to compute on.
+
+    Returns:
+        Motion on the CPU, at the size of the frames.
+    """
+    pictures = frames.movedim(-1, 1).float().clamp(0, 1)
+    before, after = pictures[:-1], pictures[1:]
+    return motion_of(estimate_flow(before, after).cpu(), estimate_flow(after, before).cpu())
