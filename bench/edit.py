@@ -26,8 +26,8 @@ from .world import Row, World
 def choose(rows: Rows, options: argparse.Namespace) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Choose the hyper-parameters on the validation clips, one choice after the other.
 
-    Of the values whose edits obey within OBEYED of the best the one with the least warp error is taken; without
-    validation clips, or where no method that is measured takes them, the first.
+    Of the values whose edits obey within OBEYED of the best, and of these keep the rest within OBEYED of the best, the
+    one with the least warp error is taken; without validation clips, or where no measured method takes them, the first.
 
     Returns:
         Values by name, and what was measured of each combination.
@@ -50,8 +50,10 @@ def choose(rows: Rows, options: argparse.Namespace) -> tuple[dict[str, float], l
                 for key in CURVE:
                     entry[key].append(row[key])
             say(f"validation  {', '.join(choice.names)}  {clip}")
-        best = max(fmean(entry["obeyed"]) for entry in found)
-        good = [entry for entry in found if fmean(entry["obeyed"]) >= best - OBEYED]
+        good = found
+        for key in ("obeyed", "kept"):
+            best = max(fmean(entry[key]) for entry in good)
+            good = [entry for entry in good if fmean(entry[key]) >= best - OBEYED]
         chosen |= min(good, key=lambda entry: fmean(entry["warp_error"]))["values"]
         measured += found
     return chosen, measured

@@ -9,9 +9,10 @@ from .motion import Motion, motion_of, warp
 
 SMOOTHNESS = 0.05  # weight of the flow's variation against the colours' difference
 COLOUR_SCALE, FLOW_SCALE = 0.02, 0.05  # below these, a difference counts by its square: colours in 0 ... 1, pixels
+EDGE_SCALE = 0.1  # difference of colour between two pixels at which the link between their flows has half its weight
+REST = 1e-4  # weight of the flow's square, by which what shows no motion rests
 LEVELS_APART, LEAST_LEVEL = 0.5, 12  # factor from one level of the pyramid to the next; pixels of the coarsest
 WARPS, SWEEPS = 5, 30  # linearisations at each level, and sweeps of the solver in each
-LEAST_LINK = 1e-6  # keeps the solver regular where there is neither colour nor neighbour
 MEDIAN = 5  # pixels each way that the flow's median is taken over after each linearisation
 LARGEST_SIDE = 256  # pixels; larger frames are reduced first, since a latent's motion is an eighth as fine
 
@@ -28,15 +29,23 @@ def median_filter(flow: Tensor) -> Tensor:
     return padded.unfold(2, MEDIAN, 1).unfold(3, MEDIAN, 1).flatten(-2).median(dim=-1).values
 
 
-def refine_flow(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
+def link_weight(first: Tensor, flow: Tensor, dim: int) -> Tensor:
+    """Return the weight of the link between the flows of neighbours: less across edges of the frame and of the flow."""
+    edge = first.diff(dim=dim).square().sum(dim=1, keepdim=True) / EDGE_SCALE**2
+    return SMOOTHNESS * robust_weight(flow.diff(dim=dim).square(), FLOW_SCALE) / (1 + edge)
+
+
+def refine_flow(first: Tensor, second: Tensor, flow: Tensor, rest: float = REST) -> Tensor:
     """Return the flow after one linearisation about itself.
 
-    It minimises sum |second(x + w) - first(x)| + SMOOTHNESS sum |grad w| over the flow w, the colours linearised at the
-    given flow and both penalties weighted as squares, by Jacobi sweeps.
+    It minimises sum |second(x + w) - first(x)| + SMOOTHNESS sum g |grad w| + rest / 2 sum w^2 over the flow w, with g
+    = 1 / (1 + |grad first|^2 / EDGE_SCALE^2), the colours linearised at the given flow and both penalties weighted as
+    squares, by Jacobi sweeps.
 
     Args:
         first, second: frames, shape (n, c, h, w), 0 ... 1.
         flow: from the first to the second, shape (n, 2, h, w), pixels.
+        rest: weight of the flow's square.
     """
     # Linearise the colours' difference about the flow: rate + gradient . w.
     moved = warp(second, flow)
@@ -50,12 +59,11 @@ def refine_flow(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
     def weighted(a: Tensor, b: Tensor) -> Tensor:
         return (colour * a * b).sum(dim=1, keepdim=True)
 
-    # Weigh the links to the four neighbours, less across an edge of the flow.
-    to_right = SMOOTHNESS * robust_weight(flow.diff(dim=3).square(), FLOW_SCALE)
-    to_below = SMOOTHNESS * robust_weight(flow.diff(dim=2).square(), FLOW_SCALE)
+    # Weigh the links to the four neighbours.
+    to_right, to_below = link_weight(first, flow, dim=3), link_weight(first, flow, dim=2)
     right, left = F.pad(to_right, (0, 1)), F.pad(to_right, (1, 0))
     below, above = F.pad(to_below, (0, 0, 0, 1)), F.pad(to_below, (0, 0, 1, 0))
-    links = right + left + below + above + LEAST_LINK
+    links = right + left + below + above + rest
 
     # Solve two equations at each pixel, the neighbours held, and sweep again.
     xx, yy, xy = weighted(across, across) + links, weighted(down, down) + links, weighted(across, down)
@@ -99,8 +107,9 @@ def estimate_flow(first: Tensor, second: Tensor) -> Tensor:
     for size in reversed(sizes):
         flow = resize_flow(flow, *size)
         a, b = resize_frames(first, *size), resize_frames(second, *size)
+        rest = REST * (sizes[0][1] / size[1]) ** 2  # a link reaches that much farther in a smaller picture
         for _ in range(WARPS):
-            flow = refine_flow(a, b, flow)
+            flow = refine_flow(a, b, flow, rest)
     return resize_flow(flow, height, width)
 
 
