@@ -29,6 +29,11 @@ class Motion:
     seen_forward: Tensor
     seen_backward: Tensor
 
+    @property
+    def steps(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Flows and where they hold, from each frame to the next, and from last to first to the one before."""
+        return (self.forward, self.seen_forward), (self.backward.flip(0), self.seen_backward.flip(0))
+
     def resized(self, height: int, width: int) -> "Motion":
         """Return the motion on frames of another size; flows are in its pixels, and what is half seen is not."""
         scale = self.forward.new_tensor([width / self.forward.shape[-1], height / self.forward.shape[-2]])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .motion import Motion, warp
 
+LEAST_SEEN = 1e-6  # share of other frames below which a point counts as seen in none
 Direction = Literal["both", "forward", "backward", "none"]
 Reading = Literal["mean", "sum", "complementary"]
 
@@ -87,41 +88,84 @@ def with_std_of(noise: Tensor, like: Tensor) -> Tensor:
     return noise * (like.std(dim=dims, keepdim=True) / noise.std(dim=dims, keepdim=True))
 
 
-def smooth_edit(delta: Tensor, weight: Tensor | float, motion: Motion | None = None, passes: int = 1) -> Tensor:
-    """Blend each frame's edit direction with its neighbours': the interframe noise relation at sampling time, ours.
+def blending_kernel(frames: int, strength: float, passes: int, like: Tensor) -> Tensor:
+    """Return what each frame takes of every other after some passes of blending neighbours, shape (frames, frames).
+
+    One pass leaves 1 - strength of a frame and adds strength times the mean of its neighbours. Rows sum to 1.
+    """
+    near = torch.eye(frames).diff(dim=0)
+    near = (near.T @ near) < 0  # 1 where two frames are neighbours
+    share = near / near.sum(dim=1, keepdim=True).clamp(min=1)
+    once = torch.eye(frames) * (1 - strength * near.any(dim=1)) + strength * share
+    return torch.linalg.matrix_power(once, passes).to(like)
+
+
+def follow(flow: Tensor, seen: Tensor, step: Tensor, step_seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Continue flows by a further step: where each point lies after it, and whether it was seen all the way.
+
+    Args:
+        flow, seen: from some frames to others, shapes (n, 2, h, w) and (n, 1, h, w).
+        step, step_seen: from those others on, same shapes.
+    """
+    return flow + warp(step, flow), seen * (warp(step_seen, flow) > 0.5)
+
+
+def smooth_edit(
+    delta: Tensor, strength: float, motion: Motion | None = None, passes: int = 1, share: Tensor | float = 1.0
+) -> Tensor:
+    """Blend each frame's edit direction with other frames': the interframe noise relation at sampling time, ours.
 
     With the noise that inversion stored at the same step in the place of eps, what (17, 18) want equal in neighbours is
-    delta = eps_theta - eps_inv: (1 - w) delta^n + w * mean of W(delta^{n-1}) and W(delta^{n+1}), of those that the
-    frame has and that are seen there. W is the identity, or warping along the source clip's motion.
+    delta = eps_theta - eps_inv. A pass makes it (1 - w) delta^n + w * mean of W(delta^{n-1}) and W(delta^{n+1}); W is
+    the identity, or warping along the source clip's motion. All passes are taken together: W of frames farther apart
+    follows the flows from frame to frame and looks up once, since each lookup between positions blurs. Frames in which
+    a point is hidden on the way are left out.
 
     Args:
         delta: shape (f, c, h, w).
-        weight: w, 0 ... 1, or a tensor that broadcasts to delta: per frame, per position. Without motion an edit that
-            alternates from frame to frame keeps the part 1 - 2 w: above 0.5 it is turned round, and grows from step to
-            step.
-        motion: of the source clip at the size of delta; None = the neighbours as they lie.
-        passes: how often this is done, to reach frames farther away.
+        strength: w, 0 ... 1. Without motion an edit that alternates from frame to frame keeps the part 1 - 2 w of a
+            pass: above 0.5 it is turned round, and grows from step to step.
+        motion: of the source clip at the size of delta; None = frames as they lie.
+        passes: how often neighbours are blended, to reach frames farther away.
+        share: of the result against delta, 0 ... 1, for example a mask that broadcasts to delta.
 
     Returns:
-        Smoothed direction, the shape of delta; delta itself where no neighbour is seen.
+        Smoothed direction, the shape of delta; delta itself where no other frame is seen.
     """
-    for _ in range(passes):
-        delta = blend_neighbours(delta, weight, motion)
-    return delta
+    kernel = blending_kernel(len(delta), strength, passes, delta)
+    own = kernel.diagonal().view(-1, 1, 1, 1)
+    forward, backward = (None, None) if motion is None else motion.steps
+    later, seen_later = from_later_frames(delta, kernel, forward, passes)
+    earlier, seen_earlier = from_later_frames(delta.flip(0), kernel.flip(0, 1), backward, passes)
+    count = own + seen_later + seen_earlier.flip(0)
+    total = own * delta + later + earlier.flip(0)
+    blended = torch.where(count > LEAST_SEEN, total / count.clamp(min=LEAST_SEEN), delta)
+    return torch.lerp(delta, blended, share if isinstance(share, Tensor) else delta.new_tensor(share))
 
 
-def blend_neighbours(delta: Tensor, weight: Tensor | float, motion: Motion | None) -> Tensor:
-    """Blend each frame's edit direction with its neighbours' once, see `smooth_edit`."""
-    total, count = torch.zeros_like(delta), delta.new_zeros(len(delta), 1, *delta.shape[2:])
-    if motion is None:
-        after, before = delta[1:], delta[:-1]
-        seen_after = seen_before = delta.new_ones(len(delta) - 1, 1, *delta.shape[2:])
-    else:
-        after, before = warp(delta[1:], motion.forward), warp(delta[:-1], motion.backward)
-        seen_after, seen_before = motion.seen_forward, motion.seen_backward
-    total[:-1] += seen_after * after
-    count[:-1] += seen_after
-    total[1:] += seen_before * before
-    count[1:] += seen_before
-    neighbours = torch.where(count > 0, total / count.clamp(min=1), delta)
-    return torch.lerp(delta, neighbours, weight if isinstance(weight, Tensor) else delta.new_tensor(weight))
+def from_later_frames(
+    delta: Tensor, kernel: Tensor, steps: tuple[Tensor, Tensor] | None, passes: int
+) -> tuple[Tensor, Tensor]:
+    """Return what each frame takes of those after it, and the weight of what is seen.
+
+    Args:
+        delta: shape (f, c, h, w).
+        kernel: weights of the other frames, shape (f, f).
+        steps: flows to the next frame and where they hold, shapes (f - 1, 2, h, w) and (f - 1, 1, h, w); None = frames
+            as they lie.
+        passes: how many frames far it reaches.
+
+    Returns:
+        Weighted sum, the shape of delta, and the weights' sum, shape (f, 1, h, w).
+    """
+    total, count = torch.zeros_like(delta), torch.zeros_like(delta[:, :1])
+    path = steps
+    for apart in range(1, min(passes, len(delta) - 1) + 1):
+        moved, weight = delta[apart:], kernel.diagonal(apart).view(-1, 1, 1, 1)
+        if steps is not None and path is not None:
+            if apart > 1:
+                path = follow(path[0][:-1], path[1][:-1], steps[0][apart - 1 :], steps[1][apart - 1 :])
+            moved, weight = warp(moved, path[0]), weight * path[1]
+        total[:-apart] += weight * moved
+        count[:-apart] += weight
+    return total, count

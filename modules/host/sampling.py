@@ -147,7 +147,7 @@ class Relating:
         for part in BACK_OFF if strength else ():
             assert settings is not None and self.weights is not None, "it acts"
             used = part * strength
-            related = source + smooth_edit(eps - source, used * self.weights, self.motion, settings.passes)
+            related = source + smooth_edit(eps - source, used, self.motion, settings.passes, self.weights)
             texture = (texture_energy(x - sigma * related).mean() / energy).item()
             if texture >= floor:
                 break

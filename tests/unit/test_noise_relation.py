@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from consistent_video.modules.motion import Motion
+from consistent_video.modules.motion import Motion, warp
 from consistent_video.modules.noise_relation import (
     Direction,
     Reading,
+    blending_kernel,
     implied_noise,
     relate_backward,
     relate_forward,
@@ -236,19 +237,20 @@ def test_an_edit_is_blended_with_its_neighbours(num_frames: int, weight: float, 
 
 @pytest.mark.parametrize("shape", [(4, 1, 1, 1), (1, 1, 5, 7), (4, 1, 5, 7), (4, 3, 5, 7)])
 @pytest.mark.parametrize("is_moving", [False, True])
-def test_the_weight_may_differ_from_frame_to_frame_and_from_place_to_place(shape: tuple, is_moving: bool) -> None:
+def test_the_share_may_differ_from_frame_to_frame_and_from_place_to_place(shape: tuple, is_moving: bool) -> None:
     delta, generator = draw_edit(), torch.Generator().manual_seed(2)
-    weights = torch.rand(shape, generator=generator, dtype=delta.dtype)
-    smoothed = smooth_edit(delta, weights, motion_like(delta) if is_moving else None)
-    torch.testing.assert_close(smoothed, blend_edit(delta, weights.expand_as(delta)))
+    share = torch.rand(shape, generator=generator, dtype=delta.dtype)
+    smoothed = smooth_edit(delta, 0.3, motion_like(delta) if is_moving else None, share=share)
+    expected = (1 - share) * delta + share * blend_edit(delta, torch.full_like(delta, 0.3))
+    torch.testing.assert_close(smoothed, expected)
 
 
-@pytest.mark.parametrize("weight", [0.0, torch.zeros(4, 1, 1, 1, dtype=torch.float64)])
+@pytest.mark.parametrize(("weight", "share"), [(0.0, 1.0), (0.4, torch.zeros(4, 1, 1, 1, dtype=torch.float64))])
 @pytest.mark.parametrize("is_moving", [False, True])
-def test_without_weight_an_edit_is_itself(weight: float | Tensor, is_moving: bool) -> None:
+def test_without_weight_an_edit_is_itself(weight: float, share: float | Tensor, is_moving: bool) -> None:
     delta = draw_edit()
     before = delta.clone()
-    smoothed = smooth_edit(delta, weight, motion_like(delta, (1.3, -0.4)) if is_moving else None)
+    smoothed = smooth_edit(delta, weight, motion_like(delta, (1.3, -0.4)) if is_moving else None, 3, share)
     assert torch.equal(smoothed, before) and torch.equal(delta, before)
 
 
@@ -258,11 +260,44 @@ def test_what_alternates_is_turned_round_above_one_half() -> None:
         torch.testing.assert_close(smooth_edit(alternating, weight)[1:-1], left * alternating[1:-1])
 
 
-def test_passes_blend_again() -> None:
-    delta = torch.randn(6, 2, 3, 4, generator=torch.Generator().manual_seed(1))
-    twice = smooth_edit(smooth_edit(delta, 0.4), 0.4)
-    torch.testing.assert_close(smooth_edit(delta, 0.4, passes=2), twice)
-    assert not torch.allclose(smooth_edit(delta, 0.4), twice)
+@pytest.mark.parametrize(("passes", "num_frames"), [(2, 6), (3, 2), (5, 4), (9, 7)])
+@pytest.mark.parametrize("is_moving", [False, True])
+def test_passes_blend_again(passes: int, num_frames: int, is_moving: bool) -> None:
+    delta = draw_edit(num_frames)
+    expected = delta
+    for _ in range(passes):
+        expected = blend_edit(expected, torch.full_like(delta, 0.4))
+    motion = motion_like(delta) if is_moving else None
+    torch.testing.assert_close(smooth_edit(delta, 0.4, motion, passes), expected)
+    assert not torch.allclose(smooth_edit(delta, 0.4, motion), expected)
+
+
+def test_frames_far_apart_are_looked_up_once_along_the_path() -> None:
+    generator = torch.Generator().manual_seed(3)
+    delta = torch.randn(4, 2, 9, 11, generator=generator, dtype=torch.float64)
+    flow, back = (1.5 * torch.randn(3, 2, 9, 11, generator=generator, dtype=torch.float64) for _ in range(2))
+    seen = (torch.rand(3, 1, 9, 11, generator=generator) > 0.3).double()
+    motion = Motion(flow, back, seen, torch.zeros_like(seen))
+    kernel = blending_kernel(4, 0.4, 3, delta)
+    # The first frame, by hand: each later frame at the end of the path of flows, where it was seen all the way.
+    total, count = kernel[0, 0] * delta[:1], kernel[0, 0] * torch.ones(1, 1, 9, 11, dtype=torch.float64)
+    path, visible = torch.zeros(1, 2, 9, 11, dtype=torch.float64), torch.ones(1, 1, 9, 11, dtype=torch.float64)
+    for n in range(3):
+        visible = visible * (warp(seen[n : n + 1], path) > 0.5)
+        path = path + warp(flow[n : n + 1], path)
+        total = total + kernel[0, n + 1] * visible * warp(delta[n + 1 : n + 2], path)
+        count = count + kernel[0, n + 1] * visible
+    torch.testing.assert_close(smooth_edit(delta, 0.4, motion, 3)[:1], total / count)
+
+
+def test_time_reversed_the_result_is_reversed() -> None:
+    generator = torch.Generator().manual_seed(4)
+    delta = torch.randn(5, 2, 7, 6, generator=generator, dtype=torch.float64)
+    flow, back = (torch.randn(4, 2, 7, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    seen, seen_back = ((torch.rand(4, 1, 7, 6, generator=generator) > 0.3).double() for _ in range(2))
+    there = smooth_edit(delta, 0.3, Motion(flow, back, seen, seen_back), 4)
+    reversed_motion = Motion(back.flip(0), flow.flip(0), seen_back.flip(0), seen.flip(0))
+    torch.testing.assert_close(smooth_edit(delta.flip(0), 0.3, reversed_motion, 4).flip(0), there)
 
 
 @pytest.mark.parametrize("weight", [0.3, 1.0])

@@ -69,7 +69,7 @@ def test_the_motion_of_a_drawn_object_is_found(recipe) -> None:
     apart = (estimate_motion(clip.frames.movedim(1, -1)).forward - clip.flow).norm(dim=1)
     inside = clip.mask[:-1] > 0.5
     still = clip.flow.norm(dim=1)[inside].mean()
-    assert apart[inside].mean() < 0.25 * still, (apart[inside].mean(), still)
+    assert apart[inside].mean() < 0.2 * still, (apart[inside].mean(), still)
 
 
 def test_what_differs_in_colour_alone_is_followed() -> None:
@@ -132,14 +132,3 @@ def test_the_median_is_that_of_each_components_neighbourhood() -> None:
 
 def test_a_resized_flow_is_in_pixels_of_its_size() -> None:
     assert torch.allclose(resize_flow(even_flow(1, 4, 6, 3, 2), 8, 3), even_flow(1, 8, 3, 1.5, 4))
-
-
-def test_what_shows_no_motion_rests_beside_what_moves() -> None:
-    disc = torch.zeros(2, 3, 72, 96) + 0.5
-    rows, columns = torch.meshgrid(torch.arange(72.0), torch.arange(96.0), indexing="ij")
-    for frame, centre in enumerate((30.0, 34.0)):
-        inside = (rows - 36).square() + (columns - centre).square() < 14**2
-        disc[frame] = torch.where(inside, torch.tensor([0.9, 0.1, 0.2])[:, None, None], disc[frame])
-    flow = estimate_flow(disc[:1], disc[1:])[0]
-    assert (flow[0, 28:44, 22:38] - 4).abs().mean() < 0.5 and flow[1, 28:44, 22:38].abs().mean() < 0.3
-    assert flow[:, :, 80:].norm(dim=0).mean() < 1.5
