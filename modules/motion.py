@@ -83,13 +83,15 @@ def seen_in_both(flow: Tensor, back: Tensor) -> Tensor:
     there = warp(back, flow)
     apart = (flow + there).square().sum(dim=1, keepdim=True)
     size = flow.square().sum(dim=1, keepdim=True) + there.square().sum(dim=1, keepdim=True)
+    return ((apart <= 0.01 * size + 0.5) & lands_inside(flow)).to(flow)
+
+
+def lands_inside(flow: Tensor) -> Tensor:
+    """Return where a flow, shape (n, 2, h, w), leads to a point inside the frame; shape (n, 1, h, w), boolean."""
     height, width = flow.shape[-2:]
-    rows, columns = torch.meshgrid(
-        torch.arange(height, device=flow.device), torch.arange(width, device=flow.device), indexing="ij"
-    )
-    x, y = columns + flow[:, 0], rows + flow[:, 1]
-    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    return ((apart <= 0.01 * size + 0.5) & inside[:, None]).to(flow)
+    x = torch.arange(width, device=flow.device) + flow[:, :1]
+    y = torch.arange(height, device=flow.device)[:, None] + flow[:, 1:]
+    return (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
 
 
 def motion_of(forward: Tensor, backward: Tensor) -> Motion:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .motion import Motion, motion_of, warp
+from .motion import Motion, lands_inside, motion_of, warp
 
 SMOOTHNESS = 0.05  # weight of the flow's variation against the colours' difference
 COLOUR_SCALE, FLOW_SCALE = 0.02, 0.05  # below these, a difference counts by its square: colours in 0 ... 1, pixels
@@ -41,7 +41,7 @@ def refine_flow(first: Tensor, second: Tensor, flow: Tensor, rest: float = REST)
 
     It minimises sum |second(x + w) - first(x)| + SMOOTHNESS sum g |grad w| + rest / 2 sum w^2 over the flow w, with g
     = 1 / (1 + |grad first|^2 / EDGE_SCALE^2), the colours linearised at the given flow and both penalties weighted as
-    squares, by successive over-relaxation on a chessboard.
+    squares, by successive over-relaxation on a chessboard. Where the flow leaves the frame, colours do not count.
 
     Args:
         first, second: frames, shape (n, c, h, w), 0 ... 1.
@@ -55,7 +55,7 @@ def refine_flow(first: Tensor, second: Tensor, flow: Tensor, rest: float = REST)
     down = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
     apart = moved - first
     rate = apart - across * flow[:, :1] - down * flow[:, 1:]
-    colour = robust_weight(apart.square(), COLOUR_SCALE)
+    colour = robust_weight(apart.square(), COLOUR_SCALE) * lands_inside(flow)
 
     def weighted(a: Tensor, b: Tensor) -> Tensor:
         return (colour * a * b).sum(dim=1, keepdim=True)

@@ -200,8 +200,7 @@ class InterframeNoiseRelation(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Part of the steps where it ceases. To the last step it blends fine texture too, which "
-                    "breaks it.",
+                    tooltip="Part of the steps where it ceases. In the last steps it blends fine texture too.",
                 ),
                 io.Float.Input(
                     "keep_texture",
@@ -216,7 +215,7 @@ class InterframeNoiseRelation(io.ComfyNode):
                     "frame_strengths",
                     default="",
                     advanced=True,
-                    tooltip="Factors of the strength, comma-separated, one a frame: 1, 1, 0.5, ... Empty = all 1.",
+                    tooltip="Share of the relation in each frame, comma-separated: 1, 1, 0.5, ... Empty = all 1.",
                 ),
                 io.String.Input(
                     "step_strengths",

@@ -33,7 +33,7 @@ class RelationSettings:
         start, end: part of the steps in which it acts, 0 ... 1.
         motion: of the source clip; None = the neighbours as they lie.
         mask: where it acts, shape (f or 1, height, width), 0 ... 1; None = everywhere.
-        frames: factor of the strength for each frame, or one for all, 0 ... 1.
+        frames: share of the relation in each frame's result, or one for all, 0 ... 1.
         steps: factors of the strength, 0 ... 1, evenly spread from start to end with straight lines between.
         keep_texture: least part of a step's texture energy, without the relation and at most the source's, that the
             relation may leave; the strength backs off to it. 0 = never.
