@@ -1,6 +1,8 @@
 """Optical flow by energy minimisation, in PyTorch alone: Horn and Schunck (1981) with the robust penalties and the
 coarse-to-fine warping of Brox et al. (ECCV 2004)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,6 +17,7 @@ LEVELS_APART, LEAST_LEVEL = 0.5, 12  # factor from one level of the pyramid to t
 WARPS, SWEEPS = 5, 20  # linearisations at each level, and sweeps of the solver in each
 OVER_RELAXATION = 1.9  # of the solver, 1 = none; below 2 it converges
 MEDIAN = 5  # pixels each way that the flow's median is taken over after each linearisation
+PAIRS = 16  # of frames at a time
 LARGEST_SIDE = 256  # pixels; larger frames are reduced first, since a latent's motion is an eighth as fine
 
 
@@ -117,15 +120,26 @@ def estimate_flow(first: Tensor, second: Tensor) -> Tensor:
     return resize_flow(flow, height, width)
 
 
-def estimate_motion(frames: Tensor) -> Motion:
-    """Estimate the motion of a clip, all pairs of neighbouring frames together.
+def estimate_motion(
+    frames: Tensor, device: torch.device | str = "cpu", between: Callable[[], None] = lambda: None
+) -> Motion:
+    """Estimate the motion of a clip, some pairs of neighbouring frames at a time.
 
     Args:
-        frames: shape (f, h, w, 3), 0 ... 1, on the device to compute on.
+        frames: shape (f, h, w, 3), 0 ... 1.
+        device: to compute on.
+        between: called before each part, for example to stop.
 
     Returns:
         Motion on the CPU, at the size of the frames.
     """
-    pictures = frames.movedim(-1, 1).float().clamp(0, 1)
-    before, after = pictures[:-1], pictures[1:]
-    return motion_of(estimate_flow(before, after).cpu(), estimate_flow(after, before).cpu())
+    pictures = frames.movedim(-1, 1)
+
+    def flows(first: Tensor, second: Tensor) -> Tensor:
+        found = []
+        for parts in zip(first.split(PAIRS), second.split(PAIRS), strict=True):
+            between()
+            found.append(estimate_flow(*(part.to(device).float().clamp(0, 1) for part in parts)).cpu())
+        return torch.cat(found)
+
+    return motion_of(flows(pictures[:-1], pictures[1:]), flows(pictures[1:], pictures[:-1]))

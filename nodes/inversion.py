@@ -67,7 +67,7 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip="Inverse noise weight: share of the neighbours in each frame's noise. The paper uses 0.5 "
-                    "and 1. 0 = plain DDIM inversion.",
+                    "and 1. 0 = plain DDIM inversion, with the reading mean.",
                 ),
                 io.Combo.Input(
                     "direction",

@@ -121,9 +121,9 @@ class SmoothSample(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Part of the steps that are guided; the others take the positive prompt alone, at CFG 1, "
-                    "and half the time. Guidance decides the layout early and redraws texture late: an earlier end "
-                    "holds the clip stiller.",
+                    tooltip="Part of the steps that are guided; the rest use only the positive prompt, at CFG 1, and "
+                    "take half as long. Guidance decides the layout early and redraws texture late: ending it earlier "
+                    "makes the clip steadier.",
                 ),
                 *step_inputs(),
             ],
@@ -232,7 +232,7 @@ class InterframeNoiseRelation(io.ComfyNode):
                     max=16,
                     optional=True,
                     tooltip="How often neighbours are blended at each step; more reach frames farther away and tie "
-                    "them closer, at some cost of texture.",
+                    "them closer, at some cost of texture. Without motion 1 is best.",
                 ),
                 Motion.Input(
                     "motion",

@@ -373,7 +373,7 @@ class TuningPreviewNode(io.ComfyNode):
             search_aliases=["training preview", "validation sample"],
             inputs=[
                 io.Conditioning.Input(
-                    "positive", tooltip="Prompt to preview. Give it its own text: another one here tunes again."
+                    "positive", tooltip="Prompt to preview. Give it its own text: changing it runs the tuning again."
                 ),
                 io.Conditioning.Input(
                     "negative", tooltip="Negative prompt, usually empty; the clip is inverted with it."

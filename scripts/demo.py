@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", type=Path, help="a video to edit, e.g. one of demo/clips (default the demo clip)")
-    parser.add_argument("--prompt", help="what the clip shows")
+    parser.add_argument("--prompt", help="what the clip shows, for workflows that have a source prompt")
     parser.add_argument("--edit", help="what the edited clip is to show")
     parser.add_argument("--checkpoint", type=Path, help="an SD1.x checkpoint to use instead of the demo model")
     parser.add_argument("--frames", type=int, help="how many frames to take (default 8, of a demo clip all)")
@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workflow", type=Path, help="another workflow, or an edited copy (keep the titles)")
     parser.add_argument(
         "--set", type=read_setting, action="append", default=[], dest="settings", metavar="TITLE.INPUT=VALUE",
-        help="set an input of a node, e.g. Tune.steps=300; may be repeated",
+        help="set an input of a node, e.g. Edit.cfg=10; may be repeated",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the results (default output/)")
     parser.add_argument("--cpu", action="store_true", help="do not use the GPU")
@@ -52,10 +52,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 def fill_in_prompts(options: argparse.Namespace) -> None:
     """Take the prompts that are not given from the JSON file beside the clip, as the clips in demo/clips have one."""
+    options.known_prompt = None
     notes = options.clip and options.clip.with_suffix(".json")
     if notes and notes.is_file():
         known = json.loads(notes.read_text(encoding="utf-8"))
-        options.prompt = options.prompt or known.get("prompt")
+        options.known_prompt = known.get("prompt")
         options.edit = options.edit or known.get("edit")
 
 
@@ -80,8 +81,8 @@ def main() -> int:
     except OSError as error:
         parser.error(f"--output cannot be made: {error}")
     fill_in_prompts(options)
-    if options.clip and not (options.prompt and options.edit):
-        parser.error("--clip needs --prompt (what the clip shows) and --edit (what it is to show)")
+    if options.clip and not options.edit:
+        parser.error("--clip needs --edit (what it is to show)")
     environment.stop_on_signals()
     environment.enter(__file__, sys.argv[1:])
     environment.register_pack()

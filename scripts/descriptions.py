@@ -14,6 +14,7 @@ from .parts import (
     DEMO,
     INFLATE,
     OURS,
+    PAPERS_CFG,
     PATCH,
     PLAIN,
     SD15,
@@ -99,7 +100,7 @@ def tuned_edit(task: Task, note: str, inversion: dict[str, Any], **tuned: Any) -
         Group(
             "4 Sample",
             [
-                sample("Edit", "Tune", "Edited prompt", "Invert", 7.5),
+                sample("Edit", "Tune", "Edited prompt", "Invert", PAPERS_CFG),
                 sample("Reconstruction", "Tune", "Source prompt", "Invert to reconstruct", 1.0),
             ],
             "CFG: higher follows the edited prompt more and the clip less.",
@@ -131,7 +132,7 @@ def long_clip(task: Task) -> list[Group]:
     """Return an edit of a clip that is too long for one batch: tuned some frames at a time, sampled in windows."""
     windows = {"context_length": WINDOW, "context_overlap": WINDOW // 2, "causal_window_fix": False}
     given, windowed = {"model": ("Tune", "clip_model")}, ("Windows", "MODEL")
-    edited = sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)
+    edited = sample("Edit", "Tune", "Edited prompt", "Invert", CFG)
     options = replace(task, options={**task.options, "frames_per_step": WINDOW // 2})
     return [
         task.nodes(names_source=True),
@@ -146,7 +147,7 @@ def long_clip(task: Task) -> list[Group]:
             "3 Windows, invert, sample",
             [
                 Node("Windows", "ContextWindowsManual", given, windows),
-                relink(invert("Invert", "Tune", "Empty prompt"), model=windowed),
+                relink(invert("Invert", "Tune", "Empty prompt", **PLAIN), model=windowed),
                 *relation(task),
                 relink(edited, model=windowed, relation=("Relation", "relation")),
             ],
@@ -162,11 +163,13 @@ def controlnet(task: Task, loader: Node) -> list[Group]:
     """Return an edit that a ControlNet for edges steers as well."""
     steer = {"positive": ("Edited prompt", "CONDITIONING"), "negative": ("Negative prompt", "CONDITIONING")}
     steer |= {"control_net": ("ControlNet", "CONTROL_NET"), "image": ("Edges", "IMAGE")}
-    edited = sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)
+    edited = sample("Edit", "Tune", "Edited prompt", "Invert", CFG)
     return [
         task.nodes(names_source=True),
         Group("2 Clip model", [INFLATE, PATCH, *tuning(task)], "A LoRA goes between Model and Inflate."),
-        Group("3 Invert", [invert("Invert", "Tune", "Empty prompt")], "The clip is inverted without ControlNet."),
+        Group(
+            "3 Invert", [invert("Invert", "Tune", "Empty prompt", **PLAIN)], "The clip is inverted without ControlNet."
+        ),
         Group(
             "4 Steer and sample",
             [
@@ -192,13 +195,18 @@ def training_free(task: Task) -> list[Group]:
         task.nodes(),
         Group(
             "2 Clip model, invert",
-            [INFLATE, PATCH, invert("Invert", "Patch", "Empty prompt"), show("Inversion report", "Invert", "report")],
+            [
+                INFLATE,
+                UNTUNED_PATCH,
+                invert("Invert", "Patch", "Empty prompt", **PLAIN),
+                show("Inversion report", "Invert", "report"),
+            ],
             "Without tuning only the attention connects the frames: quick, and less steady.",
         ),
         Group(
             "3 Sample",
             [
-                Node("Guide", "CFGGuider", guider, {"cfg": 7.5}),
+                Node("Guide", "CFGGuider", guider, {"cfg": CFG}),
                 Node("No noise", "DisableNoise"),
                 Node("Sampler", OURS + "SmoothSampler", {"inversion": ("Invert", "inversion")}),
                 Node("Edit", "SamplerCustomAdvanced", sampler),
@@ -217,12 +225,12 @@ def saved_tune(task: Task, file: str) -> list[Group]:
             "2 Saved tune",
             [
                 *apply_saved_tune(file),
-                invert("Invert", "Tune", "Empty prompt"),
+                invert("Invert", "Tune", "Empty prompt", **PLAIN),
             ],
             "Run the workflow ei2 first: its Save Tune writes the file; choose the newest number. query_strength "
             "below 1 loosens the hold of the source.",
         ),
-        Group("3 Sample", [sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)]),
+        Group("3 Sample", [sample("Edit", "Tune", "Edited prompt", "Invert", CFG)]),
         Group("4 Edited clip", save("edit", ("Edit", "latent"))),
     ]
 
@@ -246,7 +254,7 @@ def tune_a_video(task: Task) -> list[Group]:
             "Tune-A-Video's own code; delete it if you do not need it.",
         ),
         Group("3 Invert", [invert("Invert", "Tune", "Empty prompt", **PLAIN)], "Plain inversion."),
-        Group("4 Sample", [sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)]),
+        Group("4 Sample", [sample("Edit", "Tune", "Edited prompt", "Invert", PAPERS_CFG)]),
         Group("5 Edited clip", save("edit", ("Edit", "latent"))),
     ]
 
@@ -267,7 +275,7 @@ def import_tune_a_video(task: Task, file: str) -> list[Group]:
             "Put the folder that Tune-A-Video wrote into models/consistent_video. The model must be the checkpoint "
             "that it was tuned from.",
         ),
-        Group("3 Sample", [sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)]),
+        Group("3 Sample", [sample("Edit", "Tune", "Edited prompt", "Invert", CFG)]),
         Group("4 Edited clip", save("edit", ("Edit", "latent"))),
     ]
 
@@ -289,8 +297,8 @@ def tune_dial(task: Task, file: str) -> list[Group]:
             Group(
                 f"{number} Edit, {name}",
                 [
-                    invert(f"Invert {name}", f"Dial {name}", "Empty prompt"),
-                    sample(f"Edit {name}", f"Dial {name}", "Edited prompt", f"Invert {name}", 7.5),
+                    invert(f"Invert {name}", f"Dial {name}", "Empty prompt", **PLAIN),
+                    sample(f"Edit {name}", f"Dial {name}", "Edited prompt", f"Invert {name}", CFG),
                     *save(f"edit {name}", (f"Edit {name}", "latent")),
                 ],
             )
@@ -356,14 +364,14 @@ def tuning_settings(task: Task, side: int) -> list[Group]:
 
 def noise_relation(task: Task, file: str) -> list[Group]:
     """Return an edit whose frames are tied to each other along the clip's motion, beside one that is not."""
-    tied = relink(sample("Edit", "Tune", "Edited prompt", "Invert", 7.5), relation=("Relation", "relation"))
+    tied = relink(sample("Edit", "Tune", "Edited prompt", "Invert", CFG), relation=("Relation", "relation"))
     return [
         task.nodes(),
         Group(
             "2 Saved tune, invert",
             [
                 *apply_saved_tune(file),
-                invert("Invert", "Tune", "Empty prompt", keep=True),
+                invert("Invert", "Tune", "Empty prompt", **PLAIN, keep=True),
             ],
             "Run the workflow ei2 first. The inversion is kept on disk, so that the next edit starts at once.",
         ),
@@ -414,12 +422,12 @@ def attention_control(task: Task) -> list[Group]:
     values = {"source_text": task.before, "edit_text": task.after, "cross_end": 0.3, "self_end": 0.3}
     return [
         task.nodes(names_source=True),
-        Group("2 Clip model, invert", [INFLATE, PATCH, invert("Invert", "Patch", "Source prompt", **PLAIN)]),
+        Group("2 Clip model, invert", [INFLATE, UNTUNED_PATCH, invert("Invert", "Patch", "Source prompt", **PLAIN)]),
         Group(
             "3 Control, sample",
             [
                 Node("Control", OURS + "AttentionControl", given, values),
-                sample("Edit", "Control", "Edited prompt", "Invert", 7.5),
+                sample("Edit", "Control", "Edited prompt", "Invert", CFG),
             ],
             "The texts must be those of the two prompts. Lower cross_end and self_end where the edit changes shapes, "
             "raise them where it changes looks.",
@@ -473,7 +481,7 @@ def saved_inversion(task: Task, tune_file: str, file: str) -> list[Group]:
             ],
             "Run the workflow reconstruction first: it saves the inversion. The tune must be the one it was made with.",
         ),
-        Group("3 Sample", [sample("Edit", "Tune", "Edited prompt", "Invert", 7.5)]),
+        Group("3 Sample", [sample("Edit", "Tune", "Edited prompt", "Invert", CFG)]),
         Group("4 Edited clip", save("edit", ("Edit", "latent"))),
     ]
 
@@ -505,8 +513,8 @@ def scorecard(task: Task, file: str) -> list[Group]:
             "2 Saved tune, invert, sample",
             [
                 *apply_saved_tune(file),
-                invert("Invert", "Tune", "Empty prompt"),
-                sample("Edit", "Tune", "Edited prompt", "Invert", 7.5),
+                invert("Invert", "Tune", "Empty prompt", **PLAIN),
+                sample("Edit", "Tune", "Edited prompt", "Invert", CFG),
             ],
             "Run the workflow ei2 first: its Save Tune writes the file.",
         ),
@@ -526,7 +534,7 @@ def scorecard(task: Task, file: str) -> list[Group]:
 
 def compare_grid(task: Task, file: str) -> list[Group]:
     """Return two edits side by side: plain, and tied along the motion."""
-    plain, tied = (sample(f"Edit {name}", "Tune", "Edited prompt", "Invert", 7.5) for name in ("plain", "tied"))
+    plain, tied = (sample(f"Edit {name}", "Tune", "Edited prompt", "Invert", CFG) for name in ("plain", "tied"))
     tied = replace(tied, links={**tied.links, "relation": ("Relation", "relation")})
     clips = {"source": task.pixels, "edit_1": ("Decode edit plain", "IMAGE"), "edit_2": ("Decode edit tied", "IMAGE")}
     values = {"labels": "plain, tied", "difference": True, "flow": "variational"}
@@ -534,7 +542,7 @@ def compare_grid(task: Task, file: str) -> list[Group]:
         task.nodes(),
         Group(
             "2 Saved tune, invert",
-            [*apply_saved_tune(file), invert("Invert", "Tune", "Empty prompt")],
+            [*apply_saved_tune(file), invert("Invert", "Tune", "Empty prompt", **PLAIN)],
             "Run the workflow ei2 first: its Save Tune writes the file.",
         ),
         Group(
@@ -611,7 +619,7 @@ def edit_with_tokens(inverted: str) -> list[Group]:
                 with_tokens(edited[0], "Edited prompt", clip),
                 with_tokens(edited[1], "Negative prompt", clip),
                 Node("Invert", kind, turned, PLAIN),
-                Node("Edit", OURS + "SmoothSample", {**given, **sides}, {"cfg": 7.5}),
+                Node("Edit", OURS + "SmoothSample", {**given, **sides}, {"cfg": CFG}),
             ],
             "Every prompt takes the same tokens. Lower the strengths of the edited prompt where the edit looks too "
             "much like the source.",
@@ -672,7 +680,7 @@ def inversion_stability(task: Task) -> list[Group]:
             "2 Invert, report",
             [
                 INFLATE,
-                PATCH,
+                UNTUNED_PATCH,
                 invert("Invert", "Patch", "Source prompt", **PLAIN, steps=10),
                 Node("Stability", OURS + "InversionStability", given),
                 show("Table", "Stability", "report"),

@@ -147,6 +147,12 @@ def make_prompt(workflow: Json, object_info: Json, options: argparse.Namespace) 
     if options.checkpoint:
         prompt = replace_node(prompt, "Model", "CheckpointLoaderSimple", {"ckpt_name": options.checkpoint.name})
     given = {"clip": options.clip and PLACED, "prompt": options.prompt, "edit": options.edit}
+    if any(node["_meta"]["title"] == GIVEN["prompt"][0] for node in prompt.values()):
+        given["prompt"] = options.prompt or options.known_prompt
+        if options.clip and not given["prompt"]:
+            raise WorkflowError("this workflow has a source prompt: --clip needs --prompt (what the clip shows)")
+    elif options.prompt:
+        raise WorkflowError("this workflow has no source prompt: leave --prompt out")
     changes = {GIVEN[name]: value for name, value in given.items() if value}
     if any(node["_meta"]["title"] == "Scale" for node in prompt.values()):  # the file is as wanted already
         changes |= {("Scale", "width"): get_side(options), ("Scale", "height"): get_side(options)}
@@ -173,7 +179,7 @@ def make_report(host: Host, prompt: Json, run: Run, options: argparse.Namespace)
     if "Tune report" in titles:
         tuning["loss"] = json.loads(run.text(find_node(prompt, "Tune report")))["loss"]
     report: Json = {
-        "prompt": find_prompt(given["clip"]),
+        "prompt": options.known_prompt or find_prompt(given["clip"]),
         **given,
         "clip": options.clip.name if options.clip else given["clip"],
         "model": options.checkpoint.name if options.checkpoint else "demo model",

@@ -48,8 +48,9 @@ def save(name: str, latent: tuple[str, str]) -> list[Node]:
 
 DEMO = Node("Model", OURS + "LoadDemoModel")
 SD15 = Node("Model", "CheckpointLoaderSimple", {}, {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"})
-# What the benchmark's validation clips chose, see docs/benchmark.md.
+# Of the main graph, chosen on drawn clips that the benchmark does not measure.
 CFG, CFG_END = 7.5, 0.5
+PAPERS_CFG = 7.5  # of EI² and Tune-A-Video
 RELATION = {"passes": 8, "end": 0.65}
 PLAIN = {"gamma": 0.0, "direction": "none"}  # inversion without the noise relation
 INFLATE = Node("Inflate", OURS + "InflateUNet", {"model": ("Model", "MODEL")})
@@ -156,6 +157,6 @@ class Task:
         return Group(
             "1 Clip and prompts",
             [self.model, *source(self.file, self.crop), *prompts],
-            "Choose the clip; say what it shows and what it is to show. The empty prompt is what the clip is "
-            "inverted with, as Tune-A-Video does: the noise then keeps more of the clip for the edit.",
+            f"Choose the clip; say {'what it shows and ' if names_source else ''}what it is to show. The empty prompt "
+            "is what the clip is inverted with, as Tune-A-Video does: the noise then keeps more of the clip.",
         )

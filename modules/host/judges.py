@@ -10,7 +10,7 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy.clip_vision import ClipVisionModel
-from comfy.model_management import get_torch_device
+from comfy.model_management import get_torch_device, throw_exception_if_processing_interrupted
 from comfy.sd import CLIP
 from torch import Tensor
 
@@ -79,7 +79,7 @@ def flow_by(method: str) -> Callable[[Tensor], Motion]:
     """Return what estimates the motion of frames (f, h, w, 3), see `clip_motion`."""
     device = get_torch_device()
     if method == VARIATIONAL:
-        return lambda images: estimate_motion(images.to(device))
+        return partial(estimate_motion, device=device, between=throw_exception_if_processing_interrupted)
     network = load_raft(read_weights(OPTICAL_FLOW, method), method).to(device)
     return lambda images: estimate_motion_by(network, images.to(device))
 

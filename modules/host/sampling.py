@@ -57,7 +57,7 @@ class RelationSettings:
             )
         for name, factors in (("frame_strengths", self.frames), ("step_strengths", self.steps)):
             if not all(0 <= factor <= 1 for factor in factors):
-                raise ValueError(f"{name} holds {[*factors]}. Each is a factor of strength, from 0 to 1.")
+                raise ValueError(f"{name} holds {[*factors]}. Each must be from 0 to 1.")
 
 
 @dataclass(frozen=True)

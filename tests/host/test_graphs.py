@@ -123,6 +123,14 @@ def test_ei2s_workflow_runs(host: Host, tuned, demo_clip: Path) -> None:
     assert (host.base / "models" / "consistent_video" / "red_circle_00001_.safetensors").is_file()
 
 
+def test_inr_smooths_workflow_runs(host: Host, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_inr_smooth")
+    run = host.run(prompt, patience=PATIENCE)
+    assert json.loads(run.text(find_node(prompt, "Inversion report")))["gamma"] == 0.5
+    assert "smoothing" in json.loads(run.text(find_node(prompt, "Tune report")))
+    assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
+
+
 def test_the_edit_without_tuning_runs(host: Host, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_training_free")
     run = host.run(prompt, patience=PATIENCE)
@@ -222,7 +230,7 @@ def test_tune_a_video_goes_out_and_comes_back(host: Host, demo_clip: Path) -> No
 def test_an_edit_tied_along_the_motion(host: Host, tuned, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_noise_relation")
     run = host.run(prompt, patience=PATIENCE)
-    assert json.loads(run.text(find_node(prompt, "Sample report")))["relation"] == [0.5] * 3
+    assert json.loads(run.text(find_node(prompt, "Sample report")))["relation"] == [0.5, 0.5, 0.0]
     assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
     (kept,) = (host.base / "models" / "consistent_video_inversions" / "cache").glob("*.safetensors")
     assert kept.stat().st_size > 0
@@ -256,7 +264,7 @@ def test_edges_steer_an_edit(host: Host, demo_clip: Path) -> None:
 def test_an_edit_follows_a_motion_that_is_given(host: Host, tuned, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_known_motion")
     run = host.run(prompt, patience=PATIENCE)
-    assert json.loads(run.text(find_node(prompt, "Sample report")))["relation"] == [0.5] * 3
+    assert json.loads(run.text(find_node(prompt, "Sample report")))["relation"] == [0.5, 0.5, 0.0]
     assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
 
 
@@ -328,6 +336,7 @@ def test_edits_stand_side_by_side(host: Host, tuned, demo_clip: Path) -> None:
 
 SD15 = {  # in this order: the first save what the others load
     "edit": {},
+    "ei2": {},
     "saved_tune": {},
     "tune_dial": {},
     "covariate_shift": {},
@@ -350,6 +359,7 @@ SD15 = {  # in this order: the first save what the others load
     "controlnet": {},
     "training_free": {},
     "known_motion": {"Forward.batch_size": 3, "Backward.batch_size": 3},
+    "inr_smooth": {},
     "long_clip": {"Windows.context_length": 2, "Windows.context_overlap": 1, "Options.frames_per_step": 2},
 }
 
@@ -402,7 +412,7 @@ def real_graph(checkpoint: str, side: int, frames: int, steps: int) -> dict:
         ),
         "invert": node(
             ours + "INRBidirectionalDDIMInversion", model=["patch", 0], positive=["prompt", 0], latent=["latent", 0],
-            steps=steps, gamma=0.0, direction="none", label="next",
+            steps=steps, denoise=0.0, gamma=0.0, direction="none", label="next",
         ),
         "sample": node(
             ours + "SmoothSample", model=["patch", 0], positive=["prompt", 0], negative=["prompt", 0],
