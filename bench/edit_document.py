@@ -143,7 +143,8 @@ def verdict_lines(groups: Mapping[str, Sequence[Row]], chosen: Mapping[str, floa
         for part, finding in findings:
             margin = f", {part.margin:g} allowed" if part.margin else ""
             what = f"{COLUMNS[part.key].split(',')[0]} of {part.better} against {part.worse}{margin}"
-            lines.append(f"  - {what}: better by {finding}: {finding.verdict}.")
+            found = f"better by {finding}: {finding.verdict}" if finding.clips else "not measured"
+            lines.append(f"  - {what}: {found}.")
     return lines
 
 

@@ -93,10 +93,10 @@ def blending_kernel(frames: int, strength: float, passes: int, like: Tensor) -> 
 
     One pass leaves 1 - strength of a frame and adds strength times the mean of its neighbours. Rows sum to 1.
     """
-    near = torch.eye(frames).diff(dim=0)
-    near = (near.T @ near) < 0  # 1 where two frames are neighbours
-    share = near / near.sum(dim=1, keepdim=True).clamp(min=1)
-    once = torch.eye(frames) * (1 - strength * near.any(dim=1)) + strength * share
+    number = torch.arange(frames, dtype=torch.float64)
+    near = ((number - number[:, None]).abs() == 1).double()  # 1 where two frames are neighbours
+    count = near.sum(dim=1, keepdim=True)
+    once = torch.eye(frames) * (1 - strength * (count > 0)) + strength * near / count.clamp(min=1)
     return torch.linalg.matrix_power(once, passes).to(like)
 
 
