@@ -20,7 +20,7 @@ from .tasks import Task
 from .world import Row
 
 NETWORKS = ("clip", "reader", "unet", "vae")  # that make and judge an edit
-REVISION = 6  # raised when the same case gives another row
+REVISION = 7  # raised when the same case gives another row
 
 
 @dataclass(frozen=True)

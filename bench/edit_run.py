@@ -142,20 +142,20 @@ class Bench:
         tokens, learning = self.tokens(case, how, model)
         frames, prompts = self.truth.source.frames, self.truth.task.prompts
         with Watch() as watch:
-            empty, edited = self.prompt("", tokens), self.prompt(prompts[1], tokens)
-            inverted = self.world.prompt(prompts[0]) if how.control else empty
-            inversion = self.invert(case, model, inverted, shares)
+            source, edited = (self.prompt(words, tokens) for words in prompts)
+            inversion = self.invert(case, model, source, shares)
             if how.control:
                 control = ControlSettings("refine", case.value, how.control, case.value, threshold=MASK_THRESHOLD)
                 words = ",".join({self.truth.task.source.shape, self.truth.task.wanted.shape})
                 read = read_prompts(self.world.text, *prompts, mask=words)
-                model = attach_control(model, inversion, inverted, read, control)
+                model = attach_control(model, inversion, source, read, control)
             relation = None
             if how.relation:
                 motion = estimate_motion(frames.movedim(1, -1)) if how.relation == "motion" else None
                 relation = RelationSettings(STRENGTH, end=case.end, motion=motion, passes=case.passes)
             sampling = SampleSettings(case.cfg, cfg_end=case.cfg_end, relation=relation)
-            sampled = sample_clip(model, edited, empty, inversion, sampling)[0]
+            negative = source if how.from_source else self.prompt("", tokens)
+            sampled = sample_clip(model, edited, negative, inversion, sampling)[0]
             found = self.world.decode(sampled).clamp(0, 1)
         tunings = [took.seconds for took in (tuning, learning) if took is not None]
         return found, watch.seconds, sum(tunings) if tunings else None

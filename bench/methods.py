@@ -44,6 +44,8 @@ class Method:
         gamma, direction, reading, start: of the interframe noise relation in the inversion; plain DDIM inversion where
             gamma is 0.
         relation: at sampling: "", "plain", or "motion" along the clip's flow.
+        from_source: whether guidance leads away from the source prompt, which then is the negative, and not from the
+            empty prompt.
         control: of the attention by the source's: kind of the control of self-attention, None = none.
         tokens: whether prompt tokens are learned on the clip and stand before every prompt.
         takes: name of the hyper-parameter in CHOICES that is its own, "" = none.
@@ -58,6 +60,7 @@ class Method:
     reading: Reading = "mean"
     start: Start = "inverted latent"
     relation: str = ""
+    from_source: bool = True
     control: SelfAttention | None = None
     tokens: bool = False
     takes: str = ""
@@ -97,7 +100,8 @@ FFAM, SPARSE = "FFAM", "sparse-causal attention"
 INR, SMOOTH_VIDEO = "EI² + INR", "EI² + SmoothVideo"
 PLAIN, MOTION = "EI² + relation, plain", "EI² + relation, motion"
 DEFAULT, FREE_CONTROL = "FFAM + relation, motion", "FFAM + prompt-to-prompt"  # the default graph needs no tuning
-OLD, GUIDED = "FFAM, from the highest level, guided to the end", "FFAM, guided to the end"
+OLD, GUIDED = "FFAM, from the highest level, empty negative", "FFAM, guided to the end"
+EMPTY = f"{DEFAULT}, empty negative"
 WAYS: tuple[Direction, ...] = ("forward", "backward", "both")
 BASE: dict[str, Any] = {"model": untuned(), "relation": "motion"}
 
@@ -112,10 +116,11 @@ METHODS: dict[str, Method] = {
     SPARSE: Method(untuned(spatial="sparse-causal")),
     "key-frame attention": Method(untuned(spatial="key-frame"), quick=False),
     FFAM: Method(untuned()),
-    OLD: Method(untuned(), own=(("denoise", 1.0), ("cfg_end", 1.0))),
+    OLD: Method(untuned(), own=(("denoise", 1.0), ("cfg", 7.5), ("cfg_end", 1.0)), from_source=False),
     GUIDED: Method(untuned(), own=(("cfg_end", 1.0),)),
     "FFAM + relation, plain": Method(untuned(), relation="plain", quick=False),
     DEFAULT: Method(**BASE),
+    EMPTY: Method(own=(("cfg", 7.5),), from_source=False, **BASE),
     FREE_CONTROL: Method(untuned(), control="replace", takes="control_end"),
     "FFAM + FateZero's fusion": Method(untuned(), control="fusion", takes="control_end", quick=False),
     "FFAM + prompt-to-prompt + relation": Method(control="replace", takes="control_end", quick=False, **BASE),
@@ -182,12 +187,13 @@ def combine(*values: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
 
 
 SHARED = ("denoise", "cfg", "cfg_end")  # every method has them
-# The parts of the noise levels at which sampling begins: matched to the latent's size, all, half the matched sigma.
-MATCHED, ALL, HALF = 0.0, 1.0, 0.54
+# The parts of the noise levels at which sampling begins: matched to the latent's size, all, between them, half the
+# matched sigma.
+MATCHED, ALL, HIGHER, HALF = 0.0, 1.0, 0.8, 0.54
 CHOICES = (
-    Choice(("denoise", "cfg"), DEFAULT, combine((MATCHED, ALL, HALF), (7.5, 3.0, 5.0, 12.5))),
+    Choice(("denoise", "cfg"), DEFAULT, combine((MATCHED, ALL, HIGHER, HALF), (3.0, 5.0, 7.5, 12.5))),
     Choice(("cfg_end",), DEFAULT, ((0.5,), (0.3,), (0.7,), (1.0,))),
-    Choice(("passes", "end"), DEFAULT, combine((8, 1, 2, 4), (0.65, 0.5, 0.8, 1.0))),
+    Choice(("passes", "end"), DEFAULT, combine((8, 1, 2, 4), (1.0, 0.5, 0.65, 0.8))),
     Choice(("control_end",), FREE_CONTROL, ((0.3,), (0.6,))),
     *(Choice((f"gamma {way}",), "", ((0.5,), (1.0,)), way) for way in WAYS),
     Choice(("rate",), EI2, ((3e-4,), (1e-4,))),
