@@ -14,10 +14,6 @@ from pathlib import Path
 from scripts import environment
 
 DOCS = environment.ROOT / "docs"
-COMMANDS = {
-    "norms": "EI²'s Figure 4: each norm of the temporal module, with an edit each",
-    "inr": "INR Smooth: directions and weights in the inversion (its Figure 11), the relation at sampling",
-}
 PERFORMANCE = {
     "attention": "time and memory of attention across frames, beside SDPA of as many pairs",
     "temporal": "time of a temporal module and its parts, beside a copy of what its attention reads and writes",
@@ -44,12 +40,6 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, says in COMMANDS.items():
-        command = commands.add_parser(name, help=says)
-        command.add_argument("--clips", nargs="+", default=["red_circle", "yellow_star"], help="of demo/clips")
-        command.add_argument("--seeds", type=int, default=1, help="how many tunings of each (default 1)")
-        command.add_argument("--steps", type=int, default=200, help="of the tuning (default 200)")
-        add_common(command, DOCS / f"{name}.md")
     for name, says in PERFORMANCE.items():
         add_performance(commands.add_parser(name, help=says, description=f"Measure {says}; writes its section."))
     add_performance(commands.add_parser(ALL, help=f"{', '.join(PERFORMANCE)}: one after another"))
@@ -92,7 +82,7 @@ def add_edit(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seeds", type=int, default=2, help="how many tunings of each clip (default 2)")
     command.add_argument("--steps", type=int, default=100, help="of each tuning (default 100)")
     command.add_argument(
-        "--validation", type=int, default=2, help="validation clips of each kind, 1 for tunings (default 2, 0 = none)"
+        "--validation", type=int, default=1, help="validation clips of each kind (default 1, 0 = none)"
     )
     command.add_argument("--timed", type=int, default=8, help="clips on which edits are timed, 0 = none (default 8)")
     add_common(command, EDITS)

@@ -24,11 +24,25 @@ from tqdm import tqdm
 
 from ..demo.clips import save_video
 from ..scripts.clips import fit_square, read_clip
-from ..scripts.descriptions import DEMO, INFLATE, OURS, SD15, Task, invert, sample, save, show, tune
 from ..scripts.edit import lend_file
 from ..scripts.environment import ROOT, comfyui_tree, link, say
 from ..scripts.graph import Group, Node, build
 from ..scripts.host import GraphError, Host, HostError, Server, device_arguments
+from ..scripts.parts import (
+    DEMO,
+    INFLATE,
+    OURS,
+    SD15,
+    SOURCE,
+    Task,
+    edit_from_source,
+    invert_source,
+    relation,
+    relink,
+    save,
+    show,
+    tune,
+)
 from ..scripts.workflow import WorkflowError, find_node, to_prompt
 from .table import add_row, load_rows, mean_and_error, write_table
 
@@ -46,6 +60,7 @@ DO_NOTHING = "do nothing"
 METHODS: dict[str, dict[str, Any]] = {
     "per frame": {"preset": "per frame"},
     "FFAM": {"preset": "EI²", "temporal": "none"},
+    "FFAM + relation, motion": {"preset": "EI²", "temporal": "none", "relation": True},
     "FFAM + prompt-to-prompt": {"preset": "EI²", "temporal": "none", "control": True},
     "Tune-A-Video": {"preset": "Tune-A-Video", "tuned": True},
     "EI²": {"preset": "EI²", "tuned": True},
@@ -154,25 +169,23 @@ def describe(case: Case) -> list[Group]:
             tune({"options": ("Options", "options")}, **values),
         ]
         clip_model = "Tune"
-    inverted = "Source prompt" if how.get("control") else "Empty prompt"
-    nodes.append(invert("Invert", clip_model, inverted, gamma=0.0, direction="none", steps=case.ddim_steps))
+    nodes.append(invert_source(clip_model, steps=case.ddim_steps))
     if how.get("control"):
         links = {"model": (clip_model, "clip_model"), "inversion": ("Invert", "inversion"), "clip": ("Model", "CLIP")}
-        links |= {"source_positive": ("Source prompt", "CONDITIONING")}
+        links |= {"source_positive": (SOURCE, "CONDITIONING")}
         texts = {"source_text": case.before, "edit_text": case.after}
         nodes.append(Node("Control", OURS + "AttentionControl", links, texts))
         clip_model = "Control"
-    edit = sample("Edit", clip_model, "Edited prompt", "Invert", 7.5)
+    edit = edit_from_source(clip_model)
     if how.get("relation"):
-        nodes.append(Node("Motion", OURS + "ClipMotion", {"images": task.pixels}))
-        nodes.append(Node("Relation", OURS + "InterframeNoiseRelation", {"motion": ("Motion", "motion")}))
-        edit = Node(edit.title, edit.kind, {**edit.links, "relation": ("Relation", "relation")}, edit.values)
+        nodes += relation(task)
+        edit = relink(edit, relation=("Relation", "relation"))
     clips = {"source": task.pixels, "edited": ("Decode edit", "IMAGE")}
     folder, flow, lpips = json.loads(case.judges)
     values = {"edit_text": case.after, "source_text": case.before, "flow": flow}
     values |= {"clip_folder": folder or "none", "lpips": lpips or "none"}
     judge = [Node("Scorecard", OURS + "EditScorecard", clips, values), show("Figures", "Scorecard", "data")]
-    return [task.nodes(names_source=True), Group("", [*nodes, edit, *save("edit", ("Edit", "latent")), *judge])]
+    return [task.nodes(), Group("", [*nodes, edit, *save("edit", ("Edit", "latent")), *judge])]
 
 
 def run_case(server: Server, case: Case, folder: Path, output: Path) -> dict[str, Any]:

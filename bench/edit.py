@@ -35,6 +35,7 @@ def choose(rows: Rows, options: argparse.Namespace) -> tuple[dict[str, float], l
     chosen = {name: value for choice in CHOICES for name, value in zip(choice.names, choice.values[0], strict=True)}
     if options.quick or not options.validation:
         return chosen, []
+    tasks = list_tasks(options.validation, held_out=False)
     measured: list[dict[str, Any]] = []
     for choice in CHOICES:
         if not any(takes(name, choice) for name in selected(options)):
@@ -43,8 +44,6 @@ def choose(rows: Rows, options: argparse.Namespace) -> tuple[dict[str, float], l
         for values in choice.values:
             name, given = choice.row(values), dict(zip(choice.names, values, strict=True))
             found.append({"method": name, "values": given, **{key: [] for key in CURVE}})
-        draws = any(METHODS[entry["method"]].draws for entry in found)
-        tasks = list_tasks(1 if draws else options.validation, held_out=False)  # a tuning takes as long as ten edits
         for clip, task in tasks.items():  # all values of a clip together: they share its inversions
             for entry in found:
                 row = rows.get(make_case(entry["method"], clip, False, 0, options, chosen | entry["values"]), task)

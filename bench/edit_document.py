@@ -58,6 +58,9 @@ COLUMNS = {
     "ghosts": "ghosts",
     "background": "background, dB",
     "texture": "texture",
+    "reconstruction": "reconstruction, dB",
+    "mean_shift": "mean shift",
+    "covariance_ratio": "covariance ratio",
     "cost": "time of an edit",
     "tuning_cost": "time of tuning",
     "memory": "memory, GiB",
@@ -126,6 +129,9 @@ its mean; a clip with a frame without an object counts as 1.
 - *Ghosts*: vivid colour away from the object of the source and of the drawn edit, as a part of the object's area. \
 *Background*: PSNR against the source there, in edits of the object alone.
 - *Texture*: energy of fine structure against the drawn edit's; 1 is right, less is smoothed.
+- *Reconstruction*: PSNR of the inversion sampled back with the source prompt at CFG 1, against the autoencoder's \
+round trip. *Mean shift*, *covariance ratio*: what tuned temporal modules do to the features, mean over blocks, as \
+Covariate Shift Report says it.
 - *Time*: of inversion and sampling with {DDIM_STEPS} steps each, and of {TUNING_STEPS} steps of tuning, as multiples \
 of the same edit per frame. All methods take their turns on a clip in one go. *Memory*: the most that tensors hold \
 beyond the model while a clip is tuned and edited.

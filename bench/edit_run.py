@@ -6,6 +6,7 @@ import argparse
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from statistics import fmean
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +14,7 @@ from comfy.model_management import get_torch_device
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..modules.covariate_shift import average_shift
 from ..modules.host.apply import apply_tune
 from ..modules.host.control import attach_control
 from ..modules.host.control_call import ControlSettings
@@ -22,11 +24,13 @@ from ..modules.host.patch import attach, inflate
 from ..modules.host.progress import TuningProgress
 from ..modules.host.prompt_session import PromptSettings
 from ..modules.host.prompt_tokens import apply_prompt_tokens, tune_prompt
+from ..modules.host.report import measure_clip
 from ..modules.host.sampling import RelationSettings, SampleSettings, sample_clip
 from ..modules.host.training import tune_model
 from ..modules.host.tune_inputs import TuneInputs
 from ..modules.presets import method
 from ..modules.prompt_adapter import PromptAdapter
+from ..modules.reconstruction import psnr
 from ..modules.tuning import TuneSettings
 from ..modules.variational_flow import estimate_motion
 from .edit_rows import Case, world_stamp
@@ -65,13 +69,14 @@ class Bench:
         self.tuned: dict[tuple, tuple[ModelPatcher, Watch]] = {}
         self.learned: dict[tuple, tuple[PromptAdapter, Watch]] = {}
         self.inverted: dict[tuple, dict[str, Any]] = {}
+        self.reconstructed: dict[int, float] = {}  # by the id of an inversion that is held
 
     def turn_to(self, case: Case, task: Task) -> None:
         """Make the clip of a case the current one; tunings and inversions of another are forgotten."""
         key = case.clip, case.held_out, case.seed
         if key != self.key:
             self.key, self.truth = key, Truth(task)
-            self.tuned, self.learned, self.inverted = {}, {}, {}
+            self.tuned, self.learned, self.inverted, self.reconstructed = {}, {}, {}, {}
 
     def model(self, case: Case, how: Tuned) -> tuple[ModelPatcher, Watch | None]:
         """Return the model of a method, and what its tuning took."""
@@ -160,16 +165,35 @@ class Bench:
         tunings = [took.seconds for took in (tuning, learning) if took is not None]
         return found, watch.seconds, sum(tunings) if tunings else None
 
+    def judge_model(self, case: Case) -> Row:
+        """Return what is measured of a method's inversion and model, not of its edit."""
+        how = METHODS[case.method]
+        model, source = self.model(case, how.model)[0], self.truth.task.prompts[0]
+        prompt = self.prompt(source, self.tokens(case, how, model)[0])
+        inversion, latent = self.invert(case, model, prompt, shares=True), self.world.encode(self.truth.source.frames)
+        if id(inversion) not in self.reconstructed:
+            back = sample_clip(model, prompt, prompt, inversion, SampleSettings(1.0))[0]
+            found = psnr(self.world.decode(back), self.world.decode(latent))
+            self.reconstructed[id(inversion)] = fmean(found)
+        row: Row = {"reconstruction": self.reconstructed[id(inversion)], "mean_shift": None, "covariance_ratio": None}
+        if how.model.tuned:
+            shift = average_shift(list(measure_clip(model, prompt, latent, 0.5, case.seed)[0].values()))
+            row |= {"mean_shift": shift.mean_shift, "covariance_ratio": shift.covariance_ratio}
+        return row
+
     def run(self, case: Case, task: Task) -> tuple[Row, Tensor]:
         """Edit and judge."""
         self.turn_to(case, task)
+        measured: Row = dict.fromkeys(("reconstruction", "mean_shift", "covariance_ratio"))
         if case.method == DO_NOTHING:
             found = self.truth.source.frames
         elif case.method == AS_DRAWN:
             found = self.world.decode(self.world.encode(self.truth.wanted.frames)).clamp(0, 1)
         else:
             found, *_ = self.edit(case, shares=True)
-        return {**asdict(case), **self.truth.judge(found, self.world.reader)}, found
+            if case.held_out:
+                measured = self.judge_model(case)
+        return {**asdict(case), **self.truth.judge(found, self.world.reader), **measured}, found
 
 
 def make_case(

@@ -153,9 +153,7 @@ METHODS: dict[str, Method] = {
     PLAIN: Method(relation="plain"),
     MOTION: Method(relation="motion"),
     "EI² + prompt-to-prompt": Method(control="replace", takes="control_end", quick=False),
-    "EI² + prompt-to-prompt + relation": Method(
-        relation="motion", control="replace", takes="control_end", quick=False
-    ),
+    "EI² + prompt-to-prompt + relation": Method(relation="motion", control="replace", takes="control_end", quick=False),
     "EI² + prompt tokens": Method(tokens=True, quick=False, third=True),
 }
 

@@ -93,7 +93,11 @@ class SmoothSample(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The clip model the clip was inverted with."),
                 io.Conditioning.Input("positive", tooltip="Edited prompt; ControlNet may be applied to it."),
-                io.Conditioning.Input("negative", tooltip="Negative prompt; may be empty. Without effect at CFG 1."),
+                io.Conditioning.Input(
+                    "negative",
+                    tooltip="What guidance leads away from. The source prompt: only what the two prompts differ in "
+                    "changes, so that the clip holds stiller. The empty prompt: as in the papers. No effect at CFG 1.",
+                ),
                 io.Latent.Input("inversion", tooltip="From INR Bidirectional DDIM Inversion."),
                 io.Float.Input(
                     "cfg",
@@ -101,8 +105,9 @@ class SmoothSample(io.ComfyNode):
                     min=1.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="Classifier-free guidance. 7.5 in the papers; higher follows the prompt more and the clip "
-                    "less; 1 = none, for reconstruction.",
+                    tooltip="Classifier-free guidance: about 3 with the source prompt as negative, 7.5 with the empty "
+                    "prompt, as in the papers. Higher follows the prompt more and the clip less; 1 = none, for "
+                    "reconstruction.",
                 ),
                 io.Float.Input(
                     "cfg_rescale",

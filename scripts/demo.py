@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", type=Path, help="a video to edit, e.g. one of demo/clips (default the demo clip)")
-    parser.add_argument("--prompt", help="what the clip shows, for workflows that have a source prompt")
+    parser.add_argument("--prompt", help="what the clip shows")
     parser.add_argument("--edit", help="what the edited clip is to show")
     parser.add_argument("--checkpoint", type=Path, help="an SD1.x checkpoint to use instead of the demo model")
     parser.add_argument("--frames", type=int, help="how many frames to take (default 8, of a demo clip all)")
@@ -52,11 +52,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def fill_in_prompts(options: argparse.Namespace) -> None:
     """Take the prompts that are not given from the JSON file beside the clip, as the clips in demo/clips have one."""
-    options.known_prompt = None
     notes = options.clip and options.clip.with_suffix(".json")
     if notes and notes.is_file():
         known = json.loads(notes.read_text(encoding="utf-8"))
-        options.known_prompt = known.get("prompt")
+        options.prompt = options.prompt or known.get("prompt")
         options.edit = options.edit or known.get("edit")
 
 
@@ -66,7 +65,7 @@ def main() -> int:
     options = parser.parse_args()
     if (options.checkpoint or options.size or options.frames) and not options.clip:
         options.clip = CLIP
-    options.workflow = options.workflow or WORKFLOWS / f"{'sd15' if options.checkpoint else 'demo'}_edit.json"
+    options.workflow = options.workflow or WORKFLOWS / f"{'' if options.checkpoint else 'demo_'}edit.json"
     for path in (options.clip, options.checkpoint, options.workflow):
         if path and not path.is_file():
             parser.error(f"there is no file {path}")
@@ -81,8 +80,8 @@ def main() -> int:
     except OSError as error:
         parser.error(f"--output cannot be made: {error}")
     fill_in_prompts(options)
-    if options.clip and not options.edit:
-        parser.error("--clip needs --edit (what it is to show)")
+    if options.clip and not (options.prompt and options.edit):
+        parser.error("--clip needs --prompt (what the clip shows) and --edit (what it is to show)")
     environment.stop_on_signals()
     environment.enter(__file__, sys.argv[1:])
     environment.register_pack()

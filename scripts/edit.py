@@ -147,12 +147,6 @@ def make_prompt(workflow: Json, object_info: Json, options: argparse.Namespace) 
     if options.checkpoint:
         prompt = replace_node(prompt, "Model", "CheckpointLoaderSimple", {"ckpt_name": options.checkpoint.name})
     given = {"clip": options.clip and PLACED, "prompt": options.prompt, "edit": options.edit}
-    if any(node["_meta"]["title"] == GIVEN["prompt"][0] for node in prompt.values()):
-        given["prompt"] = options.prompt or options.known_prompt
-        if options.clip and not given["prompt"]:
-            raise WorkflowError("this workflow has a source prompt: --clip needs --prompt (what the clip shows)")
-    elif options.prompt:
-        raise WorkflowError("this workflow has no source prompt: leave --prompt out")
     changes = {GIVEN[name]: value for name, value in given.items() if value}
     if any(node["_meta"]["title"] == "Scale" for node in prompt.values()):  # the file is as wanted already
         changes |= {("Scale", "width"): get_side(options), ("Scale", "height"): get_side(options)}
@@ -167,9 +161,7 @@ def make_report(host: Host, prompt: Json, run: Run, options: argparse.Namespace)
         The report.
     """
     titles = {node["_meta"]["title"] for node in prompt.values()}
-    given = {
-        name: prompt[find_node(prompt, title)]["inputs"][key] for name, (title, key) in GIVEN.items() if title in titles
-    }
+    given = {name: prompt[find_node(prompt, title)]["inputs"][key] for name, (title, key) in GIVEN.items()}
     clips = collect_clips(host, prompt, run, given["clip"], options.output)
     num_frames = {name: len(frames) for name, frames in clips.items()}
     clips = {name: frames[: min(num_frames.values())] for name, frames in clips.items()}
@@ -179,7 +171,6 @@ def make_report(host: Host, prompt: Json, run: Run, options: argparse.Namespace)
     if "Tune report" in titles:
         tuning["loss"] = json.loads(run.text(find_node(prompt, "Tune report")))["loss"]
     report: Json = {
-        "prompt": options.known_prompt or find_prompt(given["clip"]),
         **given,
         "clip": options.clip.name if options.clip else given["clip"],
         "model": options.checkpoint.name if options.checkpoint else "demo model",
@@ -199,12 +190,6 @@ def make_report(host: Host, prompt: Json, run: Run, options: argparse.Namespace)
     save_animation(options.output / "animation.webp", shown, read_clip(options.output / "edit.mp4")[1])
     (options.output / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
     return report
-
-
-def find_prompt(clip: str) -> str | None:
-    """Return what a demo clip shows, where the workflow needs no source prompt and so does not say it; else None."""
-    notes = CLIPS / Path(clip).with_suffix(".json").name
-    return json.loads(notes.read_text(encoding="utf-8"))["prompt"] if notes.is_file() else None
 
 
 def collect_clips(host: Host, prompt: Json, run: Run, source: str, output: Path) -> dict[str, torch.Tensor]:

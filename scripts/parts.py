@@ -49,9 +49,10 @@ def save(name: str, latent: tuple[str, str]) -> list[Node]:
 DEMO = Node("Model", OURS + "LoadDemoModel")
 SD15 = Node("Model", "CheckpointLoaderSimple", {}, {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"})
 # Of the main graph, chosen on drawn clips that the benchmark does not measure.
-CFG, CFG_END = 7.5, 0.5
-PAPERS_CFG = 7.5  # of EI² and Tune-A-Video
-RELATION = {"passes": 8, "end": 0.65}
+CFG, CFG_END = 3.0, 0.5
+PAPERS_CFG = 7.5  # of EI² and Tune-A-Video, whose guidance leads away from the empty prompt
+RELATION = {"passes": 8, "end": 1.0}
+SOURCE, EDITED, EMPTY = "Source prompt", "Edited prompt", "Empty prompt"
 PLAIN = {"gamma": 0.0, "direction": "none"}  # inversion without the noise relation
 INFLATE = Node("Inflate", OURS + "InflateUNet", {"model": ("Model", "MODEL")})
 PATCH = Node("Patch", OURS + "STAMFFAMPatch", {"model": ("Inflate", "clip_model")})
@@ -60,7 +61,7 @@ UNTUNED_PATCH = replace(PATCH, values={"temporal_strength": 0.0})  # temporal mo
 
 def tune(links: dict[str, tuple[str, str]], **values: Any) -> Node:
     """Return the tuning node, with links beside those it always has."""
-    always = {"model": ("Patch", "clip_model"), "positive": ("Source prompt", "CONDITIONING")}
+    always = {"model": ("Patch", "clip_model"), "positive": (SOURCE, "CONDITIONING")}
     return Node("Tune", OURS + "OneShotTune", {**always, "latent": ("Encode", "LATENT"), **links}, values)
 
 
@@ -69,7 +70,7 @@ def tuning(task: Task, prefix: str | None = None, previews: bool = True) -> list
 
     The preview has a prompt of its own: it is part of the tuning, which the edited prompt must not run again.
     """
-    sides = {"positive": ("Preview prompt", "CONDITIONING"), "negative": ("Negative prompt", "CONDITIONING")}
+    sides = {"positive": ("Preview prompt", "CONDITIONING"), "negative": (EMPTY, "CONDITIONING")}
     preview = {"preview": ("Preview", "preview")} if previews else {}
     shown = [prompt("Preview prompt", task.after), Node("Preview", OURS + "TuningPreview", sides)]
     return [
@@ -100,11 +101,23 @@ def invert(title: str, model: str, positive: str, **values: Any) -> Node:
     return Node(title, kind, {**links, "latent": ("Encode", "LATENT")}, values)
 
 
-def sample(title: str, model: str, positive: str, inversion: str, cfg: float, **values: Any) -> Node:
+def sample(
+    title: str, model: str, positive: str, inversion: str, cfg: float, negative: str = SOURCE, **values: Any
+) -> Node:
     """Return a sampling node."""
     links = {"model": (model, "clip_model"), "positive": (positive, "CONDITIONING")}
-    links |= {"negative": ("Negative prompt", "CONDITIONING"), "inversion": (inversion, "inversion")}
+    links |= {"negative": (negative, "CONDITIONING"), "inversion": (inversion, "inversion")}
     return Node(title, OURS + "SmoothSample", links, {"cfg": cfg, **values})
+
+
+def invert_source(model: str, **values: Any) -> Node:
+    """Return the plain inversion of the clip under the source prompt, from which an edit starts."""
+    return invert("Invert", model, SOURCE, **PLAIN, **values)
+
+
+def edit_from_source(model: str, title: str = "Edit") -> Node:
+    """Return the sampling of the edit, guided away from the source prompt at the steps that decide the layout."""
+    return sample(title, model, EDITED, "Invert", CFG, cfg_end=CFG_END)
 
 
 def relink(node: Node, **links: tuple[str, str]) -> Node:
@@ -150,13 +163,14 @@ class Task:
         """The source clip's frames."""
         return ("Scale", "IMAGE") if self.crop else ("Frames", "images")
 
-    def nodes(self, names_source: bool = False) -> Group:
-        """Return the first column of a workflow; the source prompt is for those that tune or reconstruct."""
-        prompts = [prompt("Source prompt", self.before)] if names_source else []
-        prompts += [prompt("Edited prompt", self.after), prompt("Negative prompt", ""), prompt("Empty prompt", "")]
-        return Group(
-            "1 Clip and prompts",
-            [self.model, *source(self.file, self.crop), *prompts],
-            f"Choose the clip; say {'what it shows and ' if names_source else ''}what it is to show. The empty prompt "
-            "is what the clip is inverted with, as Tune-A-Video does: the noise then keeps more of the clip.",
-        )
+    def nodes(self, with_empty: bool = False) -> Group:
+        """Return the first column of a workflow; the empty prompt is for the papers' own inversion and guidance."""
+        prompts = [prompt(SOURCE, self.before), prompt(EDITED, self.after)]
+        text = "Choose the clip; say what it shows and what it is to show, in the same words but for what changes."
+        if with_empty:
+            prompts.append(prompt(EMPTY, ""))
+            text += (
+                " As in the papers, the clip is inverted with the empty prompt, and guidance leads away from it; text "
+                "in it is a negative prompt."
+            )
+        return Group("1 Clip and prompts", [self.model, *source(self.file, self.crop), *prompts], text)

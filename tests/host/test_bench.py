@@ -17,92 +17,20 @@ from consistent_video.bench import (
     edit,
     edit_cost,
     edit_document,
-    inr,
     memory,
     methods,
-    norms,
     sample,
     sd15,
     temporal,
     tune,
-    world,
 )
 from consistent_video.bench.document import TITLES, UNKNOWN, read_sections
 from consistent_video.bench.memory_count import Held, Peak
 from consistent_video.bench.tasks import KINDS, draw_task
-from consistent_video.scripts.clips import read_clip
+from consistent_video.bench.world import World
 from consistent_video.scripts.environment import ROOT
 
-
-@pytest.fixture
-def options(tmp_path: Path) -> argparse.Namespace:
-    return argparse.Namespace(
-        clips=["red_circle"], seeds=1, steps=2, ddim_steps=2, document=tmp_path / "norms.md",
-        json=tmp_path / "norms.json", state=tmp_path / "state",
-    )  # fmt: skip
-
-
-def test_the_norms_are_measured_kept_and_written(options, monkeypatch) -> None:
-    monkeypatch.setattr(norms, "NORMS", ("layer norm without affine", "instance centering"))
-    norms.measure_norms(options)
-    rows = json.loads(options.json.read_text())
-    assert [(row["norm"], row["spectral"]) for row in rows] == [
-        (norm, spectral) for norm in norms.NORMS for spectral in ("off", "on")
-    ]
-    assert rows[0]["mean_shift"] > 10 * rows[2]["mean_shift"]  # EI²'s claim, here before much tuning
-    written = options.document.read_text(encoding="utf-8")
-    assert all(f"| {row['norm']} | {row['spectral']} | {row['obeyed']:.3g}" in written for row in rows)
-    monkeypatch.setattr(norms, "run_case", lambda *_: pytest.fail("what is done is not done again"))
-    norms.measure_norms(options)
-    assert options.document.read_text(encoding="utf-8") == written
-
-
-def test_the_source_as_its_own_edit_is_judged_as_itself() -> None:
-    source = read_clip(world.CLIPS / "red_circle.mp4")[0]
-    reader = world.ShapeReader.load(world.READER)
-    read = world.judge(source, source, "a red circle on a white background", reader)
-    assert read["obeyed"] == 1 and read["motion_error"] == 0 and read["flicker"] == 0
-    assert world.judge(source, source, "a blue square on a white background", reader)["obeyed"] == 0
-
-
-def test_an_object_that_jumps_and_grows_is_told() -> None:
-    source = read_clip(world.CLIPS / "red_circle.mp4")[0]
-    edit = torch.roll(source, 6, dims=3)
-    edit[::2] = source[::2]
-    edit[3, :, :64] = 1.0
-    read = world.judge(edit, source, "a red circle on a white background", world.ShapeReader.load(world.READER))
-    assert 2 < read["motion_error"] < 20 and read["flicker"] > 0
-
-
-def test_the_noise_relation_is_measured_and_written(options, monkeypatch) -> None:
-    chosen = {
-        ("training-free", "plain", "none"),
-        ("training-free", "plain", "motion, 0.5"),
-        ("EI² + INR", "plain", "none"),
-    }
-    everything = inr.list_cases
-    monkeypatch.setattr(inr, "list_cases", lambda given: (case for case in everything(given) if case.name in chosen))
-    inr.measure_inr(options)
-    rows = json.loads(options.json.read_text())
-    assert len(rows) == 3 and all(row["warp_error"] > 0 and row["texture"] > 0 for row in rows)
-    written = options.document.read_text(encoding="utf-8")
-    assert all(f"| {' | '.join(name)} | " in written for name in chosen)
-    monkeypatch.setattr(inr, "run_case", lambda *_: pytest.fail("what is done is not done again"))
-    inr.measure_inr(options)
-    assert options.document.read_text(encoding="utf-8") == written
-
-
-def test_what_nothing_is_drawn_for_is_measured_once(options) -> None:
-    options.seeds, options.clips = 3, ["red_circle", "yellow_star"]
-    cases = list(inr.list_cases(options))
-    seeds = {tuned: {case.seed for case in cases if case.tuned == tuned} for tuned in inr.TUNED}
-    assert seeds == {"training-free": {0}, "EI²": {0, 1, 2}, "EI² + INR": {0, 1, 2}}
-    assert len(set(cases)) == len(cases)
-
-
-FIRST = {
-    name: value for choice in methods.CHOICES for name, value in zip(choice.names, choice.values[0], strict=True)
-}
+FIRST = {name: value for choice in methods.CHOICES for name, value in zip(choice.names, choice.values[0], strict=True)}
 UNSTEADY = methods.gamma_row("both", 0.5)  # in the stand-in table less steady than gamma 1
 
 
@@ -141,6 +69,8 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     assert by_name[methods.REFERENCE]["cost"] == 1 and by_name[methods.REFERENCE]["tuning_cost"] is None
     assert by_name[methods.EI2]["tuning_cost"] == pytest.approx(by_name[methods.MOTION]["tuning_cost"]), "tuned once"
     assert by_name[methods.EI2]["memory"] > by_name[methods.REFERENCE]["memory"] > 0, "tuning takes memory"
+    assert by_name[methods.FFAM]["reconstruction"] > 15 and by_name[methods.FFAM]["mean_shift"] is None
+    assert by_name[methods.EI2]["mean_shift"] > 0 and nothing["reconstruction"] is None
     moved = by_name[methods.MOTION]
     assert (moved["passes"], moved["end"]) == (FIRST["passes"], FIRST["end"]) and moved["denoise"] == methods.MATCHED
     written = editing.document.read_text(encoding="utf-8")
@@ -252,7 +182,7 @@ def test_ablations_are_measured_on_every_third_clip(editing) -> None:
 
 @pytest.mark.parametrize("name", [methods.FFAM, methods.GUIDED])
 def test_a_shared_inversion_gives_the_same_edit(name: str, editing) -> None:
-    task, bench = draw_task("colour", 0, held_out=False), edit.Bench(world.World())
+    task, bench = draw_task("colour", 0, held_out=False), edit.Bench(World())
     case = edit.make_case(name, "colour", False, 0, editing, FIRST)
     other = edit.make_case(methods.DEFAULT, "colour", False, 0, editing, FIRST)
     with torch.inference_mode():
@@ -276,7 +206,7 @@ def test_every_claim_names_methods_and_figures_that_are_measured() -> None:
 
 @pytest.mark.parametrize("base", [methods.REFERENCE, methods.FFAM, methods.EI2])
 def test_an_edit_with_prompt_tokens_is_another_one(base: str, editing) -> None:
-    task, bench = draw_task("colour", 0, held_out=False), edit.Bench(world.World())
+    task, bench = draw_task("colour", 0, held_out=False), edit.Bench(World())
     found = {}
     with torch.inference_mode():
         for name in (base, f"{base} + prompt tokens"):

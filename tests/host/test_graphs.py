@@ -11,8 +11,9 @@ from PIL import Image
 from consistent_video.demo.clips import save_video
 from consistent_video.modules.weights import load_tune
 from consistent_video.scripts.clips import fit_square, read_clip
-from consistent_video.scripts.descriptions import CONTROL_NET
+from consistent_video.scripts.descriptions import CONTROL_NET, MAKE, describe_demo
 from consistent_video.scripts.environment import ROOT
+from consistent_video.scripts.graph import build
 from consistent_video.scripts.host import GraphError, Host
 from consistent_video.scripts.judge import get_psnr
 from consistent_video.scripts.workflow import find_node, set_values, to_prompt
@@ -22,19 +23,20 @@ from .small import write_sd15_checkpoint, write_sd15_controlnet
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 PATIENCE = 900  # seconds; a loaded machine is many times slower
 QUICK = {
-    **{
-        (title, "steps"): 3
-        for title in ("Tune", "Tokens", "Invert", "Invert to reconstruct", "Invert half", "Invert whole")
-    },
+    **{(title, "steps"): 3 for title in ("Tune", "Tokens", "Invert", "Invert to reconstruct")},
     ("Preview", "every"): 2,
     ("Preview", "preview_steps"): 2,
 }
 
 
 def load_workflow(host: Host, name: str, **values) -> dict:
-    """Return a workflow's prompt with few steps and other values by "Title.input"."""
-    workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
-    prompt = to_prompt(workflow, host.object_info())
+    """Return the prompt of a workflow, of its demo twin for "demo_", with few steps and values by "Title.input"."""
+    path, info = ROOT / "workflows" / f"{name}.json", host.object_info()
+    if path.is_file():
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        workflow = build(describe_demo(name.removeprefix("demo_")), info)
+    prompt = to_prompt(workflow, info)
     titles = {node["_meta"]["title"]: node["inputs"] for node in prompt.values()}
     quick = {(title, key): value for (title, key), value in QUICK.items() if key in titles.get(title, {})}
     return set_values(prompt, {**quick, **{tuple(key.split(".")): value for key, value in values.items()}})
@@ -131,16 +133,29 @@ def test_inr_smooths_workflow_runs(host: Host, demo_clip: Path) -> None:
     assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
 
 
-def test_the_edit_without_tuning_runs(host: Host, demo_clip: Path) -> None:
-    prompt = load_workflow(host, "demo_training_free")
+def test_an_edit_through_comfyuis_own_sampler_runs(host: Host, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_custom_sampler")
     run = host.run(prompt, patience=PATIENCE)
     assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
 
 
-def test_a_saved_tune_serves_another_run(host: Host, tuned, demo_clip: Path) -> None:
+@pytest.fixture(scope="module")
+def judged(host: Host, tuned, demo_clip: Path):
+    """Two edits with the saved tune, run."""
     prompt = load_workflow(host, "demo_saved_tune")
-    run = host.run(prompt, patience=PATIENCE)
-    assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
+    return prompt, host.run(prompt, patience=PATIENCE)
+
+
+def test_a_saved_tune_serves_another_run(host: Host, judged, demo_clip: Path) -> None:
+    plain, tied = (saved_frames(host, *judged, f"Save edit {name}") for name in ("plain", "tied"))
+    assert plain.shape == tied.shape == read_clip(demo_clip)[0].shape and not plain.equal(tied)
+    assert json.loads(judged[1].text(find_node(judged[0], "Sample report")))["relation"] == [0.5] * 3
+
+
+def test_apply_tune_takes_a_saved_tune_back(host: Host, judged, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_saved_tune", **{"Tune.progress": 0.5})
+    half = saved_frames(host, prompt, host.run(prompt, patience=PATIENCE), "Save edit plain")
+    assert not half.equal(saved_frames(host, *judged, "Save edit plain"))
 
 
 def test_a_damaged_tune_is_refused_in_words(host: Host, tuned) -> None:
@@ -198,16 +213,11 @@ def test_a_preview_plays_while_it_is_tuned(host: Host, demo_clip: Path) -> None:
     assert len({picture.size for picture in pictures}) == 1 and len({picture.tobytes() for picture in pictures}) > 1
 
 
-def test_the_dial_takes_a_saved_tune_back(host: Host, tuned, demo_clip: Path) -> None:
-    prompt = load_workflow(host, "demo_tune_dial")
-    run = host.run(prompt, patience=PATIENCE)
-    half, whole = (saved_frames(host, prompt, run, f"Save edit {name}") for name in ("half", "whole"))
-    assert half.shape == whole.shape == read_clip(demo_clip)[0].shape and not half.equal(whole)
-
-
 def test_everything_that_can_be_set_is_heeded(host: Host, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_tuning_settings", **{"Tune.steps": 4, "Options.warmup_steps": 1})
-    report = json.loads(host.run(prompt, patience=PATIENCE).text(find_node(prompt, "Tune report")))
+    run = host.run(prompt, patience=PATIENCE)
+    assert "| tuning | 4 | 4 | on | off |" in run.text(find_node(prompt, "Findings"))
+    report = json.loads(run.text(find_node(prompt, "Tune report")))
     heeded = {
         "schedule": "cosine",
         "warmup_steps": 1,
@@ -227,29 +237,12 @@ def test_tune_a_video_goes_out_and_comes_back(host: Host, demo_clip: Path) -> No
     assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
 
 
-def test_an_edit_tied_along_the_motion(host: Host, tuned, demo_clip: Path) -> None:
-    prompt = load_workflow(host, "demo_noise_relation")
-    run = host.run(prompt, patience=PATIENCE)
-    assert json.loads(run.text(find_node(prompt, "Sample report")))["relation"] == [0.5, 0.5, 0.0]
-    assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
-    (kept,) = (host.base / "models" / "consistent_video_inversions" / "cache").glob("*.safetensors")
-    assert kept.stat().st_size > 0
-
-
-def test_a_tuning_is_planned(host: Host, demo_clip: Path) -> None:
-    prompt = load_workflow(host, "demo_fit_planner")
-    run = host.run(prompt, patience=PATIENCE)
-    assert "| tuning | 8 | 4 | off | off |" in run.text(find_node(prompt, "Findings"))
-    assert len(json.loads(run.text(find_node(prompt, "Tune report")))["loss"]) == 3
-
-
 def test_a_clip_is_edited_in_windows(host: Host) -> None:
     clip = Path(shutil.copy(ROOT / "demo" / "clips" / "striped_cross.mp4", host.base / "input"))
     prompt = load_workflow(host, "demo_long_clip")
     run = host.run(prompt, patience=PATIENCE)
     edited = saved_frames(host, prompt, run, "Save edit")
     assert edited.shape == read_clip(clip)[0].shape and len(edited) == 24
-    assert json.loads(run.text(find_node(prompt, "Tune report")))["frames_per_step"] == 8
     assert "Context window 2/2: frames 8-23 of 24" in host.log_text()
 
 
@@ -261,10 +254,15 @@ def test_edges_steer_an_edit(host: Host, demo_clip: Path) -> None:
     assert edits[0].shape == read_clip(demo_clip)[0].shape and not edits[0].equal(edits[1])
 
 
-def test_an_edit_follows_a_motion_that_is_given(host: Host, tuned, demo_clip: Path) -> None:
-    prompt = load_workflow(host, "demo_known_motion")
+def test_an_edit_follows_a_motion_that_is_given(host: Host, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_edit")
+    plane = {"width": 128, "height": 128, "batch_size": 7}
+    for title, colour in (("forward", 0xB49600), ("backward", 0x4B6900)):  # red to the right, green down
+        prompt[title] = {"class_type": "EmptyImage", "inputs": {**plane, "color": colour}, "_meta": {"title": title}}
+    motion = prompt[find_node(prompt, "Motion")]["inputs"]
+    del motion["images"]
+    motion |= {"forward": ["forward", 0], "backward": ["backward", 0], "largest": 16.0}
     run = host.run(prompt, patience=PATIENCE)
-    assert json.loads(run.text(find_node(prompt, "Sample report")))["relation"] == [0.5, 0.5, 0.0]
     assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
 
 
@@ -274,59 +272,46 @@ def test_an_edit_follows_the_attention_of_the_source(host: Host, demo_clip: Path
     assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
 
 
-def test_the_next_edit_takes_what_was_kept_of_the_source(host: Host, demo_clip: Path) -> None:
-    shown = []
-    for steps, text in ((0, "a blue square on a white background"), (1, "a green square on a white background")):
-        values = {"Control.store": "CPU", "Control.edit_text": text, "Edited prompt.text": text}
-        prompt = load_workflow(host, "demo_attention_control", **values)
-        shown.append(saved_frames(host, prompt, host.run(prompt, patience=PATIENCE), "Save edit"))
-        assert f"keeps 1 steps of the source, {steps} of them from before" in host.log_text()
-    assert not shown[0].equal(shown[1])
-
-
 def test_a_reconstruction_is_judged_and_its_inversion_serves_an_edit(host: Host, tuned, demo_clip: Path) -> None:
-    prompt = load_workflow(host, "demo_reconstruction")
+    prompt = load_workflow(host, "demo_reconstruction", **{"Stability.iterations": 1})
     run = host.run(prompt, patience=PATIENCE)
     assert "dB in the worst frame" in run.text(find_node(prompt, "Findings")).replace("\n", " ")
-    prompt = load_workflow(host, "demo_saved_inversion")
+    assert "| step | sigma |" in run.text(find_node(prompt, "Stability table"))
+    assert "| worst" in run.text(find_node(prompt, "Shift table"))
+    assert all(host.files(run, find_node(prompt, f"{title} plot")) for title in ("Stability", "Shift"))
+    prompt = load_workflow(host, "demo_saved_tune")
+    prompt[find_node(prompt, "Invert")] |= {
+        "class_type": "ConsistentVideo_LoadInversion",
+        "inputs": {"inversion_name": "red_circle_00001_.safetensors"},
+    }
     run = host.run(prompt, patience=PATIENCE)
-    assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
+    assert saved_frames(host, prompt, run, "Save edit tied").shape == read_clip(demo_clip)[0].shape
 
 
 def test_prompt_tokens_are_learned_saved_and_serve_an_edit(host: Host, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_prompt_tokens", **{"Tokens.advise_learning_rate": False})
     run = host.run(prompt, patience=PATIENCE)
     assert run.text(find_node(prompt, "Advice")) == "advise_learning_rate is off."
-    edited = saved_frames(host, prompt, run, "Save edit")
-    prompt = load_workflow(host, "demo_saved_prompt_tokens")
+    edited, tokens = saved_frames(host, prompt, run, "Save edit"), find_node(prompt, "Tokens")
+    prompt = {key: node for key, node in prompt.items() if [tokens, 1] not in node["inputs"].values()}
+    prompt = {key: node for key, node in prompt.items() if node["_meta"]["title"] not in SAYS_OF_TOKENS}
+    prompt[tokens] |= {
+        "class_type": "ConsistentVideo_LoadPromptTokens",
+        "inputs": {"prompt_tokens_name": "red_circle_00001_.safetensors"},
+    }
     again = saved_frames(host, prompt, host.run(prompt, patience=PATIENCE), "Save edit")
     assert edited.shape == read_clip(demo_clip)[0].shape and again.equal(edited)
 
 
-def test_the_stability_of_an_inversion_is_reported(host: Host, demo_clip: Path) -> None:
-    prompt = load_workflow(host, "demo_inversion_stability", **{"Stability.iterations": 1})
-    run = host.run(prompt, patience=PATIENCE)
-    assert "| step | sigma |" in run.text(find_node(prompt, "Table")) and host.files(run, find_node(prompt, "Plot"))
+SAYS_OF_TOKENS = ("Advice", "Loss plot", "Save tokens")
 
 
-def test_the_covariate_shift_is_reported(host: Host, tuned, demo_clip: Path) -> None:
-    prompt = load_workflow(host, "demo_covariate_shift")
-    run = host.run(prompt, patience=PATIENCE)
-    assert "| worst" in run.text(find_node(prompt, "Table")) and host.files(run, find_node(prompt, "Plot"))
-
-
-def test_an_edit_gets_its_scorecard(host: Host, tuned, demo_clip: Path) -> None:
-    prompt = load_workflow(host, "demo_scorecard")
-    run = host.run(prompt, patience=PATIENCE)
+def test_edits_are_judged_and_stand_side_by_side(host: Host, judged, demo_clip: Path) -> None:
+    prompt, run = judged
     report = run.text(find_node(prompt, "Findings"))
     assert "| edit |" in report and "| do nothing |" in report and "variational optical flow" in report
     assert "Left out: CLIP-T, no CLIP model is connected or chosen" in report
     assert host.files(run, find_node(prompt, "Plot"))
-
-
-def test_edits_stand_side_by_side(host: Host, tuned, demo_clip: Path) -> None:
-    prompt = load_workflow(host, "demo_compare_grid")
-    run = host.run(prompt, patience=PATIENCE)
     frames, source = saved_frames(host, prompt, run, "Save grid"), read_clip(demo_clip)[0]
     assert len(frames) == len(source) and frames.shape[-1] > 3 * source.shape[-1]
     assert frames.shape[-2] > 3 * source.shape[-2], "clips, differences and flows"
@@ -338,36 +323,26 @@ SD15 = {  # in this order: the first save what the others load
     "edit": {},
     "ei2": {},
     "saved_tune": {},
-    "tune_dial": {},
-    "covariate_shift": {},
-    "scorecard": {},
-    "compare_grid": {},
-    "noise_relation": {},
     "attention_control": {},
-    "reconstruction": {},
-    "saved_inversion": {},
+    "reconstruction": {"Stability.iterations": 1},
     "tuning_settings": {"Tune.steps": 2, "Tune.snapshots": "", "Options.warmup_steps": 1, "Save tune.with_state": True}
     | {"Region.x": 8, "Region.y": 8}
     | {f"{title}.{side}": 64 for title in ("Nothing", "Rectangle") for side in ("width", "height")},
     "resume_tune": {"Load tune.tune_name": "clip_00002_.safetensors", "Tune.snapshots": ""},
-    "fit_planner": {},
     "tune_a_video": {},
     "import_tune_a_video": {},
     "prompt_tokens": {"Tokens.advise_learning_rate": False},
-    "saved_prompt_tokens": {},
-    "inversion_stability": {"Stability.iterations": 1},
     "controlnet": {},
-    "training_free": {},
-    "known_motion": {"Forward.batch_size": 3, "Backward.batch_size": 3},
+    "custom_sampler": {},
     "inr_smooth": {},
-    "long_clip": {"Windows.context_length": 2, "Windows.context_overlap": 1, "Options.frames_per_step": 2},
+    "long_clip": {"Windows.context_length": 2, "Windows.context_overlap": 1},
 }
 
 
 @pytest.mark.parametrize("name", SD15)
 def test_the_sd15_workflows_run(host: Host, checkpoint: str, real_clip, name: str) -> None:
     small = {"Scale.width": 64, "Scale.height": 64, "First frames.length": 4}
-    prompt = load_workflow(host, f"sd15_{name}", **small, **SD15[name])
+    prompt = load_workflow(host, name, **small, **SD15[name])
     model = find_node(prompt, "Model")
     prompt["vae"] = {"class_type": "VAELoader", "inputs": {"vae_name": "taesd"}, "_meta": {"title": "VAE"}}
     for node in prompt.values():  # the random checkpoint has no autoencoder
@@ -380,7 +355,8 @@ def test_the_sd15_workflows_run(host: Host, checkpoint: str, real_clip, name: st
 def test_every_workflow_is_run_by_a_test() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
     names = {path.stem for path in (ROOT / "workflows").glob("*.json")}
-    assert not {name for name in names if f'"{name}"' not in text} - {f"sd15_{name}" for name in SD15}
+    assert not {name for name in names if f'"{name}"' not in text} - SD15.keys()
+    assert len(names) <= 16 and SD15.keys() == MAKE.keys()
 
 
 def real_graph(checkpoint: str, side: int, frames: int, steps: int) -> dict:
@@ -446,6 +422,6 @@ def test_values_out_of_range_are_refused_before_anything_runs(host: Host, demo_c
 
 
 def test_a_wrong_frame_count_is_told_with_both_numbers(host: Host, demo_clip: Path) -> None:
-    prompt = load_workflow(host, "demo_training_free", **{"Inflate.num_frames": 3})
+    prompt = load_workflow(host, "demo_custom_sampler", **{"Inflate.num_frames": 3})
     with pytest.raises(GraphError, match="8 frames.*num_frames = 3"):
         host.run(prompt, patience=PATIENCE)

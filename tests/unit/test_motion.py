@@ -1,6 +1,5 @@
 """Optical flow and warping, against rolled pictures, dots and drawn scenes."""
 
-
 import pytest
 import torch
 from torch import Tensor
