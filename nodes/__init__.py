@@ -17,7 +17,7 @@ from .renamed import register_renamed
 from .report import CovariateShiftReport, InversionStability, ReconstructionReport
 from .sample import ClipMotion, InterframeNoiseRelation, MotionFromFlow, SmoothSample, SmoothSampler
 from .tune import OneShotTune, TuningOptionsNode, TuningPreviewNode
-from .tune_files import ApplyTune, LoadTune, SaveTune, TuneDial
+from .tune_files import ApplyTune, LoadTune, SaveTune
 
 NODES: list[type[io.ComfyNode]] = [
     LoadDemoModel,
@@ -32,7 +32,6 @@ NODES: list[type[io.ComfyNode]] = [
     SaveTune,
     LoadTune,
     ApplyTune,
-    TuneDial,
     TunePromptTokens,
     ApplyPromptTokens,
     SavePromptTokens,

@@ -36,7 +36,6 @@ NODES = (
     "SaveTune",
     "SmoothSample",
     "SmoothSampler",
-    "TuneDial",
     "TuningOptions",
     "TuningPreview",
     "TunePromptTokens",
