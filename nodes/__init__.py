@@ -15,7 +15,7 @@ from .plan import FitPlanner
 from .prompt import ApplyPromptTokens, LoadPromptTokens, SavePromptTokens, TunePromptTokens
 from .renamed import register_renamed
 from .report import CovariateShiftReport, InversionStability, ReconstructionReport
-from .sample import ClipMotion, InterframeNoiseRelation, MotionFromFlow, SmoothSample, SmoothSampler
+from .sample import ClipMotion, InterframeNoiseRelation, SmoothSample, SmoothSampler
 from .tune import OneShotTune, TuningOptionsNode, TuningPreviewNode
 from .tune_files import ApplyTune, LoadTune, SaveTune
 
@@ -45,7 +45,6 @@ NODES: list[type[io.ComfyNode]] = [
     SmoothSampler,
     InterframeNoiseRelation,
     ClipMotion,
-    MotionFromFlow,
     ReconstructionReport,
     CovariateShiftReport,
     EditScorecard,

@@ -27,7 +27,6 @@ NODES = (
     "LoadInversion",
     "LoadPromptTokens",
     "LoadTune",
-    "MotionFromFlow",
     "OneShotTune",
     "ReconstructionReport",
     "STAMFFAMPatch",
