@@ -69,7 +69,7 @@ class Tune:
         weight = (step - before) / (after - before) if after > before else 1.0
 
         def value(step: int, key: str) -> Tensor:
-            return known[step][key].float() if key in known[step] else torch.zeros_like(self.tensors[key])
+            return known[step].get(key, torch.zeros_like(self.tensors[key])).float()
 
         tensors = {key: torch.lerp(value(before, key), value(after, key), weight) for key in self.tensors}
         return replace(self, tensors=tensors, snapshots={}, state={})

@@ -15,9 +15,9 @@ from .plan import FitPlanner
 from .prompt import ApplyPromptTokens, LoadPromptTokens, SavePromptTokens, TunePromptTokens
 from .renamed import register_renamed
 from .report import CovariateShiftReport, InversionStability, ReconstructionReport
-from .sample import ClipMotion, InterframeNoiseRelation, MotionFromFlow, SmoothSample, SmoothSampler
+from .sample import ClipMotion, InterframeNoiseRelation, SmoothSample, SmoothSampler
 from .tune import OneShotTune, TuningOptionsNode, TuningPreviewNode
-from .tune_files import ApplyTune, LoadTune, SaveTune, TuneDial
+from .tune_files import ApplyTune, LoadTune, SaveTune
 
 NODES: list[type[io.ComfyNode]] = [
     LoadDemoModel,
@@ -32,7 +32,6 @@ NODES: list[type[io.ComfyNode]] = [
     SaveTune,
     LoadTune,
     ApplyTune,
-    TuneDial,
     TunePromptTokens,
     ApplyPromptTokens,
     SavePromptTokens,
@@ -46,7 +45,6 @@ NODES: list[type[io.ComfyNode]] = [
     SmoothSampler,
     InterframeNoiseRelation,
     ClipMotion,
-    MotionFromFlow,
     ReconstructionReport,
     CovariateShiftReport,
     EditScorecard,

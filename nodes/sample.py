@@ -4,10 +4,9 @@ import json
 
 from comfy_api.latest import io
 
-from ..modules.host.judges import VARIATIONAL, clip_motion, flow_methods
+from ..modules.host.judges import LARGEST, VARIATIONAL, clip_motion, flow_methods
 from ..modules.host.sampling import InvertedClipSampler, RelationSettings, SampleSettings, sample_clip
-from ..modules.motion import motion_of, read_flow
-from .types import MENU, PREFIX, Motion, NoiseRelation
+from .types import MENU, PREFIX, Motion, NoiseRelation, OpticalFlow
 
 CATEGORY = MENU + "sample"
 
@@ -261,7 +260,7 @@ class InterframeNoiseRelation(io.ComfyNode):
 
 
 class ClipMotion(io.ComfyNode):
-    """Optical flow of a clip."""
+    """Optical flow of a clip, estimated or of another origin."""
 
     @classmethod
     def define_schema(cls):
@@ -269,46 +268,39 @@ class ClipMotion(io.ComfyNode):
             node_id=PREFIX + "ClipMotion",
             display_name="Clip Motion",
             category=CATEGORY,
-            description="Estimates how everything in a clip moves from frame to frame (optical flow), and what is "
-            "hidden in the next or the previous frame.",
-            search_aliases=["optical flow", "RAFT", "motion estimation"],
+            description="Estimates how everything in a clip moves from frame to frame (optical flow), or takes flow "
+            "that something else made, such as another estimator or the vector pass of a renderer, and works out what "
+            "is hidden in the next or the previous frame.",
+            search_aliases=["optical flow", "RAFT", "motion estimation", "motion vectors", "vector pass"],
             inputs=[
-                io.Image.Input("images", tooltip="The source clip: the frames that are inverted."),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="The source clip: the frames that are inverted. Not needed where forward and backward are "
+                    "connected.",
+                ),
                 flow_input("method"),
-            ],
-            outputs=[Motion.Output("motion", tooltip="For Interframe Noise Relation.")],
-        )
-
-    @classmethod
-    def execute(cls, images, method=VARIATIONAL) -> io.NodeOutput:
-        return io.NodeOutput(clip_motion(images, method))
-
-
-class MotionFromFlow(io.ComfyNode):
-    """Optical flow of another origin."""
-
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id=PREFIX + "MotionFromFlow",
-            display_name="Motion From Flow",
-            category=CATEGORY,
-            description="Takes optical flow that something else made, such as another estimator or the vector pass of "
-            "a renderer, and works out what is hidden in the next or the previous frame.",
-            search_aliases=["optical flow", "motion vectors", "vector pass", "RAFT"],
-            inputs=[
+                OpticalFlow.Input(
+                    "optical_flow",
+                    optional=True,
+                    tooltip="Estimates the motion instead of method: from ComfyUI's Load Optical Flow Model.",
+                ),
                 io.AnyType.Input(
                     "forward",
-                    tooltip="From each frame but the last to the next: pictures whose red and green are x and y, or "
-                    "tensors in pixels, x to the right and y down.",
+                    optional=True,
+                    tooltip="Used with backward instead of an estimate. From each frame but the last to the next: "
+                    "pictures whose red and green are x and y, or tensors in pixels, x to the right and y down.",
                 ),
-                io.AnyType.Input("backward", tooltip="The same from each frame but the first to the one before."),
+                io.AnyType.Input(
+                    "backward", optional=True, tooltip="The same from each frame but the first to the one before."
+                ),
                 io.Float.Input(
                     "largest",
-                    default=32.0,
+                    default=LARGEST,
                     min=0.1,
                     max=4096.0,
                     step=0.1,
+                    optional=True,
                     tooltip="Of pictures: pixels of motion that full red or green stands for; half is none, and black "
                     "as much the other way. Tensors are taken as they are.",
                 ),
@@ -317,9 +309,8 @@ class MotionFromFlow(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, forward, backward, largest) -> io.NodeOutput:
-        flows = read_flow(forward, "forward", largest), read_flow(backward, "backward", largest)
-        return io.NodeOutput(motion_of(*flows))
+    def execute(cls, images=None, method=VARIATIONAL, **values) -> io.NodeOutput:
+        return io.NodeOutput(clip_motion(images, method, **values))
 
 
 def read_numbers(name: str, text: str) -> tuple[float, ...]:

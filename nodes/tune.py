@@ -107,8 +107,8 @@ class OneShotTune(io.ComfyNode):
                     default=SNAPSHOTS,
                     optional=True,
                     advanced=True,
-                    tooltip="When the state is kept for Tune Dial: steps or percentages with commas. Each makes the "
-                    "file half as long again. Empty = the end alone.",
+                    tooltip="When the state is kept for progress of Apply Tune: steps or percentages with commas. "
+                    "Each makes the file half as long again. Empty = the end alone.",
                 ),
                 io.Combo.Input(
                     "on_interrupt",

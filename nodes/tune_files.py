@@ -1,4 +1,4 @@
-"""Save, Load and Apply Tune, and Tune Dial."""
+"""Save, Load and Apply Tune."""
 
 from comfy_api.latest import io
 
@@ -7,31 +7,6 @@ from ..modules.host.files import read_tune, tune_files, tune_stamp, write_tune
 from .types import MENU, PREFIX, Tune
 
 CATEGORY = MENU + "tune"
-
-
-def tune_inputs() -> list[io.Input]:
-    """Return the inputs of the nodes that apply a tune."""
-    return [
-        io.Model.Input("model", tooltip="Model of the structure the tune was made on, without that tune."),
-        Tune.Input("tune", tooltip="From One-Shot Tune or Load Tune."),
-        io.Float.Input(
-            "query_strength",
-            default=1.0,
-            min=0.0,
-            max=2.0,
-            step=0.01,
-            tooltip="Factor of the tuned change of the query projections. Below 1 when the edit looks too much "
-            "like the source.",
-        ),
-        io.Float.Input(
-            "temporal_strength",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Factor of what the temporal modules add. 0 leaves them out.",
-        ),
-    ]
 
 
 class SaveTune(io.ComfyNode):
@@ -107,43 +82,49 @@ class ApplyTune(io.ComfyNode):
             description="Gives a model the attention across frames, query projections and temporal modules of a tune. "
             "Works on any checkpoint of the structure the tune was made on, also one with LoRA; an image model is "
             "inflated on the way.",
-            search_aliases=["use tune", "load trained"],
-            inputs=tune_inputs(),
-            outputs=[io.Model.Output("clip_model", tooltip="The model with the tune. The input is unchanged.")],
-        )
-
-    @classmethod
-    def execute(cls, model, tune, query_strength, temporal_strength) -> io.NodeOutput:
-        return io.NodeOutput(apply_tune(model, tune, query_strength, temporal_strength))
-
-
-class TuneDial(io.ComfyNode):
-    """A model with a tune of adjustable progress."""
-
-    @classmethod
-    def define_schema(cls):
-        return io.Schema(
-            node_id=PREFIX + "TuneDial",
-            display_name="Tune Dial",
-            category=CATEGORY,
-            description="Apply Tune with a dial for how far the tuning went, from the snapshots in the tune: turn it "
-            "back where the edit looks too much like the source, without tuning again.",
-            search_aliases=["overfit", "over-tuning", "tune strength", "snapshot", "checkpoint"],
+            search_aliases=[
+                "use tune",
+                "load trained",
+                "overfit",
+                "over-tuning",
+                "tune strength",
+                "snapshot",
+                "checkpoint",
+            ],
             inputs=[
-                *tune_inputs(),
+                io.Model.Input("model", tooltip="Model of the structure the tune was made on, without that tune."),
+                Tune.Input("tune", tooltip="From One-Shot Tune or Load Tune."),
+                io.Float.Input(
+                    "query_strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="Factor of the tuned change of the query projections. Below 1 when the edit looks too much "
+                    "like the source.",
+                ),
+                io.Float.Input(
+                    "temporal_strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Factor of what the temporal modules add. 0 leaves them out.",
+                ),
                 io.Float.Input(
                     "progress",
                     default=1.0,
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Part of the tuning's steps: 1 = its end, 0.5 = after half of them, 0 = before. Between "
-                    "snapshots the weights are interpolated.",
+                    optional=True,
+                    tooltip="How far the tuning went, from the snapshots in the tune: 1 = its end, 0.5 = after half of "
+                    "its steps, 0 = before. Between snapshots the weights are interpolated.",
                 ),
             ],
             outputs=[io.Model.Output("clip_model", tooltip="The model with the tune. The input is unchanged.")],
         )
 
     @classmethod
-    def execute(cls, model, tune, query_strength, temporal_strength, progress) -> io.NodeOutput:
+    def execute(cls, model, tune, query_strength, temporal_strength, progress=1.0) -> io.NodeOutput:
         return io.NodeOutput(apply_tune(model, tune, query_strength, temporal_strength, progress))

@@ -12,3 +12,4 @@ NoiseRelation = io.Custom("CONSISTENT_VIDEO_NOISE_RELATION")
 Motion = io.Custom("CONSISTENT_VIDEO_MOTION")
 PromptTokens = io.Custom("CONSISTENT_VIDEO_PROMPT_TOKENS")
 LoraModel = io.Custom("LORA_MODEL")  # the host's
+OpticalFlow = io.Custom("OPTICAL_FLOW")  # the host's

@@ -10,12 +10,13 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy.clip_vision import ClipVisionModel
-from comfy.model_management import get_torch_device, throw_exception_if_processing_interrupted
+from comfy.model_management import get_torch_device, load_model_gpu, throw_exception_if_processing_interrupted
+from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from torch import Tensor
 
 from ..clip_model import ClipModel
-from ..motion import Motion
+from ..motion import Motion, motion_of, read_flow
 from ..perceptual import load_lpips
 from ..raft import estimate_motion_by, load_raft
 from ..scorecard import Judges
@@ -25,6 +26,7 @@ from .files import CLIP_FOLDERS, LPIPS, OPTICAL_FLOW
 VARIATIONAL = "variational"
 NONE = "none"
 PROJECTION = "text_projection"
+LARGEST = 32.0  # default of the pixels of motion that full red or green stands for in a picture of flow
 
 
 def flow_methods() -> list[str]:
@@ -62,21 +64,50 @@ def read_weights(folder: str, name: str) -> dict[str, Tensor]:
     return comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise(folder, name), safe_load=True)
 
 
-def clip_motion(images: Tensor, method: str = VARIATIONAL) -> Motion:
-    """Estimate the motion of a clip.
+def clip_motion(
+    images: Tensor | None = None,
+    method: str = VARIATIONAL,
+    optical_flow: ModelPatcher | None = None,
+    forward: Any = None,
+    backward: Any = None,
+    largest: float = LARGEST,
+) -> Motion:
+    """Return the motion of a clip: that of given flows, or else an estimate.
 
     Args:
-        images: frames (f, h, w, 3), 0 ... 1.
+        images: frames (f, h, w, 3), 0 ... 1; not needed with flows.
         method: one of `flow_methods`.
+        optical_flow: the host's model, a RAFT, which estimates instead of the method.
+        forward, backward: flows of another origin, and
+        largest: of their pictures, pixels; see `read_flow`.
 
     Raises:
-        ValueError: the file holds no weights of RAFT.
+        ValueError: there are neither frames nor flows, or only one of the flows; the flows cannot be read or differ in
+            shape; the method's file does not hold weights of RAFT.
     """
-    return flow_by(method)(images)
+    flows = {"forward": forward, "backward": backward}
+    missing = [name for name, flow in flows.items() if flow is None]
+    if not missing:
+        return motion_of(*(read_flow(flow, name, largest) for name, flow in flows.items()))
+    if len(missing) < len(flows):
+        raise ValueError(
+            f"Of forward and backward, {missing[0]} is not connected. Connect the flows of both directions, or neither "
+            "to estimate the motion of images."
+        )
+    if images is None:
+        raise ValueError(
+            "Neither images nor forward and backward are connected. Connect the frames of the clip to images, or "
+            "optical flow to both forward and backward."
+        )
+    if optical_flow is None:
+        return flow_by(method)(images)
+    load_model_gpu(optical_flow)
+    device = optical_flow.load_device
+    return estimate_motion_by(optical_flow.model.to(device), images.to(device))
 
 
 def flow_by(method: str) -> Callable[[Tensor], Motion]:
-    """Return what estimates the motion of frames (f, h, w, 3), see `clip_motion`."""
+    """Return what estimates the motion of frames (f, h, w, 3) by one of `flow_methods`."""
     device = get_torch_device()
     if method == VARIATIONAL:
         return partial(estimate_motion, device=device, between=throw_exception_if_processing_interrupted)

@@ -38,7 +38,7 @@ from consistent_video.modules.presets import EI2, FULL, PER_FRAME, PRESETS, TUNE
 from consistent_video.modules.tuning import Tuner, TuneSettings
 from consistent_video.modules.weights import Tune, load_tune, save_tune
 from consistent_video.nodes.tune import OneShotTune, TuningOptionsNode, TuningPreviewNode
-from consistent_video.nodes.tune_files import LoadTune, SaveTune, TuneDial
+from consistent_video.nodes.tune_files import ApplyTune, LoadTune, SaveTune
 
 from .small import (
     EDIT,
@@ -619,12 +619,19 @@ def test_the_dial_goes_from_the_untuned_model_to_the_tuned_one(latent, long) -> 
     assert from_start == sorted(from_start) and to_end == sorted(to_end, reverse=True)
 
 
-def test_the_dial_is_a_node(latent, long) -> None:
+def test_the_dial_is_an_input_of_apply_tune(latent, long) -> None:
     base = lively_model()
-    (dialled,) = TuneDial.execute(base, long, 0.7, 0.4, 0.5).args
+    (dialled,) = ApplyTune.execute(base, long, 0.7, 0.4, 0.5).args
     assert torch.equal(sample(dialled, latent), sample(apply_tune(base, long.at(0.5), 0.7, 0.4), latent))
     with pytest.raises(ValueError, match="no snapshots"):
-        TuneDial.execute(base, replace(long, snapshots={}), 1.0, 1.0, 0.5)
+        ApplyTune.execute(base, replace(long, snapshots={}), 1.0, 1.0, 0.5)
+
+
+def test_the_dial_is_at_the_end_unless_it_is_turned(latent, long) -> None:
+    base, expected = lively_model(), sample(apply_tune(lively_model(), long, 0.7, 0.4), latent)
+    for tune in (long, replace(long, snapshots={})):
+        (applied,) = ApplyTune.execute(base, tune, 0.7, 0.4).args
+        assert torch.equal(sample(applied, latent), expected)
 
 
 PREVIEW = PreviewSettings(EDIT, EMPTY, every=4, steps=3, cfg=4.0)

@@ -276,6 +276,21 @@ def test_the_beginning_of_a_tune_is_the_untuned_model() -> None:
     assert_same(tune.at(0).tensors, {QUERY: torch.zeros(3, 4), VALUE: tune.snapshots[0][VALUE].float()})
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("progress", [0, 0.1, 0.8])
+def test_a_tune_stored_in_another_type_is_dialled_as_in_float32(dtype: torch.dtype, progress: float) -> None:
+    tune = make_long_tune()
+    tensors = {key: value.to(dtype) for key, value in tune.tensors.items()}
+    snapshots = {step: {key: value.to(dtype) for key, value in kept.items()} for step, kept in tune.snapshots.items()}
+
+    def in_float32(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {key: value.float() for key, value in tensors.items()}
+
+    same = {step: in_float32(kept) for step, kept in snapshots.items()}
+    found = replace(tune, tensors=tensors, snapshots=snapshots).at(progress)
+    assert_same(found.tensors, replace(tune, tensors=in_float32(tensors), snapshots=same).at(progress).tensors)
+
+
 def test_a_tune_without_snapshots_is_known_at_its_end_alone() -> None:
     tune = replace(make_long_tune(), snapshots={})
     assert tune.at(1) is tune
