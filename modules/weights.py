@@ -52,10 +52,12 @@ class Tune:
             progress: 0 = before the first step, 1 = at the end.
 
         Raises:
-            ValueError: it has no snapshots.
+            ValueError: it has no snapshots, or progress is no part of the steps.
         """
         if progress == 1:
             return self
+        if not 0 <= progress <= 1:
+            raise ValueError(f"progress is {progress:g}. Set it from 0, before the tuning, to 1, its end.")
         if not self.snapshots:
             raise ValueError(
                 f"The tune has no snapshots, so that it is known at its end alone and not at {progress:g} of its "
