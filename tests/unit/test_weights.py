@@ -298,6 +298,12 @@ def test_a_tune_without_snapshots_is_known_at_its_end_alone() -> None:
         tune.at(0.3)
 
 
+@pytest.mark.parametrize("progress", [-0.1, 1.5, float("nan")])
+def test_a_progress_outside_the_steps_is_refused(progress: float) -> None:
+    with pytest.raises(ValueError, match=f"progress is {progress:g}. Set it from 0"):
+        make_long_tune().at(progress)
+
+
 def test_a_hash_is_of_the_values_in_float32() -> None:
     tensors = [torch.tensor([[0.5, -3.0], [2.0**-8, 96.0]]), torch.tensor([1.5, 0.0])]
     packed = struct.pack("<6f", 0.5, -3.0, 2.0**-8, 96.0, 1.5, 0.0)
