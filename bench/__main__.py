@@ -82,7 +82,7 @@ def add_edit(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seeds", type=int, default=2, help="how many tunings of each clip (default 2)")
     command.add_argument("--steps", type=int, default=100, help="of each tuning (default 100)")
     command.add_argument(
-        "--validation", type=int, default=1, help="validation clips of each kind (default 1, 0 = none)"
+        "--validation", type=int, default=2, help="validation clips of each kind (default 2, 0 = none)"
     )
     command.add_argument("--timed", type=int, default=8, help="clips on which edits are timed, 0 = none (default 8)")
     add_common(command, EDITS)
