@@ -39,7 +39,7 @@ def load_inversion(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: the file is damaged, no inversion, or of a newer format.
     """
-    tensors, info, _ = read_file(FILE, path)
+    tensors, info = read_file(FILE, path)
     if not tensors.keys() >= set(TENSORS):
         raise ValueError(f"{path.name} is not {FILE.named} of Consistent Video: it lacks tensors. {FILE.instead}")
     if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):

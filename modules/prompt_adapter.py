@@ -147,7 +147,7 @@ def load_prompt_adapter(path: Path) -> PromptAdapter:
     Raises:
         ValueError: the file is damaged, no prompt adapter, or of a newer format.
     """
-    tensors, info, _ = read_file(FILE, path)
+    tensors, info = read_file(FILE, path)
     shapes = [tuple(tensors[key].shape) for key in NEEDED if key in tensors]
     if list(map(len, shapes)) != [2, 3] or shapes[0][-1] != shapes[1][-1] or not isinstance(info, dict):
         raise ValueError(f"{path.name} is not {FILE.named} of Consistent Video: its tensors are others. {FILE.instead}")

@@ -54,8 +54,8 @@ def write_file(kind: Kind, tensors: dict[str, Tensor], info: dict[str, Any], pat
         unfinished.unlink(missing_ok=True)
 
 
-def read_file(kind: Kind, path: Path) -> tuple[dict[str, Tensor], Any, int]:
-    """Return a file's tensors, how they were made, and the version of its format.
+def read_file(kind: Kind, path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Return a file's tensors and how they were made.
 
     Raises:
         ValueError: the file is damaged, of another kind, or of a newer format.
@@ -80,4 +80,4 @@ def read_file(kind: Kind, path: Path) -> tuple[dict[str, Tensor], Any, int]:
             f"{path.name} has {kind.name} format {version}, this version of Consistent Video reads up to "
             f"{kind.version}. Update the node pack."
         )
-    return tensors, info, version
+    return tensors, info

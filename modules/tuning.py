@@ -405,9 +405,9 @@ class Tuner:
             self.scaler.load_state_dict({**self.scaler.state_dict(), **unflatten(state, "scaler.")})
         self.generator.set_state(state["generator"])
         self.losses = losses
-        for name in ("smoothing_losses", "consistency_losses"):  # older states have none
-            setattr(self, name, state.get(name, torch.empty(0)).tolist() or [0.0] * len(losses))
-        self.rises = state.get("rises", torch.empty(0)).tolist()
+        self.smoothing_losses = state["smoothing_losses"].tolist()
+        self.consistency_losses = state["consistency_losses"].tolist()
+        self.rises = state["rises"].tolist()
 
 
 NUMBER = ":number"  # ends the flat name of a value that is no tensor

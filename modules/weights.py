@@ -110,11 +110,9 @@ def load_tune(path: Path) -> Tune:
     Raises:
         ValueError: the file is damaged, not a tune, or of a newer format.
     """
-    tensors, info, version = read_file(FILE, path)
+    tensors, info = read_file(FILE, path)
     if not isinstance(info, dict) or not info.keys() >= set(NEEDED):
         raise ValueError(f"{path.name} does not say how it was made. {FILE.again}")
-    if version == 1 and info["temporal"] and info["temporal"]["norm"] == "layer norm":
-        info["temporal"]["norm"] = "layer norm without affine"  # renamed when the one with affine came
     return split_parts(tensors, info)
 
 

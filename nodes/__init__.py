@@ -13,7 +13,6 @@ from .judge import CompareGrid, EditScorecard
 from .patch import STAMFFAMPatch
 from .plan import FitPlanner
 from .prompt import ApplyPromptTokens, LoadPromptTokens, SavePromptTokens, TunePromptTokens
-from .renamed import register_renamed
 from .report import CovariateShiftReport, InversionStability, ReconstructionReport
 from .sample import ClipMotion, InterframeNoiseRelation, SmoothSample, SmoothSampler
 from .tune import OneShotTune, TuningOptionsNode, TuningPreviewNode
@@ -59,7 +58,6 @@ class ConsistentVideo(ComfyExtension):
     @override
     async def on_load(self) -> None:
         register_folder()
-        await register_renamed()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -7,7 +7,6 @@ from comfy_api.latest import io
 from ..modules.host.control import attach_control
 from ..modules.host.control_call import ControlSettings, Cross, SelfAttention
 from ..modules.host.control_prompts import read_prompts
-from ..modules.host.control_store import Where
 from .types import MENU, PREFIX
 
 
@@ -102,25 +101,6 @@ class AttentionControl(io.ComfyNode):
                     advanced=True,
                     tooltip="Part of a frame's largest attention from which a place is in the mask. Higher = smaller.",
                 ),
-                io.Combo.Input(
-                    "store",
-                    options=list(get_args(Where)),
-                    default="nowhere",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Keep what the UNet computed of the source, so that the next edit of the same inversion "
-                    "with the same model and source prompt need not compute it again. disk: in ComfyUI's temp folder.",
-                ),
-                io.Float.Input(
-                    "store_gb",
-                    default=8.0,
-                    min=0.1,
-                    max=1000.0,
-                    step=0.1,
-                    optional=True,
-                    advanced=True,
-                    tooltip="How many GB of memory or disk that may take. Steps that do not fit are computed again.",
-                ),
             ],
             outputs=[io.Model.Output("clip_model", tooltip="For Smooth Sample. The input is unchanged.")],
         )
@@ -143,10 +123,7 @@ class AttentionControl(io.ComfyNode):
         weight=1.0,
         mask_words="",
         mask_threshold=0.3,
-        store="nowhere",
-        store_gb=8.0,
     ) -> io.NodeOutput:
         prompts = read_prompts(clip, source_text, edit_text, words, weight, mask_words)
-        chosen = cross, cross_end, self_attention, self_end, local_blend, mask_threshold
-        settings = ControlSettings(*chosen, store=store, store_gb=store_gb)
+        settings = ControlSettings(cross, cross_end, self_attention, self_end, local_blend, mask_threshold)
         return io.NodeOutput(attach_control(model, inversion, source_positive, prompts, settings))

@@ -8,13 +8,7 @@ from comfy_api.latest import io
 
 from ..modules.ddim import Label
 from ..modules.host.inversion import INVERSION, InversionSettings, Noise, Start, describe, invert_clip
-from ..modules.host.inversion_cache import (
-    inversion_files,
-    inversion_stamp,
-    invert_once,
-    read_inversion,
-    write_inversion,
-)
+from ..modules.host.saved_inversions import inversion_files, inversion_stamp, read_inversion, write_inversion
 from ..modules.noise_relation import Reading
 from .types import MENU, PREFIX
 
@@ -151,14 +145,6 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     tooltip="End the walk at noise level 0 instead of the first timestep's, as diffusers' parameter of "
                     "this name. Stable Diffusion's scheduler has it off.",
                 ),
-                io.Boolean.Input(
-                    "keep",
-                    default=False,
-                    optional=True,
-                    tooltip="Keep the inversion on disk by what it was made of, and take it from there the next time: "
-                    "other edits of the clip then start at once, also after a restart. A quarter of a MB for each step "
-                    "of 8 frames of 512 x 512.",
-                ),
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="Other side of the guidance of the inversion; for cfg above 1."
                 ),
@@ -171,14 +157,13 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, latent, negative=None, keep=False, **values) -> io.NodeOutput:
+    def execute(cls, model, positive, latent, negative=None, **values) -> io.NodeOutput:
         began = time.monotonic()
         settings = InversionSettings(**values)
         if settings.cfg > 1 and negative is None:
             raise ValueError(f"cfg {settings.cfg:g} of the inversion needs a negative. Connect one, or set cfg to 1.")
-        given = model, positive, negative or positive, latent, settings
-        inversion, was_kept = invert_once(*given) if keep else (invert_clip(*given), False)
-        report = {**describe(settings, inversion), "was_kept": was_kept, "seconds": round(time.monotonic() - began, 2)}
+        inversion = invert_clip(model, positive, negative or positive, latent, settings)
+        report = {**describe(settings, inversion), "seconds": round(time.monotonic() - began, 2)}
         return io.NodeOutput(inversion, inversion[INVERSION]["sigmas"], json.dumps(report))
 
 

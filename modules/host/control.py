@@ -1,11 +1,9 @@
 """Attention Control: an edit whose attention follows the source clip's, as in prompt-to-prompt and FateZero.
 
 At each step the UNet is evaluated once more, on the state of the inversion at that step and with the source prompt.
-What its attention layers computed there is used in the rows of the edited prompt, and forgotten with the step or kept
-for the next edit.
+What its attention layers computed there is used in the rows of the edited prompt, and forgotten with the step.
 """
 
-import logging
 from dataclasses import replace
 from typing import Any
 
@@ -18,14 +16,11 @@ from torch import Tensor
 
 from .control_call import CALL, CONTROL, RUN, Call, Control, ControlSettings, Run, add_maps, attend_cross, attend_self
 from .control_prompts import Prompts
-from .control_store import GB, Kept, SourceStore, store_of
-from .identity import NotIdentified, digest, model_digest
 from .inversion import INVERSION, inversion_of, trajectory
 from .patch import transformer_blocks
 from .tune_inputs import NOT_TUNED_WITH
 
 BLEND_FROM = 0.2  # part of the steps from which prompt-to-prompt blends: earlier maps are too vague
-log = logging.getLogger(__name__)
 
 
 def begin_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest, **kwargs):
@@ -42,28 +37,9 @@ def begin_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest,
     source = encode_model_conds(model.extra_conds, convert_cond(control.positive), noise, noise.device, "positive")
     edited = frozenset(cond["uuid"] for cond in guider.conds["positive"])
     places = list(dict.fromkeys(block.place for block in transformer_blocks(model.diffusion_model)))
-    store = find_store(control, guider.model_patcher)
-    before = len(store.steps) if store is not None else 0
-    run = Run(replace(control, states=control.states.to(noise.device)), source, edited, places, store)
+    run = Run(replace(control, states=control.states.to(noise.device)), source, edited, places)
     shared = {**options, "transformer_options": {**options["transformer_options"], RUN: run}}
-    sampled = executor(guider, sigmas, {**extra_args, "model_options": shared}, callback, noise, *rest, **kwargs)
-    if store is not None:
-        kept = len(store.steps), before, store.used / GB
-        log.info("Attention Control keeps %d steps of the source, %d of them from before, %.2f GB", *kept)
-    return sampled
-
-
-def find_store(control: Control, model: ModelPatcher) -> SourceStore | None:
-    """Return where the source's calls are kept, None = nowhere."""
-    settings = control.settings
-    if settings.store == "nowhere":
-        return None
-    try:
-        key = digest(model_digest(model, CONTROL), control.positive, control.kept)
-    except NotIdentified as what:
-        log.warning("The source is not kept: the model holds %s, which cannot be told from others.", what)
-        return None
-    return store_of(control.noises, key, settings.store, settings.store_gb * GB)
+    return executor(guider, sigmas, {**extra_args, "model_options": shared}, callback, noise, *rest, **kwargs)
 
 
 def check_run(control: Control, options: dict[str, Any], positive: list) -> None:
@@ -101,19 +77,15 @@ def predict_controlled(executor, x, timestep, model_options=None, seed=None):
         return executor(x, timestep, model_options, seed)
     replaced = options.get("patches_replace", {}).get("attn1", {})
     uses_cross = acts_on_cross or control.needs_mask
-    kept = Kept()
+    projected = {}
     if acts_on_self or settings.cross != "none" or control.needs_mask:
-        kept = (run.store and run.store.get(step, x.device)) or Kept()
-        if not kept.tensors():
-            call = Call(run, step, replaced)
-            seen = control.states[step].to(x)
-            with_call = with_patches(model_options, call, uses_cross)
-            calc_cond_batch(executor.class_obj.inner_model, [run.source, None], seen, timestep, with_call)
-            kept = call.kept
-            if run.store:
-                run.store.put(step, kept)
-        add_maps(run.source_maps, kept.maps)
-    edit = with_patches(model_options, Call(run, step, replaced, kept.projected), uses_cross)
+        call = Call(run, step, replaced)
+        seen = control.states[step].to(x)
+        with_call = with_patches(model_options, call, uses_cross)
+        calc_cond_batch(executor.class_obj.inner_model, [run.source, None], seen, timestep, with_call)
+        projected = call.projected
+        add_maps(run.source_maps, call.maps)
+    edit = with_patches(model_options, Call(run, step, replaced, projected), uses_cross)
     denoised = executor(x, timestep, edit, seed)
     return blend(run, step, x, denoised) if settings.local_blend and step >= BLEND_FROM * control.steps else denoised
 
@@ -162,8 +134,7 @@ def attach_control(
     ):
         clone.remove_wrappers_with_key(kind, CONTROL)
         clone.add_wrapper_with_key(kind, CONTROL, wrapper)
-    made = inversion[INVERSION]
-    control = Control(settings, prompts, positive, trajectory(model, inversion), made["sigmas"], made["noises"])
+    control = Control(settings, prompts, positive, trajectory(model, inversion), inversion[INVERSION]["sigmas"])
     check_prompts(control)
     clone.model_options["transformer_options"][CONTROL] = control
     return clone

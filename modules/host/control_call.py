@@ -19,7 +19,6 @@ from ..attention.control import (
     word_map,
 )
 from .control_prompts import Prompts
-from .control_store import Kept, Maps, Place, SourceStore, Where
 
 CONTROL = "consistent_video_control"
 RUN, CALL = f"{CONTROL}_run", f"{CONTROL}_call"
@@ -28,6 +27,8 @@ MASK_SCALE, LEAST_MASK = 4, 8  # of the latent's sides: prompt-to-prompt takes 1
 
 Cross = Literal["refine", "replace", "none"]
 SelfAttention = Literal["replace", "fusion"]
+Place = tuple[Any, ...]
+Maps = dict[tuple[int, int], Tensor]
 Inner = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -43,8 +44,6 @@ class ControlSettings:
         self_end: part of the steps in which that acts.
         local_blend: whether the edit keeps the source's states outside of the mask.
         threshold: of the mask, 0 ... 1.
-        store: where what the source's calls computed is kept for the next edit of the inversion.
-        store_gb: how much, GB; what goes beyond is computed again.
     """
 
     cross: Cross = "refine"
@@ -53,28 +52,22 @@ class ControlSettings:
     self_end: float = 0.5
     local_blend: bool = False
     threshold: float = 0.3
-    store: Where = "nowhere"
-    store_gb: float = 8.0
 
     def __post_init__(self) -> None:
-        kinds = (self.cross, Cross), (self.self_attention, SelfAttention), (self.store, Where)
+        kinds = (self.cross, Cross), (self.self_attention, SelfAttention)
         if any(value not in get_args(kind) for value, kind in kinds):
             raise ValueError(f"unknown control: {self}")
 
 
 @dataclass(frozen=True)
 class Control:
-    """What the model carries: settings, tokens, and the source's states, noise first, with their noise levels.
-
-    `noises` are the inversion's own tensor, by which what is kept of the source is found again.
-    """
+    """What the model carries: settings, tokens, and the source's states, noise first, with their noise levels."""
 
     settings: ControlSettings
     prompts: Prompts
     positive: list
     states: Tensor
     sigmas: Tensor
-    noises: Tensor
 
     @property
     def steps(self) -> int:
@@ -100,13 +93,6 @@ class Control:
     def needs_mask(self) -> bool:
         """Whether a mask is made."""
         return self.settings.local_blend or self.fuses
-
-    @property
-    def kept(self) -> tuple:
-        """What decides which parts of the source's calls are kept."""
-        settings = self.settings
-        words = self.prompts.source_words if self.needs_mask else ()
-        return settings.cross != "none", settings.cross_end, settings.self_end, words
 
     def step_at(self, sigma: float) -> int:
         """Return the step that begins at a noise level.
@@ -136,13 +122,10 @@ class Run:
         source: conditioning of the source prompt, as the host's samplers take it.
         edited: ids of the conditionings whose rows are controlled.
         places: of the attention layers.
-        store: of the source's calls; None = they are forgotten.
     """
 
-    def __init__(
-        self, control: Control, source: list, edited: frozenset, places: list[Place], store: SourceStore | None = None
-    ):
-        self.control, self.source, self.edited, self.places, self.store = control, source, edited, places, store
+    def __init__(self, control: Control, source: list, edited: frozenset, places: list[Place]):
+        self.control, self.source, self.edited, self.places = control, source, edited, places
         self.source_maps: Maps = {}
         self.edited_maps: Maps = {}
 
@@ -168,17 +151,19 @@ class Call:
         source: queries and keys of the source, by layer; None = this is the source's own call, which collects them.
 
     Attributes:
-        kept: what the source's own call computed.
+        projected: queries and keys that the source's own call computed, by layer.
+        maps: its word maps, by their height and width.
     """
 
     def __init__(self, run: Run, step: int, replaced: dict, source: dict[Place, tuple[Tensor, Tensor]] | None = None):
         self.run, self.step, self.replaced, self.source = run, step, replaced, source
-        self.kept = Kept()
+        self.projected: dict[Place, tuple[Tensor, Tensor]] = {}
+        self.maps: Maps = {}
 
     def capture(self, place: Place, q: Tensor, k: Tensor) -> None:
         """Keep what a layer computed of the source."""
-        assert place not in self.kept.projected, "the source is evaluated at once"
-        self.kept.projected[place] = (q, k)
+        assert place not in self.projected, "the source is evaluated at once"
+        self.projected[place] = (q, k)
 
     def rows(self, options: dict[str, Any], count: int) -> list[slice]:
         """Return the rows of the edited prompt, a slice for each conditioning of it.
@@ -226,7 +211,7 @@ class Call:
             check_tokens(k, prompts)
             if acts and control.settings.cross != "none":
                 self.capture(place, q, k)
-            self.note(self.kept.maps, [(q, k)], prompts.source_words, heads, options)
+            self.note(self.maps, [(q, k)], prompts.source_words, heads, options)
             return attended
         rows = self.rows(options, len(q))
         if rows:

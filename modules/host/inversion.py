@@ -12,7 +12,7 @@ from torch import Tensor
 from ..ddim import Label, ddim_trajectory, latent_to_state, sample_ddim_inversion, state_to_latent
 from ..noise_relation import Direction, Reading, implied_noise, smooth_noise, with_std_of
 from ..schedule import ddim_sigmas, matched_denoise
-from .identity import NotIdentified, model_digest
+from .identity import model_digest
 from .latent import clip_latent, prediction_of, sigma_table
 from .patch import clip_settings
 from .run import ClipSampler, run_sampler, warn_of_frames
@@ -136,9 +136,9 @@ def invert_clip(
 
     Returns:
         LATENT with the samples at sigma_T and, under INVERSION, "sigmas" to sample with, "num_frames", "start", the
-        samples once more, "model", its digest or "", "noises" that the inversion went along, one for each of these
-        steps, shape (steps, f, c, h, w), model latent, float16, "source", the VAE latent that was inverted, and "made",
-        the settings.
+        samples once more, "model", its digest, "noises" that the inversion went along, one for each of these steps,
+        shape (steps, f, c, h, w), model latent, float16, "source", the VAE latent that was inverted, and "made", the
+        settings.
     """
     samples = clip_latent(model, latent, clip_settings(model).num_frames)
     warn_of_frames(model, len(samples))
@@ -157,7 +157,7 @@ def invert_clip(
         "sigmas": sigmas,
         "num_frames": len(samples),
         "start": inverted,
-        "model": digest_of(model),
+        "model": model_digest(model),
         "noises": torch.stack(relation.noises[::-1]),
         "source": samples,
         "made": asdict(settings),
@@ -210,18 +210,9 @@ def describe(settings: InversionSettings, inversion: dict[str, Any]) -> dict[str
     return {"frames": made["num_frames"], **made["made"], "sigma_start": round(sigma, 4), "starts_there_because": why}
 
 
-def digest_of(model: ModelPatcher) -> str:
-    """Return the digest of a model, "" where it cannot be told from others."""
-    try:
-        return model_digest(model)
-    except NotIdentified:
-        return ""
-
-
 def warn_of_model(inversion: dict[str, Any], model: ModelPatcher) -> None:
     """Tell where an inversion was made with another model, tune or patch than it is sampled with."""
-    made, own = inversion[INVERSION]["model"], digest_of(model)
-    if made and own and made != own:
+    if inversion[INVERSION]["model"] != model_digest(model):
         log.warning(
             "The inversion was made with another model, tune or patch than the one it is sampled with; it works, and "
             "keeps less of the clip. Invert again with this one."

@@ -1,6 +1,5 @@
 """Attention Control in the host, against prompt-to-prompt written anew: source and edit side by side in one batch."""
 
-import gc
 from dataclasses import replace
 from unittest import mock
 
@@ -13,12 +12,12 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import DisableNoise, Guider_DualCFG, SamplerCustomAdvanced
 from torch.nn import functional as F
 
-from consistent_video.modules.host import control, control_call, control_store
+from consistent_video.modules.host import control, control_call
 from consistent_video.modules.host.control import attach_control
 from consistent_video.modules.host.control_call import CALL, CONTROL, RUN, ControlSettings
 from consistent_video.modules.host.control_prompts import Prompts, read_prompts
 from consistent_video.modules.host.demo import load_demo_model
-from consistent_video.modules.host.inversion import INVERSION, InversionSettings, invert_clip, trajectory
+from consistent_video.modules.host.inversion import InversionSettings, invert_clip, trajectory
 from consistent_video.modules.host.patch import attach, inflate, transformer_blocks
 from consistent_video.modules.host.sampling import InvertedClipSampler, SampleSettings, sample_clip
 from consistent_video.modules.presets import EI2, PER_FRAME, method
@@ -339,81 +338,6 @@ def test_the_input_model_is_never_altered_and_nothing_stays(model, inversion) ->
     assert layers and not any(block._forward_hooks for layer in layers for block in layer.transformer_blocks)
 
 
-@pytest.mark.parametrize("where", ["GPU", "CPU", "disk"])
-def test_what_is_kept_of_the_source_serves_the_next_edit(model, latent, where) -> None:
-    inversion = invert_clip(model, SOURCE, SOURCE, latent, PLAIN)
-    settings = ControlSettings("refine", 0.8, "fusion", 0.6, local_blend=True, threshold=0.6)
-    expected = sample(controlled(model, inversion, settings), inversion)
-    keeping = replace(settings, store=where, store_gb=1.0)
-    assert torch.equal(sample(controlled(model, inversion, keeping), inversion), expected)
-    with mock.patch.object(control, "calc_cond_batch") as source:
-        again = sample(controlled(model, inversion, keeping), inversion)
-        other = sample(controlled(model, inversion, keeping, WEIGHTED), inversion)
-        late = sample(controlled(model, inversion, keeping), inversion, start_step=2)
-    assert not source.called
-    torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-4)
-    for found, prompts, start in ((other, WEIGHTED, 0), (late, PROMPTS, 2)):
-        computed = sample(controlled(model, inversion, settings, prompts), inversion, start_step=start)
-        torch.testing.assert_close(found, computed, rtol=1e-4, atol=1e-4)
-
-
-def test_what_does_not_fit_the_budget_is_computed_again(model, latent) -> None:
-    inversion = invert_clip(model, SOURCE, SOURCE, latent, PLAIN)
-    settings = ControlSettings("refine", 1.0, "replace", 1.0, store="CPU", store_gb=1.0)
-    expected = sample(controlled(model, inversion, settings), inversion)
-    (_, store) = control_store.STORES[inversion[INVERSION]["noises"]]
-    assert sorted(store.steps) == list(range(STEPS)) and store.used == STEPS * store.used // STEPS > 0
-    tight = replace(settings, store_gb=2.5 * store.used / STEPS / 1e9)
-    calls = []
-    calc = comfy.samplers.calc_cond_batch
-    with mock.patch.object(control, "calc_cond_batch", lambda *given: calls.append(1) or calc(*given)):
-        for _ in range(2):
-            assert torch.equal(sample(controlled(model, inversion, tight), inversion), expected)
-    assert len(calls) == STEPS + 3
-
-
-def test_nothing_stale_is_taken_of_the_source(model, latent) -> None:
-    inversion = invert_clip(model, SOURCE, SOURCE, latent, PLAIN)
-    settings = ControlSettings("refine", 1.0, "replace", 1.0, store="CPU", store_gb=1.0)
-    sample(controlled(model, inversion, settings), inversion)
-    key = next(key for key in model.model.state_dict() if key.endswith("attn1.to_q.weight"))
-    other = model.clone()
-    other.add_patches({key: ("diff", (torch.randn_like(model.model.state_dict()[key]),))}, 0.3)
-    for patcher, positive, chosen in (
-        (other, SOURCE, settings),
-        (model, prompt(8), settings),
-        (model, SOURCE, replace(settings, self_end=0.4)),
-    ):
-        for kept in (settings.store, "nowhere"):
-            attached = attach_control(patcher, inversion, positive, PROMPTS, replace(chosen, store=kept))
-            found = sample(attached, inversion)
-            if kept != "nowhere":
-                expected = found
-        assert torch.equal(found, expected)
-
-
-def test_what_is_kept_goes_with_the_inversion(model, latent, caplog) -> None:
-    inversion = invert_clip(model, SOURCE, SOURCE, latent, PLAIN)
-    clone = controlled(model, inversion, ControlSettings(store="disk"))
-    with caplog.at_level("INFO"):
-        sample(clone, inversion)
-    assert "keeps 4 steps of the source" in caplog.text
-    _, store = control_store.STORES[inversion[INVERSION]["noises"]]
-    folder = store.folder
-    assert len(list(folder.iterdir())) == 4
-    del store, inversion, clone
-    gc.collect()
-    assert not folder.exists()
-
-
-def test_a_model_that_cannot_be_told_from_others_keeps_nothing(model, inversion, caplog) -> None:
-    foreign = controlled(model, inversion, ControlSettings(store="CPU"))
-    foreign.set_model_unet_function_wrapper(lambda apply, given: apply(given["input"], given["timestep"], **given["c"]))
-    before = len(control_store.STORES)
-    sample(foreign, inversion)
-    assert "The source is not kept" in caplog.text and len(control_store.STORES) == before
-
-
 def test_an_interrupt_in_the_sources_call_leaves_nothing(model, inversion) -> None:
     clone = controlled(model, inversion, ControlSettings())
     expected = sample(clone, inversion)
@@ -513,23 +437,10 @@ def test_the_node_attaches_what_it_says(demo) -> None:
     samples = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     inversion = invert_clip(model, source, empty, {"samples": samples}, InversionSettings(3, 0.0))
     given = {"cross": "refine", "cross_end": 0.7, "self_end": 0.4, "local_blend": True, "mask_threshold": 0.6}
-    given |= {"store": "CPU", "store_gb": 0.5}
     texts = {"source_text": "a red circle", "edit_text": "a blue square"}
     node = AttentionControl.execute(model, inversion, source, clip, **texts, **given, self_attention="fusion")
     attached = node.result[0].model_options["transformer_options"][CONTROL]
-    assert attached.settings == ControlSettings("refine", 0.7, "fusion", 0.4, True, 0.6, "CPU", 0.5)
+    assert attached.settings == ControlSettings("refine", 0.7, "fusion", 0.4, True, 0.6)
     assert attached.prompts == read_prompts(clip, *texts.values())
     edited, _ = sample_clip(node.result[0], encode("a blue square"), empty, inversion, SampleSettings(4.0))
     assert edited["samples"].isfinite().all()
-
-
-def test_a_kept_step_whose_file_is_gone_is_computed_again(model, latent, caplog) -> None:
-    inversion = invert_clip(model, SOURCE, SOURCE, latent, PLAIN)
-    clone = controlled(model, inversion, ControlSettings(store="disk", store_gb=1.0))
-    expected = sample(clone, inversion)
-    _, store = control_store.STORES[inversion[INVERSION]["noises"]]
-    used = store.used
-    store.file(1).unlink()
-    torch.testing.assert_close(sample(clone, inversion), expected, rtol=1e-4, atol=1e-4)
-    assert "kept of step 1 is computed again" in caplog.text
-    assert store.used == used and store.file(1).exists()

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from consistent_video.scripts.imports import draw_imports
-
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("modules", "nodes", "demo")
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview",
@@ -74,8 +72,3 @@ def test_what_is_imported_is_required_or_brought_by_comfyui(path: Path) -> None:
     if path.parts[0] == "demo":  # the model's training is no part of what a user runs
         required |= read_names("scripts/requirements.txt")
     assert not outside - set(sys.stdlib_module_names) - HOST - BROUGHT - OPTIONAL - required
-
-
-def test_the_picture_of_the_imports_is_the_code() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    assert draw_imports(ROOT) in page

@@ -198,16 +198,6 @@ def test_a_tuning_with_smoothing_goes_on_to_the_bit(kind: str) -> None:
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in tuner.state_dict().items())
 
 
-def test_a_state_from_before_there_was_smoothing_is_continued() -> None:
-    settings = replace(SETTINGS, smoothing="none")
-    tuner = take(make_tuner(Toy(), settings), 2)
-    state = {key: value for key, value in tuner.state_dict().items() if key != "smoothing_losses"}
-    finish(tuner)
-    again = make_tuner(Toy(5), settings)
-    again.load_state_dict(state)
-    assert finish(again).losses == tuner.losses and again.smoothing_losses == [0.0] * 4
-
-
 def test_smoothing_that_begins_later_lies_at_its_own_steps() -> None:
     tuner = take(make_tuner(Toy(), replace(SETTINGS, smoothing="none")), 2)
     again = make_tuner(Toy(5), replace(SETTINGS, smoothing="INR"))

@@ -169,36 +169,6 @@ def test_an_info_that_is_no_json_is_refused_before_anything_is_written(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def write_version(version: int, norm: str | None, path: Path) -> None:
-    """Write a file as a version of this pack did."""
-    info = MADE | {"temporal": None if norm is None else {"norm": norm, "spectral": False, "zero_init": True}}
-    metadata = {"format": "consistent_video_tune", "format_version": str(version), "info": json.dumps(info)}
-    save_file({"a.diff": torch.ones(3)}, path, metadata)
-
-
-@pytest.mark.parametrize(
-    ("version", "norm", "expected"),
-    [
-        (1, "layer norm", "layer norm without affine"),
-        (1, "instance centering", "instance centering"),
-        (2, "layer norm", "layer norm"),
-        (2, "layer norm without affine", "layer norm without affine"),
-    ],
-)
-def test_the_first_versions_layer_norm_has_its_name_of_today(
-    version: int, norm: str, expected: str, tmp_path: Path
-) -> None:
-    write_version(version, norm, tmp_path / "old.safetensors")
-    tune = load_tune(tmp_path / "old.safetensors")
-    assert tune.info["temporal"] == {"norm": expected, "spectral": False, "zero_init": True}
-    assert tune.tensors.keys() == {"a.diff"} and tune.snapshots == {} and tune.state == {}
-
-
-def test_a_tune_of_the_first_version_may_have_no_temporal_module(tmp_path: Path) -> None:
-    write_version(1, None, tmp_path / "old.safetensors")
-    assert load_tune(tmp_path / "old.safetensors").info["temporal"] is None
-
-
 QUERY, VALUE = "diffusion_model.middle_block.1.attn1.to_q.diff", "diffusion_model.middle_block.1.attn_temp.to_v.weight"
 
 
