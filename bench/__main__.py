@@ -69,7 +69,7 @@ def add_performance(command: argparse.ArgumentParser) -> None:
     command.add_argument("--size", type=int, default=0, help="of the latent (default by device: 64 on a GPU)")
     command.add_argument("--frames", type=int, default=0, help="of the clip; of memory the most (default by device)")
     command.add_argument("--rounds", type=int, default=0, help="of each timing (default by device)")
-    command.add_argument("--again", action="store_true", help="measure anew what is done")
+    command.add_argument("--again", action="store_true", help="measure again what is done")
     add_outputs(command, DOCS / "performance.md")
 
 

@@ -68,6 +68,6 @@ def norms_in_float32(unet: nn.Module) -> None:
 
 
 def apply_in_float32(norm: nn.Module, x: Tensor) -> Tensor:
-    """Apply a norm in float32, whatever was put in the place of its method."""
+    """Apply a norm in float32, whatever replaced its method."""
     with torch.autocast(x.device.type, enabled=False):
         return type(norm).forward(norm, x.float())

@@ -72,7 +72,7 @@ def claims(chosen: Mapping[str, float]) -> dict[str, Claim]:
     forward, backward, both = (gamma_row(way, chosen[f"gamma {way}"]) for way in WAYS)
     return {
         "a": Claim(
-            "EI²: Instance Centering in the place of Layer Norm raises text obedience",
+            "EI²: Instance Centering instead of Layer Norm raises text obedience",
             (Part(CENTERING, LAYER_NORM, "obeyed", 1),),
         ),
         "b": Claim("EI²: spectral norm raises it further", (Part(EI2, CENTERING, "obeyed", 1),)),

@@ -248,7 +248,7 @@ def make_section(setting: Setting, rows: Sequence[Row], plot: Path) -> str:
             write_table(["what", "frames", "latent", "r", "GiB", "target", "met"], list(make_lines(rows))),
             "",
             f"The same with {min(USUAL_FRAMES, setting.frames)} frames and r = {USUAL_R}, GiB, where layers in chunks "
-            "make other amounts of inner values at a time, and FFAM puts other amounts of keys and values side by "
+            "make other amounts of activations at a time, and FFAM puts other amounts of keys and values side by "
             f"side; the nodes take {USUAL_PART} MiB:",
             "",
             write_table(["what", *(f"{part} MiB" for part in PARTS)], make_part_lines(rows, setting)),

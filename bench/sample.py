@@ -155,7 +155,7 @@ def make_section(setting: Setting, row: Row) -> str:
             write_table(["model", "ms", f"× {PER_FRAME}", "target", "met"], body),
             "",
             "Layers that treat each frame, or each position, for itself work on as much at a time as makes "
-            f"{chunks.CHUNK_BYTES // MIB} MiB of inner values. The last of each kind, {FULL_SIZE} × {FULL_SIZE}, with "
+            f"{chunks.CHUNK_BYTES // MIB} MiB of activations. The last of each kind, {FULL_SIZE} × {FULL_SIZE}, with "
             "what they hold at most beside their inputs:",
             "",
             write_table(["layer", "ms", "× all at once", "MiB all at once", "MiB"], parts),

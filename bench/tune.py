@@ -300,7 +300,7 @@ def make_section(setting: Setting, row: Row) -> str:
             "scores, the frozen weights in float32.",
             f"- *{CODE_DEFAULTS}*: with gradient checkpointing and xformers, for which SDPA stands in; its temporal "
             "attention keeps the matrix of scores.",
-            f"- *{SCRIPT}*: the same, and the clip and its prompt are encoded anew at each step, as it does, by models "
+            f"- *{SCRIPT}*: the same, and the clip and its prompt are encoded at each step, as it does, by models "
             "that stay loaded. One-Shot Tune is given both encoded, and unloads every other model.",
             "",
             f"What a step of {SMOOTHED} spends, as a part of it:",

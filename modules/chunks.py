@@ -8,22 +8,22 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 2**26  # of inner values at a time
-FAR = 4  # times as many where each part fetches the layer's weights anew
+CHUNK_BYTES = 2**26  # of activations at a time
+FAR = 4  # times as many where each part fetches the layer's weights again
 
 
 def apply_in_chunks(
     layer: Callable[..., Tensor], *inputs: Tensor, inner: float, recompute: bool = False, is_far: bool = False
 ) -> Tensor:
-    """Apply a layer to as many rows at a time as CHUNK_BYTES of its inner values allow, at least one.
+    """Apply a layer to as many rows at a time as CHUNK_BYTES of its activations allow, at least one.
 
     The values are the layer's own up to rounding; to the bit where all rows are done at once.
 
     Args:
         layer: (inputs) -> tensor, each row of which depends on the same row of the inputs alone.
         inputs: tensors of equally many rows.
-        inner: inner values for each value of the first input.
-        recompute: whether the backward computes the inner values of each part again, in the place of keeping them.
+        inner: activations for each value of the first input.
+        recompute: whether the backward computes the activations of each part again, instead of keeping them.
         is_far: whether the layer's weights are elsewhere than its inputs.
     """
     x = inputs[0]

@@ -115,7 +115,7 @@ def smooth_edit(
 ) -> Tensor:
     """Blend each frame's edit direction with other frames': the interframe noise relation at sampling time, ours.
 
-    With the noise that inversion stored at the same step in the place of eps, what (17, 18) want equal in neighbours is
+    With the noise that inversion stored at the same step instead of eps, what (17, 18) want equal in neighbours is
     delta = eps_theta - eps_inv. A pass makes it (1 - w) delta^n + w * mean of W(delta^{n-1}) and W(delta^{n+1}); W is
     the identity, or warping along the source clip's motion. All passes are taken together: W of frames farther apart
     follows the flows from frame to frame and looks up once, since each lookup between positions blurs. Frames in which

@@ -1,4 +1,4 @@
-"""Named methods: what their papers put in the place of self-attention and after the feed-forward."""
+"""Named methods: what their papers use instead of self-attention and after the feed-forward."""
 
 from dataclasses import replace
 from typing import cast, get_args
@@ -57,7 +57,7 @@ def temporal_module(kind: str, norm: str = AS_PRESET, spectral: str = AS_PRESET)
 
     Args:
         kind: its name.
-        norm: one of NORMS in the place of its own, or AS_PRESET.
+        norm: one of NORMS to use instead of its own, or AS_PRESET.
         spectral: "on", "off" or AS_PRESET. With it on, Tune-A-Video's output matrix starts random, for zero has no
             spectral norm to divide by.
 
@@ -96,8 +96,8 @@ def method(
     Args:
         name: one of PRESETS. Full attention is EI² with every token of the other frames.
         r, downsample: of FFAM, see `spatial_attention`.
-        spatial: in the place of the preset's attention, one of SPATIAL_KINDS.
-        temporal: in the place of the preset's temporal module, one of TEMPORAL_KINDS.
+        spatial: one of SPATIAL_KINDS, to use instead of the preset's attention.
+        temporal: one of TEMPORAL_KINDS, to use instead of the preset's temporal module.
         norm, spectral: parts of the temporal module, see `temporal_module`.
 
     Raises:

@@ -46,9 +46,9 @@ class TuneSettings:
         frames_per_step: consecutive frames of a longer clip taken in each step, at random; 0 = all.
         snapshots: numbers of steps after which the state is kept.
         precision: of the UNet's computations; what is learned is float32 always.
-        chunking: compute inner values of feed-forwards and temporal modules again for the backward, part by part,
+        chunking: compute activations of feed-forwards and temporal modules again for the backward, part by part,
             instead of holding them.
-        gradient_checkpointing: compute all of the UNet's inner values again for the backward.
+        gradient_checkpointing: compute all of the UNet's activations again for the backward.
         on_out_of_memory: "step down" = go on with less where a step does not fit into the memory.
         smoothing: loss added that ties neighbouring frames to each other.
         smoothing_weight, smoothing_end: its weight lambda at the first step and at the last, linear between; it is
@@ -129,7 +129,7 @@ def read_steps(text: str, steps: int) -> tuple[int, ...]:
             number = float(entry.removesuffix("%"))
         except ValueError as error:
             raise ValueError(
-                f"snapshots has {entry!r}. Write steps or percentages with commas: 100, 200 or 25%, 50%."
+                f"snapshots has {entry!r}. Write comma-separated steps or percentages: 100, 200 or 25%, 50%."
             ) from error
         step = number * steps / 100 if entry.endswith("%") else number
         if not 0 < step < steps:

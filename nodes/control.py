@@ -26,7 +26,7 @@ class AttentionControl(io.ComfyNode):
             category=MENU + "model",
             description="Lets the attention of an edit follow the source clip's, so that shape and motion stay: "
             "prompt-to-prompt (Hertz et al. 2022) as Video-P2P and FateZero use it. At each step the UNet is evaluated "
-            "once more, on the source as the inversion went through it; nothing is stored beyond the step.",
+            "a second time, on the source as the inversion went through it; nothing is stored beyond the step.",
             search_aliases=["prompt-to-prompt", "FateZero", "Video-P2P", "attention replace", "local blend"],
             inputs=[
                 io.Model.Input("model", tooltip="The clip model that the edit is sampled with."),
@@ -71,7 +71,7 @@ class AttentionControl(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="Words of the edited prompt to weight, with commas. Empty = none.",
+                    tooltip="Comma-separated words of the edited prompt to weight. Empty = none.",
                 ),
                 io.Float.Input(
                     "weight",
@@ -88,8 +88,8 @@ class AttentionControl(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="Words of either prompt, with commas, whose cross-attention makes the mask of fusion and "
-                    "local blend. Empty = the words that are only in one of the prompts.",
+                    tooltip="Comma-separated words of either prompt, whose cross-attention makes the mask of fusion "
+                    "and local blend. Empty = the words that are only in one of the prompts.",
                 ),
                 io.Float.Input(
                     "mask_threshold",

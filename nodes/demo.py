@@ -17,7 +17,7 @@ class LoadDemoModel(io.ComfyNode):
             category=MENU + "load",
             description="Loads the tiny text-to-image model that comes with the pack, to try every node without a "
             "download and without a GPU. It knows drawn objects (shape, colour, texture) on a few backgrounds in a few "
-            "styles, 128 x 128 pixels. Put Load Checkpoint in its place for real work.",
+            "styles, 128 x 128 pixels. For real work use Load Checkpoint instead.",
             search_aliases=["tiny model", "example model", "test model"],
             outputs=[
                 io.Model.Output("MODEL", tooltip="UNet of Stable Diffusion 1.x's shape with narrow channels."),
@@ -41,7 +41,7 @@ class LoadDemoControlNet(io.ComfyNode):
             display_name="Load Demo ControlNet",
             category=MENU + "load",
             description="Loads the ControlNet of the demo model. Give it the edges that Canny finds in the clip. "
-            "Put Load ControlNet Model in its place for real work.",
+            "For real work use Load ControlNet Model instead.",
             search_aliases=["canny", "tiny controlnet", "example controlnet"],
             outputs=[
                 io.ControlNet.Output("CONTROL_NET", tooltip="For Apply ControlNet, with edges of 128 x 128 pixels."),

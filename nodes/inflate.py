@@ -26,7 +26,7 @@ class InflateUNet(io.ComfyNode):
                     min=0,
                     max=1024,
                     tooltip="Frames of each clip. 0 = the whole batch is one clip. A smaller number splits the batch "
-                    "into clips of that length that do not see each other, for the host's own samplers; tuning and "
+                    "into clips of that length that do not see each other, for ComfyUI's own samplers; tuning and "
                     "inversion take one clip.",
                 ),
             ],

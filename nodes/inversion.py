@@ -85,7 +85,7 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     max=20,
                     optional=True,
                     tooltip="How often each step is taken again with the noise predicted where it led to. 1 to 3 make "
-                    "the reconstruction nearly exact; each costs the inversion's time once more.",
+                    "the reconstruction nearly exact; each costs as much time as the inversion itself.",
                 ),
                 io.Float.Input(
                     "cfg",

@@ -52,7 +52,7 @@ class EditScorecard(io.ComfyNode):
                     options=clip_folders(),
                     default=NONE,
                     optional=True,
-                    tooltip="CLIP model in transformers' form, a folder in models/clip_score, in the place of both.",
+                    tooltip="CLIP model in transformers' form, a folder in models/clip_score, used instead of both.",
                 ),
                 flow_input("flow"),
                 io.Combo.Input(
@@ -103,7 +103,8 @@ class CompareGrid(io.ComfyNode):
                     "labels",
                     default="",
                     optional=True,
-                    tooltip="Names of the edits with commas, in the order of the inputs. Empty = the inputs' names.",
+                    tooltip="Comma-separated names of the edits, in the order of the inputs. Empty = the names of the "
+                    "inputs.",
                 ),
                 io.Boolean.Input(
                     "difference",

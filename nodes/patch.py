@@ -88,7 +88,7 @@ class STAMFFAMPatch(io.ComfyNode):
                     "spatial",
                     options=[AS_PRESET, *SPATIAL_KINDS],
                     default=AS_PRESET,
-                    tooltip="Self-attention in the place of the preset's: FFAM (EI²), sparse-causal (Tune-A-Video), "
+                    tooltip="Self-attention instead of the preset's: FFAM (EI²), sparse-causal (Tune-A-Video), "
                     "full, key-frame (ControlVideo: all frames attend to the first), or per frame.",
                     optional=True,
                     advanced=True,
@@ -97,7 +97,7 @@ class STAMFFAMPatch(io.ComfyNode):
                     "temporal",
                     options=[AS_PRESET, *TEMPORAL_KINDS],
                     default=AS_PRESET,
-                    tooltip="Temporal module in the place of the preset's.",
+                    tooltip="Temporal module instead of the preset's.",
                     optional=True,
                     advanced=True,
                 ),

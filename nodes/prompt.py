@@ -132,7 +132,7 @@ class TunePromptTokens(io.ComfyNode):
                 io.Image.Output("loss_plot", tooltip="Loss of each step and its running mean."),
                 io.String.Output("advice", tooltip="A safe learning rate for gradient descent, and what proves it."),
                 io.String.Output("report", tooltip="Settings, losses, seconds and peak memory as JSON."),
-                io.LossMap.Output("loss_map", tooltip="Loss of each step, for the host's loss nodes."),
+                io.LossMap.Output("loss_map", tooltip="Loss of each step, for ComfyUI's loss nodes."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -208,7 +208,7 @@ class ApplyPromptTokens(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.01,
-                    tooltip="Of the tokens that all frames see. 0 = the prompt's own padding in their place.",
+                    tooltip="Of the tokens that all frames see. 0 = the prompt's own padding instead.",
                 ),
                 io.Float.Input(
                     "frame_strength",
@@ -216,7 +216,7 @@ class ApplyPromptTokens(io.ComfyNode):
                     min=0.0,
                     max=2.0,
                     step=0.01,
-                    tooltip="Of each frame's own tokens. 0 = the prompt's own padding in their place.",
+                    tooltip="Of each frame's own tokens. 0 = the prompt's own padding instead.",
                 ),
             ],
             outputs=[io.Conditioning.Output("conditioning_with_tokens", tooltip="The prompt with tokens, by frame.")],

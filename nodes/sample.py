@@ -116,7 +116,7 @@ class SmoothSample(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="How far the contrast that guidance adds is taken back, as in the host's RescaleCFG.",
+                    tooltip="How far the contrast that guidance adds is taken back, as in ComfyUI's RescaleCFG.",
                 ),
                 io.Float.Input(
                     "cfg_end",
@@ -314,12 +314,12 @@ class ClipMotion(io.ComfyNode):
 
 
 def read_numbers(name: str, text: str) -> tuple[float, ...]:
-    """Read the factors of an input, with commas; 1 where it is empty.
+    """Read the comma-separated factors of an input; 1 where it is empty.
 
     Raises:
-        ValueError: an entry is no number.
+        ValueError: an entry is not a number.
     """
     try:
         return tuple(float(part) for part in text.split(",") if part.strip()) or (1.0,)
     except ValueError as error:
-        raise ValueError(f"{name} {text!r} is not a list of numbers. Write them with commas: 1, 1, 0.5.") from error
+        raise ValueError(f"{name} {text!r} is not a list of numbers. Separate them by commas: 1, 1, 0.5.") from error

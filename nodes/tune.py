@@ -53,7 +53,7 @@ def consistency_inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip="Whose self-attention features the temporal consistency loss compares: those of the whole UNet, or "
-            "of its way down (input), its middle or its way up (output).",
+            "of its encoder blocks (input), its middle block or its decoder blocks (output).",
         ),
     ]
 
@@ -107,7 +107,7 @@ class OneShotTune(io.ComfyNode):
                     default=SNAPSHOTS,
                     optional=True,
                     advanced=True,
-                    tooltip="When the state is kept for progress of Apply Tune: steps or percentages with commas. "
+                    tooltip="When the state is kept for progress of Apply Tune: comma-separated steps or percentages. "
                     "Each makes the file half as long again. Empty = the end alone.",
                 ),
                 io.Combo.Input(
@@ -118,7 +118,7 @@ class OneShotTune(io.ComfyNode):
                     advanced=True,
                     tooltip="Keep: what was learned before you cancel is saved as unfinished_00001_ in "
                     "models/consistent_video, to use or to resume. Also where memory runs out, and where the loss "
-                    "leaves the numbers: the last weights that were seen to work.",
+                    "diverges: the last weights that were seen to work.",
                 ),
                 io.String.Input(
                     "prompt_to_note",
@@ -170,7 +170,7 @@ class OneShotTune(io.ComfyNode):
                 ),
                 io.Image.Output("loss_plot", tooltip="Loss of each step and its running mean."),
                 io.String.Output("report", tooltip="Settings, losses, seconds and peak memory as JSON."),
-                io.LossMap.Output("loss_map", tooltip="Loss of each step, for the host's loss nodes."),
+                io.LossMap.Output("loss_map", tooltip="Loss of each step, for ComfyUI's loss nodes."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -239,7 +239,7 @@ class TuningOptionsNode(io.ComfyNode):
                 io.Boolean.Input(
                     "gradient_checkpointing",
                     default=False,
-                    tooltip="Compute inner values twice in the place of holding them: less memory, more "
+                    tooltip="Compute activations twice instead of holding them: less memory, more "
                     "time, the same result to rounding.",
                 ),
                 io.Int.Input(
@@ -346,8 +346,8 @@ class TuningOptionsNode(io.ComfyNode):
                     "chunking",
                     default=False,
                     optional=True,
-                    tooltip="Compute inner values of feed-forward layers and temporal modules again for the gradient, "
-                    "part by part, in the place of holding them: less memory, a little more time, the same result to "
+                    tooltip="Compute activations of feed-forward layers and temporal modules again for the gradient, "
+                    "part by part, instead of holding them: less memory, a little more time, the same result to "
                     "rounding. Try it before gradient_checkpointing; with both they are computed three times.",
                 ),
             ],

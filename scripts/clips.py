@@ -57,7 +57,7 @@ def save_strip(path: Path, rows: dict[str, torch.Tensor], columns: int = 8, side
 
 
 def save_animation(path: Path, clips: dict[str, torch.Tensor], rate: Fraction, side: int = 240) -> None:
-    """Save clips beside each other as an animated WebP that begins anew at its end.
+    """Save clips beside each other as an animated WebP that starts over at its end.
 
     Args:
         path: of the file.

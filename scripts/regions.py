@@ -8,7 +8,7 @@ from .environment import ROOT
 
 
 def write_region(name: str, text: str, page: Path = ROOT / "README.md") -> None:
-    """Write a text between the marks of a name, in the place of what was there.
+    """Write a text between the marks of a name, replacing what was there.
 
     Args:
         name: in the marks, as in `<!-- name: begin -->`.

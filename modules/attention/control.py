@@ -77,7 +77,7 @@ def attend_by_maps(maps: Tensor, v: Tensor) -> Tensor:
 def refine_maps(source: Tensor, edited: Tensor, alignment: Sequence[int]) -> Tensor:
     """Take the maps of the tokens common to both prompts from the source; new tokens keep the edit's.
 
-    As in prompt-to-prompt the result is not normalised anew.
+    As in prompt-to-prompt the result is not normalised again.
 
     Args:
         source, edited: maps.
@@ -125,7 +125,7 @@ def replace_maps(source: Tensor, paired: Tensor) -> Tensor:
 
 
 def reweight(maps: Tensor, weights: Sequence[float]) -> Tensor:
-    """Scale the map of each token, without normalising them anew: prompt-to-prompt's attention re-weighting."""
+    """Scale the map of each token, without normalising them again: prompt-to-prompt's attention re-weighting."""
     return maps * maps.new_tensor(weights)
 
 

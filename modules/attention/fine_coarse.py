@@ -12,7 +12,7 @@ from . import Attend, scaled_dot_product
 from .rebuilt import attend_to_copies
 
 Downsample = Literal["area", "strided", "bilinear"]
-COPIED_BYTES = 2**26  # of keys and values put side by side at a time, so that memory does not grow with the frames
+COPIED_BYTES = 2**26  # of keys and values concatenated at a time, so that memory does not grow with the frames
 
 
 def downsample_tokens(tokens: Tensor, height: int, width: int, r: int, kind: Downsample = "area") -> Tensor:
@@ -59,7 +59,7 @@ def fine_coarse_attention(
     """Attend from each frame to all its own tokens and to the downsampled tokens of every other: EI² (10).
 
     Downsampling follows the projection, which is the same as before it: W_k and W_v are linear without bias. r = 1
-    is full space-time attention, one frame is plain self-attention. Keys and values of a frame are put side by side for
+    is full space-time attention, one frame is plain self-attention. Keys and values of a frame are concatenated for
     as many frames at a time as COPIED_BYTES allows.
 
     Args:
@@ -70,7 +70,7 @@ def fine_coarse_attention(
         r: downsampling factor of each side of the other frames, 1 ... min(h, w); the paper uses 2 and 4.
         downsample: how, see `downsample_tokens`.
         attend: attention kernel.
-        rebuild: whether the backward puts keys and values side by side once more, in the place of keeping them so for
+        rebuild: whether the backward concatenates keys and values again, instead of keeping them so for
             every frame; not inside a checkpoint.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Tensors that the backward builds once more, in the place of keeping them."""
+"""Tensors that the backward builds again, instead of keeping them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,7 +51,7 @@ def attend_to_copies(
     copy: Callable[..., Tensor],
     rebuild: bool,
 ) -> Tensor:
-    """Attend to keys and values that are put side by side for it.
+    """Attend to keys and values that are concatenated for it.
 
     Args:
         attend: attention kernel.
@@ -59,7 +59,7 @@ def attend_to_copies(
         k, v: what the keys and the values are made of.
         heads: number of heads.
         copy: puts them side by side.
-        rebuild: whether the backward does so once more, in the place of keeping the copies.
+        rebuild: whether the backward does so again, instead of keeping the copies.
     """
     keys, values = copy(*k), copy(*v)
     if not rebuild:

@@ -14,7 +14,7 @@ from . import scaled_dot_product
 
 Norm = Literal["instance centering", "instance norm", "layer norm", "layer norm without affine", "none"]
 POWER_ITERATIONS = 5  # of the spectral norm at each tuning step
-INNER = 10  # inner values for each of its input: z twice in float32, normed, q, k, v, attended, projected
+INNER = 10  # activations for each of its input: z twice in float32, normed, q, k, v, attended, projected
 MAX_ROWS = 2**15  # NVIDIA's SDPA kernels refuse larger batches
 
 
@@ -137,7 +137,7 @@ class TemporalModule(nn.Module):
             x: tokens, shape ((b f), l, d).
             num_frames: f.
             strength: factor of what the module adds; 0 returns x itself.
-            recompute: whether the backward computes the inner values again, in the place of keeping them.
+            recompute: whether the backward computes the activations again, instead of keeping them.
         """
         if strength == 0:
             return x
@@ -150,7 +150,7 @@ class TemporalModule(nn.Module):
         return rearrange(z, "(b l) f d -> (b f) l d", l=x.shape[1])
 
     def tune_spectral_norm(self, seed: int = 0) -> None:
-        """Normalise W_v and the output matrix anew at every forward in training mode, by power iteration.
+        """Normalise W_v and the output matrix again at every forward in training mode, by power iteration.
 
         The iteration's first vectors come from the seed; torch's global generators are left as they were. Several
         iterations a step keep up with the optimiser, so that baking it in changes little.

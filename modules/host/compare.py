@@ -16,7 +16,7 @@ def name_clips(edits: Mapping[str, Tensor], labels: str) -> dict[str, Tensor]:
 
     Args:
         edits: by the name of their input.
-        labels: one for each with commas, in the same order.
+        labels: comma-separated, one for each in the same order.
 
     Raises:
         ValueError: there are more labels than edits, or two are equal.

@@ -1,6 +1,6 @@
 """Attention Control: an edit whose attention follows the source clip's, as in prompt-to-prompt and FateZero.
 
-At each step the UNet is evaluated once more, on the state of the inversion at that step and with the source prompt.
+At each step the UNet is evaluated a second time, on the state of the inversion at that step and with the source prompt.
 What its attention layers computed there is used in the rows of the edited prompt, and forgotten with the step.
 """
 
@@ -109,7 +109,7 @@ def blend(run: Run, step: int, x: Tensor, denoised: Tensor) -> Tensor:
 def attach_control(
     model: ModelPatcher, inversion: dict[str, Any], positive: list, prompts: Prompts, settings: ControlSettings
 ) -> ModelPatcher:
-    """Return a clone of a clip model whose edits follow the source's attention, in the place of any control before.
+    """Return a clone of a clip model whose edits follow the source's attention, replacing any control before.
 
     Args:
         model: inflated model.

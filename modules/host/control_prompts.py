@@ -87,7 +87,7 @@ def count_tokens(clip: Any, text: str, end: int) -> list[int]:
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words of a list with commas."""
+    """Return the words of a comma-separated list."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 

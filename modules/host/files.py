@@ -79,13 +79,13 @@ def write_tune(tune: Tune, prefix: str, with_state: bool = False) -> Path:
 
 
 def stamp(folder: str, name: str) -> tuple[int, int]:
-    """Return what changes when a file is written anew: its time and size."""
+    """Return what changes when a file is written again: its time and size."""
     stat = Path(folder_paths.get_full_path_or_raise(folder, name)).stat()
     return stat.st_mtime_ns, stat.st_size
 
 
 def tune_stamp(name: str) -> tuple[int, int]:
-    """Return what changes when a saved file is written anew."""
+    """Return what changes when a saved file is written again."""
     return stamp(FOLDER, name)
 
 
@@ -112,7 +112,7 @@ def write_prompt_adapter(adapter: PromptAdapter, prefix: str) -> Path:
 
 
 def prompt_adapter_stamp(name: str) -> tuple[int, int]:
-    """Return what changes when a saved prompt adapter is written anew."""
+    """Return what changes when a saved prompt adapter is written again."""
     return stamp(PROMPT_TOKENS, name)
 
 
@@ -127,7 +127,7 @@ def import_files() -> list[str]:
 
 
 def import_stamp(name: str) -> tuple[int, int]:
-    """Return what changes when a file to import is written anew."""
+    """Return what changes when a file to import is written again."""
     return stamp(IMPORTS, name)
 
 

@@ -41,7 +41,7 @@ def memory_advice(clip: ClipSettings, samples: Tensor, settings: TuneSettings) -
     if per_step > 2:
         advice.append(f"set frames_per_step to {max(2, per_step // 2)} in Tuning Options")
     if spatial is not None and spatial.kind == "full":
-        advice.append("take EI² in the place of full attention")
+        advice.append("take EI² instead of full attention")
     advice.append("make the frames smaller")
     height, width = samples.shape[-2:]
     return (

@@ -136,7 +136,7 @@ def invert_clip(
 
     Returns:
         LATENT with the samples at sigma_T and, under INVERSION, "sigmas" to sample with, "num_frames", "start", the
-        samples once more, "model", its digest, "noises" that the inversion went along, one for each of these steps,
+        a copy of samples, "model", its digest, "noises" that the inversion went along, one for each of these steps,
         shape (steps, f, c, h, w), model latent, float16, "source", the VAE latent that was inverted, and "made", the
         settings.
     """

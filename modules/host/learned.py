@@ -51,7 +51,7 @@ class Caller:
             x: state x_0 + sigma * eps, model latent.
             sigma: noise level of each row, or one for all.
             given: the UNet's other arguments, see `condition`.
-            options: transformer options in the place of the own.
+            options: transformer options that replace its own.
         """
         if self.features is not None:
             self.features.begin()
@@ -138,7 +138,7 @@ def sdpa_override(_host_kernel: Any, q: Tensor, k: Tensor, v: Tensor, heads: int
 def run_checkpointed(
     layer: nn.Module, x: Tensor, emb: Tensor, context: Any, options: dict[str, Any], *_: Any
 ) -> Tensor:
-    """Run a layer of the UNet without holding its inner values; the backward computes them again.
+    """Run a layer of the UNet without holding its activations; the backward computes them again.
 
     The layer gets options of its own, for the host changes them on its way through the UNet.
     """

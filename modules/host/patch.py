@@ -28,7 +28,7 @@ from ..frames import frames_per_clip
 
 KEY = "consistent_video"
 ALWAYS = (math.inf, 0.0)
-FEED_FORWARD = 16  # inner values for each of its input: GEGLU's halves, the gate's GELU, the product; 4 times each
+FEED_FORWARD = 16  # activations for each of its input: GEGLU's halves, the gate's GELU, the product; 4 times each
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ class ClipSettings:
         sigmas: the noise levels of these, highest first.
         tunes: what tunes are applied, by their digests.
         tuned_frames: frames of the clip that the last of them was made on, 0 = none.
-        rebuilds: whether a backward puts keys and values side by side once more, in the place of keeping them.
-        recomputes: whether a backward computes inner values of feed-forwards and temporal modules once more.
+        rebuilds: whether a backward concatenates keys and values again, instead of keeping them.
+        recomputes: whether a backward computes activations of feed-forwards and temporal modules again.
     """
 
     num_frames: int = 0
@@ -183,7 +183,7 @@ def begin_call(executor, x, timesteps=None, context=None, y=None, control=None, 
 
 
 def prepare_call(executor, model, noise_shape, conds, *args, **kwargs):
-    """Wrap the preparation of a sampling: let the host count what frames put side by side, as further rows."""
+    """Wrap the preparation of a sampling: let the host count frames put side by side as further rows."""
     settings = model.model_options["transformer_options"].get(KEY)
     rows = 0
     if settings is not None and settings.spatial is not None:
@@ -308,7 +308,7 @@ def attach(
     percents: tuple[float, float] = (0.0, 1.0),
     tensors: Mapping[str, Tensor] | None = None,
 ) -> ModelPatcher:
-    """Return a clone of an inflated model with attention across frames, in the place of any attached before.
+    """Return a clone of an inflated model with attention across frames, replacing any attached before.
 
     A part of strength 0 is not attached at all, so that without both the outputs are the base model's.
 

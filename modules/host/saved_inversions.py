@@ -56,5 +56,5 @@ def read_inversion(name: str) -> dict[str, Any]:
 
 
 def inversion_stamp(name: str) -> tuple[int, int]:
-    """Return what changes when a saved inversion is written anew."""
+    """Return what changes when a saved inversion is written again."""
     return stamp(INVERSIONS, name)

@@ -114,7 +114,7 @@ def ancestor() -> UNet2DConditionModel:
 
 
 def inflate_ancestor(unet: UNet2DConditionModel, name: str, see: See | None, tensors: dict[str, Tensor]) -> None:
-    """Put attention across frames in the place of self-attention, a preset's temporal module after each block."""
+    """Replace self-attention by attention across frames and put a preset's temporal module after each block."""
     paths = {ours: theirs for theirs, ours in comfy.utils.unet_to_diffusers(UNET).items()}
     if see is not None:
         own = unet.attn_processors

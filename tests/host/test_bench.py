@@ -123,7 +123,7 @@ def test_times_are_set_against_an_edit_per_frame_of_the_same_round(editing) -> N
     again = edit_cost.Costs(editing.state, Bench)
     again.memory = costs.memory
     again.measure(cases, tasks, 2)
-    assert {clip for clip, *_ in asked} == {"shape_0"}, "a round that was cut is timed anew, and only that"
+    assert {clip for clip, *_ in asked} == {"shape_0"}, "a round that was cut is timed again, and only that"
     assert again.of(cases[-1]) == costs.of(cases[-1])
 
 

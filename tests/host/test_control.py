@@ -1,4 +1,4 @@
-"""Attention Control in the host, against prompt-to-prompt written anew: source and edit side by side in one batch."""
+"""Attention Control in the host, against prompt-to-prompt written independently: source and edit in one batch."""
 
 from dataclasses import replace
 from unittest import mock

@@ -145,7 +145,7 @@ def test_checkpointing_and_the_captured_features_learn_the_same() -> None:
 
 
 def test_the_features_of_a_step_are_not_held_after_it() -> None:
-    """Checkpointing runs the layers once more in the backward."""
+    """Checkpointing runs the layers again in the backward."""
     settings = replace(SETTINGS, steps=1, consistency_weight=1.0, gradient_checkpointing=True)
     with torch.inference_mode(False), torch.enable_grad(), private_copy(clip_model()) as copy:
         tuning = PromptTuning(copy, clip_model(), TuneInputs(SOURCE, clip_latent()), settings, PROMPT)

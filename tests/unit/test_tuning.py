@@ -523,5 +523,5 @@ def test_snapshots_outside_the_tuning_are_refused(entry: str) -> None:
 
 @pytest.mark.parametrize("entry", ["abc", "%", "10 20", "5%%"])
 def test_snapshots_that_are_no_numbers_are_refused(entry: str) -> None:
-    with pytest.raises(ValueError, match=f"'{entry}'. Write steps or percentages with commas"):
+    with pytest.raises(ValueError, match=f"'{entry}'. Write comma-separated steps or percentages"):
         read_steps(f"{entry}, 10", 500)
