@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..modules.attention import scaled_dot_product
-from ..modules.attention.fine_coarse import fine_coarse_attention
-from ..modules.attention.full import full_attention
-from ..modules.attention.sparse_causal import sparse_causal_attention
+from ..modules.clip_model.attention import scaled_dot_product
+from ..modules.clip_model.attention.fine_coarse import fine_coarse_attention
+from ..modules.clip_model.attention.full import full_attention
+from ..modules.clip_model.attention.sparse_causal import sparse_causal_attention
 from . import attention_scaling
 from .attention_scaling import DIM, HEADS, PER_FRAME, coarse_keys
 from .baselines import naive_fine_coarse

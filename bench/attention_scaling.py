@@ -9,8 +9,8 @@ from statistics import median
 import torch
 from matplotlib.figure import Figure
 
-from ..modules.attention import scaled_dot_product
-from ..modules.attention.fine_coarse import fine_coarse_attention
+from ..modules.clip_model.attention import scaled_dot_product
+from ..modules.clip_model.attention.fine_coarse import fine_coarse_attention
 from .performance import Row, Setting, half_on_gpu
 from .table import write_table
 from .timing import ratios, time_rounds, write_milliseconds, write_spread

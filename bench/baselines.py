@@ -9,9 +9,9 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..modules.attention import Attend, scaled_dot_product
-from ..modules.attention.fine_coarse import downsample_tokens
-from ..modules.attention.temporal import TemporalModule
+from ..modules.clip_model.attention import Attend, scaled_dot_product
+from ..modules.clip_model.attention.fine_coarse import downsample_tokens
+from ..modules.clip_model.temporal import TemporalModule
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

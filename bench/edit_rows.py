@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..modules.host.demo import WEIGHTS
+from ..modules.demo_model.host import WEIGHTS
 from .table import add_row, load_rows
 from .tasks import Task
 from .world import Row

@@ -14,25 +14,25 @@ from comfy.model_management import get_torch_device
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..modules.covariate_shift import average_shift
-from ..modules.host.apply import apply_tune
-from ..modules.host.control import attach_control
-from ..modules.host.control_call import ControlSettings
-from ..modules.host.control_prompts import read_prompts
-from ..modules.host.inversion import InversionSettings, invert_clip
-from ..modules.host.patch import attach, inflate
-from ..modules.host.progress import TuningProgress
-from ..modules.host.prompt_session import PromptSettings
-from ..modules.host.prompt_tokens import apply_prompt_tokens, tune_prompt
-from ..modules.host.report import measure_clip
-from ..modules.host.sampling import RelationSettings, SampleSettings, sample_clip
-from ..modules.host.training import tune_model
-from ..modules.host.tune_inputs import TuneInputs
-from ..modules.presets import method
-from ..modules.prompt_adapter import PromptAdapter
-from ..modules.reconstruction import psnr
-from ..modules.tuning import TuneSettings
-from ..modules.variational_flow import estimate_motion
+from ..modules.attention_control.host.call import ControlSettings
+from ..modules.attention_control.host.control import attach_control
+from ..modules.attention_control.host.prompts import read_prompts
+from ..modules.clip_model.host.patch import attach, inflate
+from ..modules.clip_model.methods import method
+from ..modules.inversion.host.invert import InversionSettings, invert_clip
+from ..modules.judging.covariate_shift import average_shift
+from ..modules.judging.host.report import measure_clip
+from ..modules.judging.reconstruction import psnr
+from ..modules.motion.variational import estimate_motion
+from ..modules.prompt_tokens.adapter import PromptAdapter
+from ..modules.prompt_tokens.host.session import PromptSettings
+from ..modules.prompt_tokens.host.tokens import apply_prompt_tokens, tune_prompt
+from ..modules.sampling.host import RelationSettings, SampleSettings, sample_clip
+from ..modules.tuning.host.apply import apply_tune
+from ..modules.tuning.host.progress import TuningProgress
+from ..modules.tuning.host.training import tune_model
+from ..modules.tuning.host.tune_inputs import TuneInputs
+from ..modules.tuning.tuner import TuneSettings
 from .edit_rows import Case, world_stamp
 from .methods import AS_DRAWN, DO_NOTHING, METHODS, Method, Tuned
 from .tasks import Task, Truth

@@ -14,12 +14,12 @@ import torch
 from comfy.model_management import unload_all_models
 from matplotlib.figure import Figure
 
-from ..modules import chunks
-from ..modules.attention import fine_coarse
-from ..modules.chunks import CHUNK_BYTES
-from ..modules.host import planner
-from ..modules.host.private_copy import choose_precision
-from ..modules.presets import EI2, PER_FRAME
+from ..modules.clip_model import chunks
+from ..modules.clip_model.attention import fine_coarse
+from ..modules.clip_model.chunks import CHUNK_BYTES
+from ..modules.clip_model.methods import EI2, PER_FRAME
+from ..modules.tuning.host import planner
+from ..modules.tuning.host.private_copy import choose_precision
 from ..scripts.environment import ROOT
 from ..scripts.regions import write_region
 from .document import judge

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..modules.accounting import Held
+from ..modules.tuning.accounting import Held
 from .timing import Call, synchronise
 
 GIB, MIB = 2**30, 2**20

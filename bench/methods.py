@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from ..modules.host.control_call import SelfAttention
-from ..modules.host.inversion import Start
-from ..modules.noise_relation import Direction, Reading
-from ..modules.presets import EI2, FULL, NORMS, PER_FRAME, TUNE_A_VIDEO_PRESET
-from ..modules.smoothing import Smoothing
+from ..modules.attention_control.host.call import SelfAttention
+from ..modules.clip_model.methods import EI2, FULL, NORMS, PER_FRAME, TUNE_A_VIDEO_PRESET
+from ..modules.inversion.host.invert import Start
+from ..modules.inversion.noise_relation import Direction, Reading
+from ..modules.tuning.losses.smoothing import Smoothing
 
 DO_NOTHING, AS_DRAWN = "do nothing", "as drawn"
 REFERENCE = "per frame"

@@ -14,11 +14,11 @@ from comfy.model_management import unload_all_models
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import sampler_object
 
-from ..modules import chunks
-from ..modules.host.learned import sdpa_override
-from ..modules.host.patch import attach, clip_settings, feed_forward_in_chunks, inflate, run_residual
-from ..modules.host.run import run_sampler
-from ..modules.presets import EI2, FULL, TUNE_A_VIDEO_PRESET, method
+from ..modules.clip_model import chunks
+from ..modules.clip_model.host.patch import attach, clip_settings, feed_forward_in_chunks, inflate, run_residual
+from ..modules.clip_model.methods import EI2, FULL, TUNE_A_VIDEO_PRESET, method
+from ..modules.diffusion.host.run import run_sampler
+from ..modules.tuning.host.learned import sdpa_override
 from .document import judge
 from .memory_count import MIB, extra_memory, measured_peak
 from .performance import Row, Setting, complete_rows, finish, read_setting

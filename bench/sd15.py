@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ..modules.host.learned import sdpa_override
+from ..modules.tuning.host.learned import sdpa_override
 
 UNET: dict[str, Any] = {
     "image_size": 32,

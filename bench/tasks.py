@@ -17,8 +17,8 @@ from ..demo.palette import BACKGROUNDS, COLOURS, SHAPES, STYLES, TEXTURES
 from ..demo.reader import ShapeReader, find_object, read_colour
 from ..demo.shapes import EXTENT
 from ..demo.world import SIDE, Clip, is_held_out
-from ..modules.motion import motion_of
-from ..modules.scorecard import background_psnr, texture_kept, warp_error
+from ..modules.judging.scorecard import background_psnr, texture_kept, warp_error
+from ..modules.motion.flow import motion_of
 
 WORDS = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "background": BACKGROUNDS, "style": STYLES}
 KINDS = ("colour", "shape", "texture", "background", "style", "several")

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ..modules.attention.temporal import STAM, Norm, TemporalModule, attend_frames
+from ..modules.clip_model.temporal import STAM, Norm, TemporalModule, attend_frames
 from .attention import DIM, HEADS
 from .baselines import naive_temporal
 from .document import judge

@@ -17,15 +17,15 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..modules import chunks
-from ..modules.attention import Attend, scaled_dot_product
-from ..modules.host.patch import KEY, attach, inflate
-from ..modules.host.private_copy import private_copy, reproducible
-from ..modules.host.session import Tuning
-from ..modules.host.tune_inputs import TuneInputs
-from ..modules.presets import EI2, TUNE_A_VIDEO_PRESET, method
-from ..modules.smoothing import Smoothing, inr_loss
-from ..modules.tuning import Precision, TuneSettings
+from ..modules.clip_model import chunks
+from ..modules.clip_model.attention import Attend, scaled_dot_product
+from ..modules.clip_model.host.patch import KEY, attach, inflate
+from ..modules.clip_model.methods import EI2, TUNE_A_VIDEO_PRESET, method
+from ..modules.tuning.host.private_copy import private_copy, reproducible
+from ..modules.tuning.host.session import Tuning
+from ..modules.tuning.host.tune_inputs import TuneInputs
+from ..modules.tuning.losses.smoothing import Smoothing, inr_loss
+from ..modules.tuning.tuner import Precision, TuneSettings
 from .baselines import naive_temporal, norms_in_float32, softmax_attention
 from .document import judge
 from .memory_count import GIB, measured_peak

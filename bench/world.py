@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..demo.reader import ShapeReader
-from ..modules.host.demo import load_demo_model
+from ..modules.demo_model.host import load_demo_model
 from ..scripts.environment import ROOT
 
 READER = ROOT / "demo" / "weights" / "reader.safetensors"

@@ -1,1 +1,1 @@
-"""What the pack computes: torch and einops only, except in `host`, the one folder that touches ComfyUI."""
+"""What the pack does, by subject: torch alone, except in files and folders called `host`, which touch ComfyUI."""

@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from ..modules.host.files import register_folder
+from ..modules.files.host import register_folder
 from .control import AttentionControl
 from .convert import ExportTuneAVideo, ImportTuneAVideo
 from .demo import LoadDemoControlNet, LoadDemoModel

@@ -4,9 +4,9 @@ from typing import get_args
 
 from comfy_api.latest import io
 
-from ..modules.host.control import attach_control
-from ..modules.host.control_call import ControlSettings, Cross, SelfAttention
-from ..modules.host.control_prompts import read_prompts
+from ..modules.attention_control.host.call import ControlSettings, Cross, SelfAttention
+from ..modules.attention_control.host.control import attach_control
+from ..modules.attention_control.host.prompts import read_prompts
 from .types import MENU, PREFIX
 
 

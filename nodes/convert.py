@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..modules.host.convert import export_tune_a_video, import_tune_a_video
-from ..modules.host.files import import_files, import_stamp
+from ..modules.files.host import import_files, import_stamp
+from ..modules.tuning.host.tune_a_video import export_tune_a_video, import_tune_a_video
 from .types import MENU, PREFIX, Tune
 
 CATEGORY = MENU + "tune"

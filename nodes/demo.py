@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..modules.host.demo import load_demo_controlnet, load_demo_model
+from ..modules.demo_model.host import load_demo_controlnet, load_demo_model
 from .types import MENU, PREFIX
 
 

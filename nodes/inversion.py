@@ -6,10 +6,10 @@ from typing import get_args
 
 from comfy_api.latest import io
 
-from ..modules.ddim import Label
-from ..modules.host.inversion import INVERSION, InversionSettings, Noise, Start, describe, invert_clip
-from ..modules.host.saved_inversions import inversion_files, inversion_stamp, read_inversion, write_inversion
-from ..modules.noise_relation import Reading
+from ..modules.diffusion.ddim import Label
+from ..modules.inversion.host.invert import INVERSION, InversionSettings, Noise, Start, describe, invert_clip
+from ..modules.inversion.host.saved import inversion_files, inversion_stamp, read_inversion, write_inversion
+from ..modules.inversion.noise_relation import Reading
 from .types import MENU, PREFIX
 
 CATEGORY = MENU + "sample"

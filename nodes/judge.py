@@ -4,10 +4,10 @@ import json
 
 from comfy_api.latest import io
 
-from ..modules.host.compare import compare_clips
-from ..modules.host.judges import NONE, clip_folders, lpips_files, make_judges
-from ..modules.plot import plot_scorecard
-from ..modules.scorecard import judge_edit, report_text
+from ..modules.judging.host.compare import compare_clips
+from ..modules.judging.host.judges import NONE, clip_folders, lpips_files, make_judges
+from ..modules.judging.plot import plot_scorecard
+from ..modules.judging.scorecard import judge_edit, report_text
 from .sample import flow_input
 from .types import MENU, PREFIX
 

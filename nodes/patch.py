@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..modules.host.patch import attach
-from ..modules.presets import AS_PRESET, EI2, NORMS, PRESETS, SPATIAL_KINDS, TEMPORAL_KINDS, method
+from ..modules.clip_model.host.patch import attach
+from ..modules.clip_model.methods import AS_PRESET, EI2, NORMS, PRESETS, SPATIAL_KINDS, TEMPORAL_KINDS, method
 from .types import MENU, PREFIX
 
 

@@ -4,8 +4,8 @@ import json
 
 from comfy_api.latest import io
 
-from ..modules.host.planner import GIB, free_memory, plan_tuning, report_plan
-from ..modules.tuning import TuneSettings
+from ..modules.tuning.host.planner import GIB, free_memory, plan_tuning, report_plan
+from ..modules.tuning.tuner import TuneSettings
 from .types import MENU, PREFIX, TuningOptions
 
 

@@ -7,15 +7,15 @@ from dataclasses import asdict, replace
 import torch
 from comfy_api.latest import io
 
-from ..modules.host.files import prompt_adapter_files, prompt_adapter_stamp, read_prompt_adapter, write_prompt_adapter
-from ..modules.host.progress import TuningProgress
-from ..modules.host.prompt_session import PromptSettings
-from ..modules.host.prompt_tokens import apply_prompt_tokens, tune_prompt
-from ..modules.host.tune_inputs import TuneInputs
-from ..modules.learning_rate import advice_text
-from ..modules.plot import plot_loss
-from ..modules.prompt_adapter import PromptAdapter
-from ..modules.tuning import TuneSettings
+from ..modules.files.host import prompt_adapter_files, prompt_adapter_stamp, read_prompt_adapter, write_prompt_adapter
+from ..modules.judging.plot import plot_loss
+from ..modules.prompt_tokens.adapter import PromptAdapter
+from ..modules.prompt_tokens.host.session import PromptSettings
+from ..modules.prompt_tokens.host.tokens import apply_prompt_tokens, tune_prompt
+from ..modules.tuning.host.progress import TuningProgress
+from ..modules.tuning.host.tune_inputs import TuneInputs
+from ..modules.tuning.learning_rate import advice_text
+from ..modules.tuning.tuner import TuneSettings
 from .tune import consistency_inputs
 from .types import MENU, PREFIX, LoraModel, PromptTokens, TuningOptions
 

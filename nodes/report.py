@@ -5,13 +5,13 @@ from dataclasses import asdict
 
 from comfy_api.latest import io
 
-from ..modules.covariate_shift import average_shift, shift_table, worst_shift
-from ..modules.host.reconstruct import reconstruct
-from ..modules.host.report import measure_clip
-from ..modules.host.stability import measure_stability
-from ..modules.plot import plot_reconstruction, plot_shifts, plot_stability
-from ..modules.reconstruction import report_text
-from ..modules.stability import stability_text
+from ..modules.inversion.host.stability import measure_stability
+from ..modules.inversion.stability import stability_text
+from ..modules.judging.covariate_shift import average_shift, shift_table, worst_shift
+from ..modules.judging.host.reconstruct import reconstruct
+from ..modules.judging.host.report import measure_clip
+from ..modules.judging.plot import plot_reconstruction, plot_shifts, plot_stability
+from ..modules.judging.reconstruction import report_text
 from .types import MENU, PREFIX
 
 

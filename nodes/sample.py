@@ -4,8 +4,8 @@ import json
 
 from comfy_api.latest import io
 
-from ..modules.host.judges import LARGEST, VARIATIONAL, clip_motion, flow_methods
-from ..modules.host.sampling import InvertedClipSampler, RelationSettings, SampleSettings, sample_clip
+from ..modules.judging.host.judges import LARGEST, VARIATIONAL, clip_motion, flow_methods
+from ..modules.sampling.host import InvertedClipSampler, RelationSettings, SampleSettings, sample_clip
 from .types import MENU, PREFIX, Motion, NoiseRelation, OpticalFlow
 
 CATEGORY = MENU + "sample"

@@ -8,18 +8,18 @@ from typing import get_args
 import torch
 from comfy_api.latest import io
 
-from ..modules.consistency import Part
-from ..modules.host.apply import apply_tune
-from ..modules.host.files import write_tune
-from ..modules.host.preview import PreviewSettings
-from ..modules.host.progress import TuningProgress
-from ..modules.host.training import tune_model
-from ..modules.host.tune_inputs import TuneInputs
-from ..modules.learning_rate import Schedule
-from ..modules.plot import plot_loss
-from ..modules.smoothing import Coupling, Smoothing
-from ..modules.tuning import OnOutOfMemory, Optimizer, Precision, TuneSettings, read_steps
-from ..modules.weights import Tune as TuneData
+from ..modules.files.host import write_tune
+from ..modules.judging.plot import plot_loss
+from ..modules.tuning.host.apply import apply_tune
+from ..modules.tuning.host.preview import PreviewSettings
+from ..modules.tuning.host.progress import TuningProgress
+from ..modules.tuning.host.training import tune_model
+from ..modules.tuning.host.tune_inputs import TuneInputs
+from ..modules.tuning.learning_rate import Schedule
+from ..modules.tuning.losses.consistency import Part
+from ..modules.tuning.losses.smoothing import Coupling, Smoothing
+from ..modules.tuning.tuner import OnOutOfMemory, Optimizer, Precision, TuneSettings, read_steps
+from ..modules.tuning.weights import Tune as TuneData
 from .types import MENU, PREFIX, Tune, TuningOptions, TuningPreview
 
 CATEGORY = MENU + "tune"

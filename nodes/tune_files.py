@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from ..modules.host.apply import apply_tune
-from ..modules.host.files import read_tune, tune_files, tune_stamp, write_tune
+from ..modules.files.host import read_tune, tune_files, tune_stamp, write_tune
+from ..modules.tuning.host.apply import apply_tune
 from .types import MENU, PREFIX, Tune
 
 CATEGORY = MENU + "tune"

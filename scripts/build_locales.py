@@ -18,7 +18,7 @@ def main() -> None:
     from consistent_video.scripts.texts import LOCALES, english
 
     use_host(environment.ROOT / ".comfyui-data" / "in-process")
-    from consistent_video.modules.host.files import register_folder
+    from consistent_video.modules.files.host import register_folder
     from consistent_video.nodes import NODES
 
     register_folder()

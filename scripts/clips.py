@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 
-from ..modules.grid import draw_strip, side_by_side
+from ..modules.judging.grid import draw_strip, side_by_side
 
 
 def read_clip(path: Path, num_frames: int | None = None) -> tuple[torch.Tensor, Fraction]:

@@ -12,15 +12,16 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import DisableNoise, Guider_DualCFG, SamplerCustomAdvanced
 from torch.nn import functional as F
 
-from consistent_video.modules.host import control, control_call
-from consistent_video.modules.host.control import attach_control
-from consistent_video.modules.host.control_call import CALL, CONTROL, RUN, ControlSettings
-from consistent_video.modules.host.control_prompts import Prompts, read_prompts
-from consistent_video.modules.host.demo import load_demo_model
-from consistent_video.modules.host.inversion import InversionSettings, invert_clip, trajectory
-from consistent_video.modules.host.patch import attach, inflate, transformer_blocks
-from consistent_video.modules.host.sampling import InvertedClipSampler, SampleSettings, sample_clip
-from consistent_video.modules.presets import EI2, PER_FRAME, method
+from consistent_video.modules.attention_control.host import call as control_call
+from consistent_video.modules.attention_control.host import control
+from consistent_video.modules.attention_control.host.call import CALL, CONTROL, RUN, ControlSettings
+from consistent_video.modules.attention_control.host.control import attach_control
+from consistent_video.modules.attention_control.host.prompts import Prompts, read_prompts
+from consistent_video.modules.clip_model.host.patch import attach, inflate, transformer_blocks
+from consistent_video.modules.clip_model.methods import EI2, PER_FRAME, method
+from consistent_video.modules.demo_model.host import load_demo_model
+from consistent_video.modules.inversion.host.invert import InversionSettings, invert_clip, trajectory
+from consistent_video.modules.sampling.host import InvertedClipSampler, SampleSettings, sample_clip
 from consistent_video.nodes.control import AttentionControl
 
 from .small import (

@@ -18,14 +18,14 @@ from diffusers.models.attention import BasicTransformerBlock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from consistent_video.modules import convert
-from consistent_video.modules.host import files
-from consistent_video.modules.host.apply import apply_tune
-from consistent_video.modules.host.convert import export_tune_a_video, import_tune_a_video, unet_weights
-from consistent_video.modules.host.demo import load_demo_unet
-from consistent_video.modules.host.patch import attach, clip_settings, inflate, transformer_blocks
-from consistent_video.modules.presets import EI2, TUNE_A_VIDEO_PRESET, method
-from consistent_video.modules.weights import Tune, load_tune, save_tune
+from consistent_video.modules.clip_model.host.patch import attach, clip_settings, inflate, transformer_blocks
+from consistent_video.modules.clip_model.methods import EI2, TUNE_A_VIDEO_PRESET, method
+from consistent_video.modules.demo_model.host import load_demo_unet
+from consistent_video.modules.files import host as files
+from consistent_video.modules.tuning import tune_a_video as convert
+from consistent_video.modules.tuning.host.apply import apply_tune
+from consistent_video.modules.tuning.host.tune_a_video import export_tune_a_video, import_tune_a_video, unet_weights
+from consistent_video.modules.tuning.weights import Tune, load_tune, save_tune
 from consistent_video.scripts.host import Host
 
 from .small import (

@@ -10,17 +10,17 @@ from comfy_extras.nodes_canny import Canny
 
 from consistent_video.demo.clips import CLIPS
 from consistent_video.demo.reader import ShapeReader, find_object, read_colour
-from consistent_video.modules.host.apply import apply_tune
-from consistent_video.modules.host.demo import WEIGHTS, load_demo_controlnet, load_demo_model
-from consistent_video.modules.host.inversion import InversionSettings, invert_clip
-from consistent_video.modules.host.patch import attach, inflate
-from consistent_video.modules.host.preview import find_previewer
-from consistent_video.modules.host.progress import TuningProgress
-from consistent_video.modules.host.sampling import SampleSettings, sample_clip
-from consistent_video.modules.host.training import tune_model
-from consistent_video.modules.host.tune_inputs import TuneInputs
-from consistent_video.modules.presets import EI2, method
-from consistent_video.modules.tuning import TuneSettings
+from consistent_video.modules.clip_model.host.patch import attach, inflate
+from consistent_video.modules.clip_model.methods import EI2, method
+from consistent_video.modules.demo_model.host import WEIGHTS, load_demo_controlnet, load_demo_model
+from consistent_video.modules.inversion.host.invert import InversionSettings, invert_clip
+from consistent_video.modules.sampling.host import SampleSettings, sample_clip
+from consistent_video.modules.tuning.host.apply import apply_tune
+from consistent_video.modules.tuning.host.preview import find_previewer
+from consistent_video.modules.tuning.host.progress import TuningProgress
+from consistent_video.modules.tuning.host.training import tune_model
+from consistent_video.modules.tuning.host.tune_inputs import TuneInputs
+from consistent_video.modules.tuning.tuner import TuneSettings
 from consistent_video.scripts.clips import read_clip
 from consistent_video.scripts.judge import get_psnr
 

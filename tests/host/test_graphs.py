@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from consistent_video.demo.clips import save_video
-from consistent_video.modules.weights import load_tune
+from consistent_video.modules.tuning.weights import load_tune
 from consistent_video.scripts.clips import fit_square, read_clip
 from consistent_video.scripts.descriptions import CONTROL_NET, MAKE, describe_demo
 from consistent_video.scripts.environment import ROOT

@@ -24,13 +24,15 @@ from comfy_extras.nodes_custom_sampler import DisableNoise, SamplerCustomAdvance
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from torch import Tensor
 
-from consistent_video.modules.ddim import latent_to_state
-from consistent_video.modules.host import identity, run
-from consistent_video.modules.host.apply import apply_tune
-from consistent_video.modules.host.demo import WEIGHTS
-from consistent_video.modules.host.files import INVERSIONS
-from consistent_video.modules.host.identity import model_digest
-from consistent_video.modules.host.inversion import (
+from consistent_video.modules.clip_model.host.patch import attach, inflate
+from consistent_video.modules.clip_model.methods import EI2, PER_FRAME, method
+from consistent_video.modules.demo_model.host import WEIGHTS
+from consistent_video.modules.diffusion.ddim import latent_to_state
+from consistent_video.modules.diffusion.host import run
+from consistent_video.modules.files.host import INVERSIONS
+from consistent_video.modules.inversion.host import identity
+from consistent_video.modules.inversion.host.identity import model_digest
+from consistent_video.modules.inversion.host.invert import (
     INVERSION,
     InversionSettings,
     Noise,
@@ -41,25 +43,24 @@ from consistent_video.modules.host.inversion import (
     start_at,
     trajectory,
 )
-from consistent_video.modules.host.patch import attach, inflate
-from consistent_video.modules.host.progress import TuningProgress
-from consistent_video.modules.host.reconstruct import decode, reconstruct
-from consistent_video.modules.host.sampling import (
+from consistent_video.modules.inversion.host.saved import inversion_files
+from consistent_video.modules.inversion.noise_relation import Reading
+from consistent_video.modules.judging.host.reconstruct import decode, reconstruct
+from consistent_video.modules.motion.flow import Motion
+from consistent_video.modules.sampling.host import (
     InvertedClipSampler,
     Relating,
     RelationSettings,
     SampleSettings,
     sample_clip,
 )
-from consistent_video.modules.host.saved_inversions import inversion_files
-from consistent_video.modules.host.training import tune_model
-from consistent_video.modules.host.tune_inputs import TuneInputs
-from consistent_video.modules.motion import Motion
-from consistent_video.modules.noise_relation import Reading
-from consistent_video.modules.presets import EI2, PER_FRAME, method
-from consistent_video.modules.texture import texture_energy
-from consistent_video.modules.tuning import TuneSettings
-from consistent_video.modules.weights import Tune
+from consistent_video.modules.sampling.texture import texture_energy
+from consistent_video.modules.tuning.host.apply import apply_tune
+from consistent_video.modules.tuning.host.progress import TuningProgress
+from consistent_video.modules.tuning.host.training import tune_model
+from consistent_video.modules.tuning.host.tune_inputs import TuneInputs
+from consistent_video.modules.tuning.tuner import TuneSettings
+from consistent_video.modules.tuning.weights import Tune
 from consistent_video.nodes.inversion import INRBidirectionalDDIMInversion, LoadInversion, SaveInversion
 from consistent_video.nodes.report import ReconstructionReport
 from consistent_video.nodes.sample import InterframeNoiseRelation, SmoothSample, SmoothSampler

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from consistent_video.modules.host.files import register_folder
+from consistent_video.modules.files.host import register_folder
 from consistent_video.nodes import NODES
 from consistent_video.scripts.host import Host
 from consistent_video.scripts.texts import LOCALES, english, list_inputs

@@ -10,8 +10,8 @@ from comfy_extras.void_noise_warp import RaftOpticalFlow
 from torch import Tensor
 from torchvision.models.optical_flow import raft_large
 
-from consistent_video.modules.host.files import OPTICAL_FLOW
-from consistent_video.modules.motion import Motion, motion_of, read_flow
+from consistent_video.modules.files.host import OPTICAL_FLOW
+from consistent_video.modules.motion.flow import Motion, motion_of, read_flow
 from consistent_video.nodes.sample import ClipMotion
 
 

@@ -16,10 +16,17 @@ from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_tomesd import TomePatchModel
 from diffusers import DDIMScheduler
 
-from consistent_video.modules import chunks
-from consistent_video.modules.attention import scaled_dot_product
-from consistent_video.modules.host.patch import KEY, attach, clip_settings, inflate, is_far, transformer_blocks
-from consistent_video.modules.presets import EI2, FULL, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
+from consistent_video.modules.clip_model import chunks
+from consistent_video.modules.clip_model.attention import scaled_dot_product
+from consistent_video.modules.clip_model.host.patch import (
+    KEY,
+    attach,
+    clip_settings,
+    inflate,
+    is_far,
+    transformer_blocks,
+)
+from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
 
 from .small import EDIT, EMPTY, FRAMES, HEIGHT, UNET, WIDTH, clip_latent, prompt, random_model, sample
 

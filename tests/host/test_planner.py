@@ -8,17 +8,17 @@ import comfy.model_management
 import pytest
 import torch
 
-from consistent_video.modules import chunks
-from consistent_video.modules.accounting import Held
-from consistent_video.modules.host import planner
-from consistent_video.modules.host.learned import sdpa_override
-from consistent_video.modules.host.patch import KEY, attach, clip_settings, inflate
-from consistent_video.modules.host.planner import GIB, list_ways, plan_tuning, sampling_peak, tuning_peak
-from consistent_video.modules.host.private_copy import private_copy
-from consistent_video.modules.host.session import Tuning
-from consistent_video.modules.host.tune_inputs import TuneInputs
-from consistent_video.modules.presets import EI2, FULL, PER_FRAME, method
-from consistent_video.modules.tuning import TuneSettings
+from consistent_video.modules.clip_model import chunks
+from consistent_video.modules.clip_model.host.patch import KEY, attach, clip_settings, inflate
+from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME, method
+from consistent_video.modules.tuning.accounting import Held
+from consistent_video.modules.tuning.host import planner
+from consistent_video.modules.tuning.host.learned import sdpa_override
+from consistent_video.modules.tuning.host.planner import GIB, list_ways, plan_tuning, sampling_peak, tuning_peak
+from consistent_video.modules.tuning.host.private_copy import private_copy
+from consistent_video.modules.tuning.host.session import Tuning
+from consistent_video.modules.tuning.host.tune_inputs import TuneInputs
+from consistent_video.modules.tuning.tuner import TuneSettings
 from consistent_video.nodes.plan import FitPlanner
 
 from .small import FRAMES, SOURCE, clip_latent, family_model, random_model, sample

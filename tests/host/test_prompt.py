@@ -13,17 +13,19 @@ import pytest
 import torch
 from comfy_extras.nodes_train import LoraModelLoader, SaveLoRA
 
-from consistent_video.modules.consistency import temporal_consistency_loss
-from consistent_video.modules.host import files, progress, prompt_tokens, session
-from consistent_video.modules.host.patch import attach, inflate, transformer_blocks
-from consistent_video.modules.host.private_copy import private_copy
-from consistent_video.modules.host.prompt_session import PromptSettings, PromptTuning
-from consistent_video.modules.host.prompt_tokens import apply_prompt_tokens, measure_curvatures, tune_prompt
-from consistent_video.modules.host.training import tune_model
-from consistent_video.modules.host.tune_inputs import TuneInputs
-from consistent_video.modules.presets import EI2, method
-from consistent_video.modules.prompt_adapter import PromptAdapter
-from consistent_video.modules.tuning import TuneSettings
+from consistent_video.modules.clip_model.host.patch import attach, inflate, transformer_blocks
+from consistent_video.modules.clip_model.methods import EI2, method
+from consistent_video.modules.files import host as files
+from consistent_video.modules.prompt_tokens.adapter import PromptAdapter
+from consistent_video.modules.prompt_tokens.host import tokens as prompt_tokens
+from consistent_video.modules.prompt_tokens.host.session import PromptSettings, PromptTuning
+from consistent_video.modules.prompt_tokens.host.tokens import apply_prompt_tokens, measure_curvatures, tune_prompt
+from consistent_video.modules.tuning.host import progress, session
+from consistent_video.modules.tuning.host.private_copy import private_copy
+from consistent_video.modules.tuning.host.training import tune_model
+from consistent_video.modules.tuning.host.tune_inputs import TuneInputs
+from consistent_video.modules.tuning.losses.consistency import temporal_consistency_loss
+from consistent_video.modules.tuning.tuner import TuneSettings
 from consistent_video.nodes.prompt import ApplyPromptTokens, LoadPromptTokens, SavePromptTokens, TunePromptTokens
 from nodes import ControlNetApplyAdvanced, KSampler
 

@@ -15,11 +15,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_model_advanced import LCM
 from torch import Tensor
 
-from consistent_video.modules.covariate_shift import Shift
-from consistent_video.modules.host.patch import attach, clip_settings, inflate, transformer_blocks
-from consistent_video.modules.host.report import measure_clip, sigma_at
-from consistent_video.modules.host.run import run_sampler
-from consistent_video.modules.presets import AS_PRESET, EI2, PER_FRAME, TUNE_A_VIDEO_PRESET, method
+from consistent_video.modules.clip_model.host.patch import attach, clip_settings, inflate, transformer_blocks
+from consistent_video.modules.clip_model.methods import AS_PRESET, EI2, PER_FRAME, TUNE_A_VIDEO_PRESET, method
+from consistent_video.modules.diffusion.host.run import run_sampler
+from consistent_video.modules.judging.covariate_shift import Shift
+from consistent_video.modules.judging.host.report import measure_clip, sigma_at
 from consistent_video.nodes.report import CovariateShiftReport
 
 from .small import EMPTY, FRAMES, SOURCE, TOKENS, Small, SmallV, clip_latent, prompt, random_model

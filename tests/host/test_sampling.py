@@ -9,12 +9,12 @@ from comfy_extras.nodes_custom_sampler import DisableNoise, Guider_Basic, Random
 from comfy_extras.nodes_model_advanced import LCM
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
-from consistent_video.modules.host.identity import model_digest
-from consistent_video.modules.host.inversion import INVERSION, InversionSettings, inversion_of, invert_clip
-from consistent_video.modules.host.patch import attach, inflate
-from consistent_video.modules.host.run import run_sampler
-from consistent_video.modules.host.sampling import InvertedClipSampler, SampleSettings, sample_clip
-from consistent_video.modules.presets import EI2, method
+from consistent_video.modules.clip_model.host.patch import attach, inflate
+from consistent_video.modules.clip_model.methods import EI2, method
+from consistent_video.modules.diffusion.host.run import run_sampler
+from consistent_video.modules.inversion.host.identity import model_digest
+from consistent_video.modules.inversion.host.invert import INVERSION, InversionSettings, inversion_of, invert_clip
+from consistent_video.modules.sampling.host import InvertedClipSampler, SampleSettings, sample_clip
 
 from .small import (
     EDIT,

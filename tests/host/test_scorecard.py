@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from consistent_video.modules.host import judges
-from consistent_video.modules.host.compare import compare_clips, name_clips
-from consistent_video.modules.host.files import CLIP_FOLDERS, LPIPS, OPTICAL_FLOW, register_folder
-from consistent_video.modules.raft import load_raft
-from consistent_video.modules.scorecard import EDIT, judge_edit
+from consistent_video.modules.files.host import CLIP_FOLDERS, LPIPS, OPTICAL_FLOW, register_folder
+from consistent_video.modules.judging.host import judges
+from consistent_video.modules.judging.host.compare import compare_clips, name_clips
+from consistent_video.modules.judging.scorecard import EDIT, judge_edit
+from consistent_video.modules.motion.raft import load_raft
 from consistent_video.nodes.judge import CompareGrid, EditScorecard
 from consistent_video.nodes.sample import ClipMotion
 

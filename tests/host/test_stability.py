@@ -7,16 +7,16 @@ import comfy.model_management
 import pytest
 import torch
 
-from consistent_video.modules.host import stability
-from consistent_video.modules.host.demo import load_demo_model
-from consistent_video.modules.host.inversion import INVERSION, InversionSettings, invert_clip, trajectory
-from consistent_video.modules.host.patch import attach, inflate
-from consistent_video.modules.host.prompt_tokens import apply_prompt_tokens
-from consistent_video.modules.host.sampling import SampleSettings, sample_clip
-from consistent_video.modules.host.stability import measure_stability
-from consistent_video.modules.presets import EI2, method
-from consistent_video.modules.prompt_adapter import PromptAdapter
-from consistent_video.modules.stability import Stability
+from consistent_video.modules.clip_model.host.patch import attach, inflate
+from consistent_video.modules.clip_model.methods import EI2, method
+from consistent_video.modules.demo_model.host import load_demo_model
+from consistent_video.modules.inversion.host import stability
+from consistent_video.modules.inversion.host.invert import INVERSION, InversionSettings, invert_clip, trajectory
+from consistent_video.modules.inversion.host.stability import measure_stability
+from consistent_video.modules.inversion.stability import Stability
+from consistent_video.modules.prompt_tokens.adapter import PromptAdapter
+from consistent_video.modules.prompt_tokens.host.tokens import apply_prompt_tokens
+from consistent_video.modules.sampling.host import SampleSettings, sample_clip
 from consistent_video.nodes.report import InversionStability
 
 from .small import EDIT, EMPTY, FRAMES, SOURCE, UNET, SmallV, clip_latent, family_model, random_model, sample

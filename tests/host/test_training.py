@@ -22,21 +22,23 @@ from comfy.quant_ops import QuantizedTensor
 from comfy_extras.nodes_tomesd import TomePatchModel
 from PIL.Image import Image
 
-from consistent_video.modules import chunks
-from consistent_video.modules.attention.spatial import attend_across_frames
-from consistent_video.modules.attention.temporal import spectral_normalised
-from consistent_video.modules.host import files, learned, patch, preview, private_copy, progress, session
-from consistent_video.modules.host.apply import apply_tune
-from consistent_video.modules.host.inversion import InversionSettings, invert_clip
-from consistent_video.modules.host.patch import attach, clip_settings, inflate, transformer_blocks
-from consistent_video.modules.host.preview import PreviewSettings
-from consistent_video.modules.host.private_copy import choose_precision
-from consistent_video.modules.host.sampling import SampleSettings, sample_clip
-from consistent_video.modules.host.training import tune_model
-from consistent_video.modules.host.tune_inputs import TuneInputs, latent_mask
-from consistent_video.modules.presets import EI2, FULL, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
-from consistent_video.modules.tuning import Tuner, TuneSettings
-from consistent_video.modules.weights import Tune, load_tune, save_tune
+from consistent_video.modules.clip_model import chunks
+from consistent_video.modules.clip_model.attention.spatial import attend_across_frames
+from consistent_video.modules.clip_model.host import patch
+from consistent_video.modules.clip_model.host.patch import attach, clip_settings, inflate, transformer_blocks
+from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
+from consistent_video.modules.clip_model.temporal import spectral_normalised
+from consistent_video.modules.files import host as files
+from consistent_video.modules.inversion.host.invert import InversionSettings, invert_clip
+from consistent_video.modules.sampling.host import SampleSettings, sample_clip
+from consistent_video.modules.tuning.host import learned, preview, private_copy, progress, session
+from consistent_video.modules.tuning.host.apply import apply_tune
+from consistent_video.modules.tuning.host.preview import PreviewSettings
+from consistent_video.modules.tuning.host.private_copy import choose_precision
+from consistent_video.modules.tuning.host.training import tune_model
+from consistent_video.modules.tuning.host.tune_inputs import TuneInputs, latent_mask
+from consistent_video.modules.tuning.tuner import Tuner, TuneSettings
+from consistent_video.modules.tuning.weights import Tune, load_tune, save_tune
 from consistent_video.nodes.tune import OneShotTune, TuningOptionsNode, TuningPreviewNode
 from consistent_video.nodes.tune_files import ApplyTune, LoadTune, SaveTune
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from consistent_video.modules import chunks
-from consistent_video.modules.attention.temporal import STAM, TemporalModule
-from consistent_video.modules.chunks import FAR, apply_in_chunks
+from consistent_video.modules.clip_model import chunks
+from consistent_video.modules.clip_model.chunks import FAR, apply_in_chunks
+from consistent_video.modules.clip_model.temporal import STAM, TemporalModule
 
 ROWS, TOKENS, WIDTH = 7, 5, 6
 

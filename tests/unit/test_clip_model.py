@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from consistent_video.modules.clip_model import ClipModel
+from consistent_video.modules.judging.clip import ClipModel
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 

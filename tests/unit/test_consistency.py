@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from consistent_video.modules.consistency import (
+from consistent_video.modules.tuning.curvature import hessian_vector_product, power_iteration
+from consistent_video.modules.tuning.losses.consistency import (
     least_norm,
     mean_consistency_loss,
     smoothness_bound,
     temporal_consistency_loss,
 )
-from consistent_video.modules.curvature import hessian_vector_product, power_iteration
 
 lengths, seeds = st.integers(3, 7), st.integers(0, 99)
 

@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from consistent_video.modules import convert
-from consistent_video.modules.attention.spatial import SpatialConfig
-from consistent_video.modules.attention.temporal import STAM, TUNE_A_VIDEO
-from consistent_video.modules.presets import CUSTOM, TUNE_A_VIDEO_PRESET
-from consistent_video.modules.weights import Tune
+from consistent_video.modules.clip_model.attention.spatial import SpatialConfig
+from consistent_video.modules.clip_model.methods import CUSTOM, TUNE_A_VIDEO_PRESET
+from consistent_video.modules.clip_model.temporal import STAM, TUNE_A_VIDEO
+from consistent_video.modules.tuning import tune_a_video as convert
+from consistent_video.modules.tuning.weights import Tune
 
 PATHS = {"input_blocks.1.1.transformer_blocks.0": 6, "middle_block.1.transformer_blocks.0": 10}
 BLOCKS = ("down_blocks.0.attentions.0.transformer_blocks.0", "mid_block.attentions.0.transformer_blocks.0")

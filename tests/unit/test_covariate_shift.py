@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from consistent_video.modules.attention.temporal import TemporalConfig, TemporalModule
-from consistent_video.modules.covariate_shift import (
+from consistent_video.modules.clip_model.temporal import TemporalConfig, TemporalModule
+from consistent_video.modules.judging.covariate_shift import (
     Shift,
     average_shift,
     covariance_norm,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from consistent_video.modules.curvature import (
+from consistent_video.modules.tuning.curvature import (
     central_difference,
     hessian_vector_product,
     jacobian_norm,

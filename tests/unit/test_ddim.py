@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 from torch import Tensor
 
-from consistent_video.modules.ddim import (
+from consistent_video.modules.diffusion.ddim import (
     Label,
     Prediction,
     ddim_step,
@@ -22,7 +22,7 @@ from consistent_video.modules.ddim import (
     state_to_latent,
     unet_output,
 )
-from consistent_video.modules.schedule import ddim_sigmas
+from consistent_video.modules.diffusion.schedule import ddim_sigmas
 
 SETTINGS: dict[str, Any] = {
     "beta_start": 0.00085,

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consistent_video.modules.frames import frames_per_clip
+from consistent_video.modules.clip_model.frames import frames_per_clip
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from consistent_video.modules.grid import (
+from consistent_video.modules.judging.grid import (
     GAP,
     difference_map,
     draw_label,
@@ -12,7 +12,7 @@ from consistent_video.modules.grid import (
     letter_height,
     side_by_side,
 )
-from consistent_video.modules.motion import motion_of
+from consistent_video.modules.motion.flow import motion_of
 
 RED, BLUE = torch.tensor([1.0, 0, 0]).view(3, 1, 1), torch.tensor([0, 0, 1.0]).view(3, 1, 1)
 

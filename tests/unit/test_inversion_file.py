@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from consistent_video.modules import tensor_file
-from consistent_video.modules.inversion_file import TENSORS, load_inversion, save_inversion
+from consistent_video.modules.files import tensor_file
+from consistent_video.modules.inversion.file import TENSORS, load_inversion, save_inversion
 
 INFO = {"num_frames": 3, "model": "ab", "made": {"steps": 4, "gamma": 0.5, "direction": "both", "seed": 2**53}}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
-from consistent_video.modules.learning_rate import Schedule, learning_rate_factor
+from consistent_video.modules.tuning.learning_rate import Schedule, learning_rate_factor
 
 STEPS = 11
 FALLS = {

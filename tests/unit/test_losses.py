@@ -6,8 +6,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
-from consistent_video.modules.ddim import Prediction
-from consistent_video.modules.losses import diffusion_loss, min_snr_weights
+from consistent_video.modules.diffusion.ddim import Prediction
+from consistent_video.modules.tuning.losses.diffusion import diffusion_loss, min_snr_weights
 
 
 def draw(*shape: int, seed: int) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from consistent_video.modules.motion import Motion, motion_of, read_flow, seen_in_both, warp
+from consistent_video.modules.motion.flow import Motion, motion_of, read_flow, seen_in_both, warp
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

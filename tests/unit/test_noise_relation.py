@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from consistent_video.modules.motion import Motion, warp
-from consistent_video.modules.noise_relation import (
+from consistent_video.modules.inversion.noise_relation import (
     Direction,
     Reading,
     blending_kernel,
@@ -18,6 +17,7 @@ from consistent_video.modules.noise_relation import (
     smooth_noise,
     with_std_of,
 )
+from consistent_video.modules.motion.flow import Motion, warp
 
 DIRECTIONS = ("both", "forward", "backward", "none")
 READINGS = ("mean", "sum", "complementary")

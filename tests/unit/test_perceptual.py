@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
 
-from consistent_video.modules.perceptual import load_lpips
+from consistent_video.modules.judging.lpips import load_lpips
 
 
 @pytest.mark.parametrize(("name", "make"), [("alex", torchvision.models.alexnet), ("vgg", torchvision.models.vgg16)])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from consistent_video.modules.covariate_shift import Shift
-from consistent_video.modules.plot import plot_loss, plot_shifts
+from consistent_video.modules.judging.covariate_shift import Shift
+from consistent_video.modules.judging.plot import plot_loss, plot_shifts
 
 BLUE = torch.tensor([31, 119, 180]) / 255  # matplotlib's first colour
 ORANGE = torch.tensor([255, 127, 14]) / 255  # matplotlib's second colour, the running mean

@@ -2,10 +2,18 @@
 
 import pytest
 
-from consistent_video.modules.attention.fine_coarse import Downsample
-from consistent_video.modules.attention.spatial import SpatialConfig
-from consistent_video.modules.attention.temporal import STAM, TUNE_A_VIDEO, TemporalConfig
-from consistent_video.modules.presets import CUSTOM, NORMS, PRESETS, SPATIAL_KINDS, TEMPORAL_KINDS, method, name_of
+from consistent_video.modules.clip_model.attention.fine_coarse import Downsample
+from consistent_video.modules.clip_model.attention.spatial import SpatialConfig
+from consistent_video.modules.clip_model.methods import (
+    CUSTOM,
+    NORMS,
+    PRESETS,
+    SPATIAL_KINDS,
+    TEMPORAL_KINDS,
+    method,
+    name_of,
+)
+from consistent_video.modules.clip_model.temporal import STAM, TUNE_A_VIDEO, TemporalConfig
 
 SPATIALS = {
     "FFAM": SpatialConfig("fine-coarse", 4, "area"),

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from consistent_video.modules.prompt_adapter import (
+from consistent_video.modules.prompt_tokens.adapter import (
     PIECE,
     PromptAdapter,
     PromptTokens,

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.models.optical_flow import raft_large, raft_small
 
-from consistent_video.modules.raft import estimate_motion_by, fitting, load_raft
+from consistent_video.modules.motion.raft import estimate_motion_by, fitting, load_raft
 
 
 @pytest.mark.parametrize("make", [raft_small, raft_large])

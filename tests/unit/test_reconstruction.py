@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from consistent_video.modules.reconstruction import Reconstruction, drift, psnr, remedies, report_text, ssim
+from consistent_video.modules.judging.reconstruction import Reconstruction, drift, psnr, remedies, report_text, ssim
 
 
 def draw_frames(seed: int = 0) -> Tensor:

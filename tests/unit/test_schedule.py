@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from consistent_video.modules.schedule import ddim_sigmas, ddim_timesteps, matched_denoise, sigma_to_alpha_bar
+from consistent_video.modules.diffusion.schedule import ddim_sigmas, ddim_timesteps, matched_denoise, sigma_to_alpha_bar
 
 
 def make_scheduler() -> DDIMScheduler:

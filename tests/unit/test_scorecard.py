@@ -7,9 +7,8 @@ from torch.nn import functional as F
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from consistent_video.demo.clips import RECIPES, draw_recipe
-from consistent_video.modules.motion import Motion, motion_of
-from consistent_video.modules.plot import plot_scorecard
-from consistent_video.modules.scorecard import (
+from consistent_video.modules.judging.plot import plot_scorecard
+from consistent_video.modules.judging.scorecard import (
     DO_NOTHING,
     EDIT,
     MEASURES,
@@ -26,6 +25,7 @@ from consistent_video.modules.scorecard import (
     texture_kept,
     warp_error,
 )
+from consistent_video.modules.motion.flow import Motion, motion_of
 
 FRAMES, HEIGHT, WIDTH = 5, 19, 23
 

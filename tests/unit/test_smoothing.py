@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.fft import dct, idct
 from torch import Tensor
 
-from consistent_video.modules.losses import diffusion_loss
-from consistent_video.modules.smoothing import Coupling, inr_loss, interframe_losses, smooth_video_loss
+from consistent_video.modules.tuning.losses.diffusion import diffusion_loss
+from consistent_video.modules.tuning.losses.smoothing import Coupling, inr_loss, interframe_losses, smooth_video_loss
 
 COUPLINGS: tuple[Coupling, ...] = get_args(Coupling)
 couplings = st.sampled_from(COUPLINGS)

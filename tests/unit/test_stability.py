@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from consistent_video.modules.stability import Stability, error_bound, stability_text
+from consistent_video.modules.inversion.stability import Stability, error_bound, stability_text
 
 SIGMAS = torch.tensor([0.0, 0.3, 1.1, 4.0, 9.0], dtype=torch.float64)
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from consistent_video.modules.texture import texture_energy
+from consistent_video.modules.sampling.texture import texture_energy
 
 
 def draw(*shape: int) -> Tensor:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from consistent_video.modules.ddim import Prediction
-from consistent_video.modules.tuning import Tuner, TuneSettings, read_steps
-from consistent_video.modules.weights import Tune, load_tune, save_tune
+from consistent_video.modules.diffusion.ddim import Prediction
+from consistent_video.modules.tuning.tuner import Tuner, TuneSettings, read_steps
+from consistent_video.modules.tuning.weights import Tune, load_tune, save_tune
 
 TABLE = torch.logspace(-1.5, 1.1, 37)
 SETTINGS = TuneSettings(steps=5, learning_rate=1e-2)

@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from consistent_video.demo.clips import RECIPES, draw_recipe
-from consistent_video.modules.motion import warp
-from consistent_video.modules.variational_flow import (
+from consistent_video.modules.motion.flow import warp
+from consistent_video.modules.motion.variational import (
     COLOUR_SCALE,
     EDGE_SCALE,
     FLOW_SCALE,

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from consistent_video.modules import tensor_file
-from consistent_video.modules.weights import Tune, hash_tensors, load_tune, save_tune
+from consistent_video.modules.files import tensor_file
+from consistent_video.modules.tuning.weights import Tune, hash_tensors, load_tune, save_tune
 
 numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from consistent_video.modules.attention import scaled_dot_product
-from consistent_video.modules.attention.control import (
+from consistent_video.modules.attention_control.maps import (
     align_tokens,
     attend_by_maps,
     cross_maps,
@@ -21,6 +20,7 @@ from consistent_video.modules.attention.control import (
     threshold_mask,
     word_map,
 )
+from consistent_video.modules.clip_model.attention import scaled_dot_product
 
 BEGIN, END, LENGTH = 100, 101, 12
 HEADS, HEAD_DIM, DIM = 2, 3, 6

@@ -9,9 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from consistent_video.modules.accounting import Held
-from consistent_video.modules.attention import fine_coarse, scaled_dot_product
-from consistent_video.modules.attention.fine_coarse import Downsample, downsample_tokens, fine_coarse_attention
+from consistent_video.modules.clip_model.attention import fine_coarse, scaled_dot_product
+from consistent_video.modules.clip_model.attention.fine_coarse import (
+    Downsample,
+    downsample_tokens,
+    fine_coarse_attention,
+)
+from consistent_video.modules.tuning.accounting import Held
 
 HEADS, HEAD_DIM, DIM = 2, 3, 6
 

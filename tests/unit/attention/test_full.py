@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from consistent_video.modules.attention import scaled_dot_product
-from consistent_video.modules.attention.fine_coarse import fine_coarse_attention
-from consistent_video.modules.attention.full import full_attention
-from consistent_video.modules.attention.spatial import SpatialConfig, attend_across_frames
+from consistent_video.modules.clip_model.attention import scaled_dot_product
+from consistent_video.modules.clip_model.attention.fine_coarse import fine_coarse_attention
+from consistent_video.modules.clip_model.attention.full import full_attention
+from consistent_video.modules.clip_model.attention.spatial import SpatialConfig, attend_across_frames
 
 HEADS, HEAD_DIM, DIM = 2, 3, 6
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from consistent_video.modules.attention import scaled_dot_product
+from consistent_video.modules.clip_model.attention import scaled_dot_product
 
 
 def test_each_head_attends_for_itself() -> None:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from consistent_video.modules.attention import scaled_dot_product
-from consistent_video.modules.attention.key_frame import key_frame_attention
-from consistent_video.modules.attention.spatial import SpatialConfig, attend_across_frames
-from consistent_video.modules.presets import SPATIAL_KINDS, spatial_attention
+from consistent_video.modules.clip_model.attention import scaled_dot_product
+from consistent_video.modules.clip_model.attention.key_frame import key_frame_attention
+from consistent_video.modules.clip_model.attention.spatial import SpatialConfig, attend_across_frames
+from consistent_video.modules.clip_model.methods import SPATIAL_KINDS, spatial_attention
 
 HEADS, HEAD_DIM, DIM = 2, 3, 6
 

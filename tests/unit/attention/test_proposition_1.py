@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from consistent_video.modules.attention.temporal import STAM, TemporalModule, spectral_normalised
+from consistent_video.modules.clip_model.temporal import STAM, TemporalModule, spectral_normalised
 
 Array = NDArray[np.float64]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from consistent_video.modules.accounting import Held
-from consistent_video.modules.attention.sparse_causal import sparse_causal_attention
+from consistent_video.modules.clip_model.attention.sparse_causal import sparse_causal_attention
+from consistent_video.modules.tuning.accounting import Held
 
 HEADS, HEAD_DIM, DIM = 2, 3, 6
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from consistent_video.modules.attention import scaled_dot_product
-from consistent_video.modules.attention.spatial import SpatialConfig, attend_across_frames
+from consistent_video.modules.clip_model.attention import scaled_dot_product
+from consistent_video.modules.clip_model.attention.spatial import SpatialConfig, attend_across_frames
 
 HEADS, DIM = 3, 6
 

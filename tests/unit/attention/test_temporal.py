@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from consistent_video.modules.attention import scaled_dot_product, temporal
-from consistent_video.modules.attention.temporal import (
+from consistent_video.modules.clip_model import temporal
+from consistent_video.modules.clip_model.attention import scaled_dot_product
+from consistent_video.modules.clip_model.temporal import (
     STAM,
     TUNE_A_VIDEO,
     Norm,

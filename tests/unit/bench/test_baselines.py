@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from consistent_video.bench.baselines import naive_fine_coarse, naive_temporal, softmax_attention
-from consistent_video.modules.attention import scaled_dot_product
-from consistent_video.modules.attention.fine_coarse import fine_coarse_attention
-from consistent_video.modules.attention.temporal import STAM, TUNE_A_VIDEO, TemporalModule
+from consistent_video.modules.clip_model.attention import scaled_dot_product
+from consistent_video.modules.clip_model.attention.fine_coarse import fine_coarse_attention
+from consistent_video.modules.clip_model.temporal import STAM, TUNE_A_VIDEO, TemporalModule
 
 FRAMES, HEIGHT, WIDTH, HEADS, DIM = 3, 6, 4, 2, 10
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from consistent_video.demo.clips import save_video
-from consistent_video.modules.grid import GAP
+from consistent_video.modules.judging.grid import GAP
 from consistent_video.scripts.clips import fit_square, read_clip, save_animation, save_strip
 
 

@@ -1,0 +1,1 @@
+"""Edits whose attention follows the source's."""

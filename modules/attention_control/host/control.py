@@ -1,0 +1,157 @@
+"""Attention Control: an edit whose attention follows the source clip's, as in prompt-to-prompt and FateZero.
+
+At each step the UNet is evaluated a second time, on the state of the inversion at that step and with the source prompt.
+What its attention layers computed there is used in the rows of the edited prompt, and forgotten with the step.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from comfy.sampler_helpers import convert_cond
+from comfy.samplers import calc_cond_batch, encode_model_conds
+from torch import Tensor
+
+from ...clip_model.host.patch import transformer_blocks
+from ...inversion.host.invert import INVERSION, inversion_of, trajectory
+from ...tuning.host.tune_inputs import NOT_TUNED_WITH
+from .call import CALL, CONTROL, RUN, Call, Control, ControlSettings, Run, add_maps, attend_cross, attend_self
+from .prompts import Prompts
+
+BLEND_FROM = 0.2  # part of the steps from which prompt-to-prompt blends: earlier maps are too vague
+
+
+def begin_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest, **kwargs):
+    """Wrap a sampling: prepare what its steps share, for as long as it lasts."""
+    options = extra_args["model_options"]
+    control: Control = options["transformer_options"][CONTROL]
+    if sigmas[0] < sigmas[-1]:
+        raise ValueError(
+            "model of the inversion carries Attention Control, which is for the edit. Connect the clip model before "
+            "Attention Control to the inversion."
+        )
+    check_run(control, options, guider.conds["positive"])
+    model = guider.inner_model
+    source = encode_model_conds(model.extra_conds, convert_cond(control.positive), noise, noise.device, "positive")
+    edited = frozenset(cond["uuid"] for cond in guider.conds["positive"])
+    places = list(dict.fromkeys(block.place for block in transformer_blocks(model.diffusion_model)))
+    run = Run(replace(control, states=control.states.to(noise.device)), source, edited, places)
+    shared = {**options, "transformer_options": {**options["transformer_options"], RUN: run}}
+    return executor(guider, sigmas, {**extra_args, "model_options": shared}, callback, noise, *rest, **kwargs)
+
+
+def check_run(control: Control, options: dict[str, Any], positive: list) -> None:
+    """Refuse what the control does not know.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if options.get("context_handler") is not None:
+        raise ValueError("Attention Control needs the whole clip in one call. Remove the context windows.")
+    if any("area" in cond for cond in positive):
+        raise ValueError("Attention Control does not know prompts for an area. Use a mask, or a prompt for all of it.")
+    taken = options["transformer_options"].get("patches_replace", {}).get("attn2", {})
+    if taken and (control.changes_cross or control.needs_mask):
+        raise ValueError(
+            "Another node (IPAdapter is one) replaces the model's cross-attention, which Attention Control has to. "
+            "Remove it, or set cross to none with no weighted words and no mask."
+        )
+
+
+def predict_controlled(executor, x, timestep, model_options=None, seed=None):
+    """Wrap the prediction of a step: evaluate the source first and let the edit's attention follow it."""
+    options = model_options["transformer_options"]
+    run: Run = options[RUN]
+    control, settings = run.control, run.control.settings
+    step = control.step_at(float(timestep[0]))
+    if x.shape != control.states[step].shape:
+        raise ValueError(
+            f"Attention Control holds a source of shape {tuple(control.states[step].shape)} and the clip that is "
+            f"sampled has {tuple(x.shape)}. Sample the inversion that is connected to Attention Control."
+        )
+    acts_on_self = control.acts(step, settings.self_end)
+    acts_on_cross = control.changes_cross and control.acts(step, settings.cross_end)
+    if not (acts_on_self or acts_on_cross or settings.local_blend):
+        return executor(x, timestep, model_options, seed)
+    replaced = options.get("patches_replace", {}).get("attn1", {})
+    uses_cross = acts_on_cross or control.needs_mask
+    projected = {}
+    if acts_on_self or settings.cross != "none" or control.needs_mask:
+        call = Call(run, step, replaced)
+        seen = control.states[step].to(x)
+        with_call = with_patches(model_options, call, uses_cross)
+        calc_cond_batch(executor.class_obj.inner_model, [run.source, None], seen, timestep, with_call)
+        projected = call.projected
+        add_maps(run.source_maps, call.maps)
+    edit = with_patches(model_options, Call(run, step, replaced, projected), uses_cross)
+    denoised = executor(x, timestep, edit, seed)
+    return blend(run, step, x, denoised) if settings.local_blend and step >= BLEND_FROM * control.steps else denoised
+
+
+def with_patches(model_options: dict[str, Any], call: Call, uses_cross: bool) -> dict[str, Any]:
+    """Return model options for one call, with attention that the call decides on."""
+    options = model_options["transformer_options"]
+    patches = {**options.get("patches_replace", {}), "attn1": dict.fromkeys(call.run.places, attend_self)}
+    if uses_cross:
+        patches["attn2"] = dict.fromkeys(call.run.places, attend_cross)
+    return {**model_options, "transformer_options": {**options, "patches_replace": patches, CALL: call}}
+
+
+def blend(run: Run, step: int, x: Tensor, denoised: Tensor) -> Tensor:
+    """Return a prediction from which a deterministic step leads to the source's next state outside of the mask."""
+    sigma, sigma_next = run.control.sigmas[step].to(x), run.control.sigmas[step + 1].to(x)
+    kept = x - sigma * (run.control.states[step + 1].to(x) - x) / (sigma_next - sigma)
+    return torch.lerp(kept, denoised, run.mask(x.shape[-2], x.shape[-1], with_edit=True).to(x))
+
+
+def attach_control(
+    model: ModelPatcher, inversion: dict[str, Any], positive: list, prompts: Prompts, settings: ControlSettings
+) -> ModelPatcher:
+    """Return a clone of a clip model whose edits follow the source's attention, replacing any control before.
+
+    Args:
+        model: inflated model.
+        inversion: LATENT that the edit is sampled from.
+        positive: conditioning of the source prompt.
+        prompts: tokens of both prompts.
+        settings: of the control.
+
+    Raises:
+        ValueError: the inversion is not the model's, or the conditioning carries more than a prompt.
+    """
+    inversion_of(inversion, model)
+    if len(positive) != 1:
+        raise ValueError(f"source_positive has {len(positive)} conditionings; one prompt for the whole clip is needed.")
+    ignored = [key for key in NOT_TUNED_WITH if key in positive[0][1]]
+    if ignored:
+        raise ValueError(f"source_positive carries {', '.join(ignored)}. Connect the plain source prompt.")
+    clone = model.clone()
+    for kind, wrapper in (
+        (WrappersMP.SAMPLER_SAMPLE, begin_sampling),
+        (WrappersMP.PREDICT_NOISE, predict_controlled),
+    ):
+        clone.remove_wrappers_with_key(kind, CONTROL)
+        clone.add_wrapper_with_key(kind, CONTROL, wrapper)
+    control = Control(settings, prompts, positive, trajectory(model, inversion), inversion[INVERSION]["sigmas"])
+    check_prompts(control)
+    clone.model_options["transformer_options"][CONTROL] = control
+    return clone
+
+
+def check_prompts(control: Control) -> None:
+    """Raise ValueError where the prompts do not fit the settings."""
+    settings, prompts = control.settings, control.prompts
+    if control.fuses and not prompts.source_words:
+        raise ValueError(
+            "No words of source_text say where the mask of fusion is: there are none that the edited prompt has not. "
+            "Name some in mask_words."
+        )
+    if control.needs_mask and not prompts.source_words + prompts.edited_words:
+        raise ValueError("No words say where the mask is: the prompts have the same. Name some in mask_words.")
+    if settings.cross == "replace" and prompts.replacement is None:
+        raise ValueError(
+            f"cross is replace, which pairs the words of source_text and edit_text one by one, and they have "
+            f"{prompts.words[0]} and {prompts.words[1]}, or weights in parentheses. Choose refine."
+        )

@@ -1,0 +1,1 @@
+"""The demo model, which comes with the pack."""

@@ -1,0 +1,74 @@
+"""Runs of the host's own sampler machinery, so that its conditionings and patches all apply."""
+
+import logging
+from collections.abc import Iterable
+
+import comfy.sample
+import comfy.utils
+import latent_preview
+import torch
+from comfy.context_windows import ContextHandlerABC
+from comfy.model_patcher import ModelPatcher
+from comfy.samplers import KSAMPLER
+from torch import Tensor
+
+from ...clip_model.host.patch import clip_settings
+
+log = logging.getLogger(__name__)
+
+
+def run_sampler(
+    model: ModelPatcher, samples: Tensor, sampler: KSAMPLER, sigmas: Tensor, cfg: float, positive: list, negative: list
+) -> Tensor:
+    """Run a sampler from a latent as it is, without added noise; VAE latents in and out."""
+    callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
+    silent = not comfy.utils.PROGRESS_BAR_ENABLED
+    return comfy.sample.sample_custom(
+        model, torch.zeros_like(samples), cfg, sampler, sigmas, positive, negative, samples, None, callback, silent, 0
+    )
+
+
+def refuse_hints_in_windows(conds: Iterable[list], handler: ContextHandlerABC | None, frames: int) -> None:
+    """Raise ValueError where context windows would give ControlNet's hints to the wrong frames.
+
+    The host hands every window the hints of the clip's first frames.
+
+    Args:
+        conds: conditionings, as the host's guiders hold them.
+        handler: of the windows, if there are any.
+        frames: of the clip.
+    """
+    controlled = any("control" in cond for side in conds for cond in side)
+    if controlled and getattr(handler, "context_length", frames) < frames:
+        raise ValueError(
+            "positive or negative carries ControlNet and the model context windows: ComfyUI would give each window the "
+            "hints of the first frames. Remove Context Windows or ControlNet, or edit fewer frames at a time."
+        )
+
+
+class ClipSampler(KSAMPLER):
+    """A sampler whose preview plays the clip, a frame with each step, where the host shows the first frame always."""
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ) -> Tensor:
+        """Sample, see KSAMPLER."""
+
+        handler = extra_args["model_options"].get("context_handler")
+        refuse_hints_in_windows(model_wrap.conds.values(), handler, len(noise))
+
+        def show(step: int, x_0: Tensor, x: Tensor, total: int) -> None:
+            frame = step % len(x_0) if step + 1 < total else 0  # the host keeps the last one as it is
+            callback(step, x_0.roll(-frame, dims=0), x, total)
+
+        given = model_wrap, sigmas, extra_args, callback and show, noise, latent_image, denoise_mask, disable_pbar
+        return super().sample(*given)
+
+
+def warn_of_frames(model: ModelPatcher, frames: int) -> None:
+    """Tell where a clip has another number of frames than the one that the model's tune was made on."""
+    tuned = clip_settings(model).tuned_frames
+    if tuned and tuned != frames:
+        log.warning(
+            "The clip has %d frames and the model's tune was made on %d; it works, less steadily.", frames, tuned
+        )

@@ -1,0 +1,1 @@
+"""Safetensors files, and the folders where they lie."""

@@ -1,0 +1,136 @@
+"""Where tunes lie: the models folder `consistent_video`, beside the host's own; there lie other projects' too."""
+
+import itertools
+from pathlib import Path
+
+import folder_paths
+
+from ..prompt_tokens.adapter import PromptAdapter, load_prompt_adapter, save_prompt_adapter
+from ..tuning.weights import Tune, load_tune, save_tune
+
+FOLDER = "consistent_video"
+IMPORTS = "consistent_video_import"  # the host's name of the same folder, with more kinds of files
+EXTENSIONS = {FOLDER: {".safetensors"}, IMPORTS: {".safetensors", ".bin", ".pt", ".pth"}}
+INVERSIONS = "consistent_video_inversions"
+OPTICAL_FLOW, LPIPS, CLIP_FOLDERS = "optical_flow", "lpips", "clip_score"  # what measures: the first is the host's own
+WEIGHTS = {".safetensors", ".pt", ".pth"}
+PROMPT_TOKENS = "consistent_video_prompt_tokens"
+
+
+def register_folder() -> None:
+    """Tell the host of the folders; safe to call again."""
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
+    for name, extensions in EXTENSIONS.items():
+        folder_paths.folder_names_and_paths[name] = (paths, extensions)
+    for name in (INVERSIONS, PROMPT_TOKENS):
+        folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
+        folder_paths.folder_names_and_paths[name] = (folder_paths.get_folder_paths(name), {".safetensors"})
+    for name in (OPTICAL_FLOW, LPIPS, CLIP_FOLDERS):
+        folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
+        paths, extensions = folder_paths.folder_names_and_paths[name]
+        folder_paths.folder_names_and_paths[name] = (paths, extensions or set(WEIGHTS))
+
+
+def tune_files() -> list[str]:
+    """Return the names of the saved files."""
+    return folder_paths.get_filename_list(FOLDER)
+
+
+def free_path(prefix: str, ending: str = "", folder: str = FOLDER) -> Path:
+    """Return the path under the next free number of a prefix, which may name subfolders; the folder is made.
+
+    Args:
+        prefix: name without number, below the folder.
+        ending: of the name, after the number.
+        folder: the host's name of the models folder.
+
+    Raises:
+        ValueError: the prefix names no file or leads outside the folder.
+    """
+    root = Path(folder_paths.get_folder_paths(folder)[0])
+    if prefix.endswith(("/", "\\")) or not Path(prefix.strip()).name:
+        raise ValueError(f"filename_prefix {prefix!r} names no file. Add a name: clips/swan.")
+    if not (root / prefix).resolve().is_relative_to(root.resolve()):
+        raise ValueError(
+            f"filename_prefix {prefix!r} leads outside models/{folder}. Give a name, with subfolders if any."
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    place, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
+    free = (Path(place) / f"{name}_{number:05}_{ending}" for number in itertools.count(counter))
+    return next(path for path in free if not path.exists())
+
+
+def write_tune(tune: Tune, prefix: str, with_state: bool = False) -> Path:
+    """Save a tune under the next free number of a prefix, see `free_path`; returns the file.
+
+    Args:
+        tune: what to save.
+        prefix: name without number, below the folder.
+        with_state: also what continuing the tuning needs.
+
+    Raises:
+        ValueError: the prefix names no file or leads outside the folder.
+        OSError: the file could not be written.
+    """
+    path = free_path(prefix, ".safetensors")
+    save_tune(tune, path, with_state)
+    return path
+
+
+def stamp(folder: str, name: str) -> tuple[int, int]:
+    """Return what changes when a file is written again: its time and size."""
+    stat = Path(folder_paths.get_full_path_or_raise(folder, name)).stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+def tune_stamp(name: str) -> tuple[int, int]:
+    """Return what changes when a saved file is written again."""
+    return stamp(FOLDER, name)
+
+
+def read_tune(name: str) -> Tune:
+    """Load a saved tune by its name in the folder."""
+    return load_tune(Path(folder_paths.get_full_path_or_raise(FOLDER, name)))
+
+
+def prompt_adapter_files() -> list[str]:
+    """Return the names of the saved prompt adapters."""
+    return folder_paths.get_filename_list(PROMPT_TOKENS)
+
+
+def write_prompt_adapter(adapter: PromptAdapter, prefix: str) -> Path:
+    """Save a prompt adapter under the next free number of a prefix, see `free_path`; returns the file.
+
+    Raises:
+        ValueError: the prefix names no file or leads outside the folder.
+        OSError: the file could not be written.
+    """
+    path = free_path(prefix, ".safetensors", PROMPT_TOKENS)
+    save_prompt_adapter(adapter, path)
+    return path
+
+
+def prompt_adapter_stamp(name: str) -> tuple[int, int]:
+    """Return what changes when a saved prompt adapter is written again."""
+    return stamp(PROMPT_TOKENS, name)
+
+
+def read_prompt_adapter(name: str) -> PromptAdapter:
+    """Load a saved prompt adapter by its name in the folder."""
+    return load_prompt_adapter(Path(folder_paths.get_full_path_or_raise(PROMPT_TOKENS, name)))
+
+
+def import_files() -> list[str]:
+    """Return the names of the files that may be imported, saved tunes among them."""
+    return folder_paths.get_filename_list(IMPORTS)
+
+
+def import_stamp(name: str) -> tuple[int, int]:
+    """Return what changes when a file to import is written again."""
+    return stamp(IMPORTS, name)
+
+
+def import_path(name: str) -> Path:
+    """Return where a file to import lies, by its name in the folder."""
+    return Path(folder_paths.get_full_path_or_raise(IMPORTS, name))

@@ -1,0 +1,50 @@
+"""What identifies a model across restarts."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from comfy.weight_adapter import WeightAdapterBase
+from torch import Tensor
+
+from ...clip_model.host.patch import clip_settings
+from ...diffusion.host.latent import prediction_of
+
+SAMPLED = 256  # values of a tensor that a digest looks at; no two models share them
+
+
+def model_digest(model: ModelPatcher) -> str:
+    """Return a digest of an inflated model's weights, patches, clip settings, prediction and context length.
+
+    Functions that other nodes attached do not count.
+
+    Raises:
+        ValueError: the model is not inflated, or it samples in an unknown way.
+    """
+    settings = clip_settings(model)
+    parts = [
+        # the weights as they were before the host put patches into them
+        *model.get_key_patches("diffusion_model.").items(),
+        *(settings.temporal.state_dict().items() if settings.temporal is not None else ()),
+        getattr(settings.temporal, "config", None),
+        replace(settings, temporal=None),
+        prediction_of(model),
+        getattr(model.model_options.get("context_handler"), "context_length", None),
+    ]
+    return hashlib.sha256("\n".join(flatten(parts)).encode()).hexdigest()
+
+
+def flatten(part: Any) -> Iterator[str]:
+    """Yield texts that identify a part of a model; of a tensor its shape and values at equal distances."""
+    if isinstance(part, Tensor):
+        flat = part.detach().reshape(-1)
+        yield f"{tuple(part.shape)} {flat[:: max(1, flat.numel() // SAMPLED)].float().tolist()}"
+    elif isinstance(part, WeightAdapterBase):
+        yield from flatten(part.weights)
+    elif isinstance(part, list | tuple):
+        for inner in part:
+            yield from flatten(inner)
+    elif not callable(part):
+        yield repr(part)

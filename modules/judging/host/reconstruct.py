@@ -1,0 +1,49 @@
+"""How well a model brings an inverted clip back, measured through the host's own sampler and autoencoder."""
+
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
+from torch import Tensor
+
+from ...inversion.host.invert import INVERSION, InversionSettings, trajectory
+from ...sampling.host import SampleSettings, sample_clip
+from ..reconstruction import Reconstruction, drift, psnr, remedies, ssim
+
+
+def decode(vae: VAE, latent: dict[str, Any]) -> Tensor:
+    """Decode a clip to frames (f, 3, h, w), 0 ... 1."""
+    return vae.decode(latent["samples"]).movedim(-1, 1).cpu().clamp(0, 1)
+
+
+def reconstruct(
+    model: ModelPatcher, vae: VAE, positive: list, negative: list, inversion: dict[str, Any], cfg: float
+) -> tuple[Tensor, Reconstruction, list[str]]:
+    """Sample an inverted clip back and compare it with what the autoencoder alone makes of the clip.
+
+    Args:
+        model: the clip model it was inverted with.
+        vae: autoencoder of the clip.
+        positive: conditioning it was inverted with.
+        negative: of the other side of the guidance, without effect at CFG 1.
+        inversion: LATENT from the inversion.
+        cfg: classifier-free guidance.
+
+    Returns:
+        Reconstructed frames (f, h, w, 3), what they lost, and what would make it better.
+    """
+    states: list[Tensor] = []
+
+    def keep(_step: int, x: Tensor) -> None:
+        states.append(x.float().cpu())
+
+    latent, _ = sample_clip(model, positive, negative, inversion, SampleSettings(cfg), keep)
+    frames, alone = decode(vae, latent), decode(vae, {"samples": inversion[INVERSION]["source"]})
+    found = Reconstruction(
+        psnr(frames, alone), ssim(frames, alone), drift(torch.stack(states), trajectory(model, inversion)[1:])
+    )
+    made = InversionSettings(**inversion[INVERSION]["made"])
+    is_plain = not made.relates(len(frames))
+    advice = remedies(found, cfg, made.cfg, is_plain, made.refinements, made.steps)
+    return frames.movedim(1, -1), found, advice

@@ -1,0 +1,1 @@
+"""Optical flow, and what moves along it."""

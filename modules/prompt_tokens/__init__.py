@@ -1,0 +1,1 @@
+"""Prompt adapters: tokens learned on one clip."""

@@ -1,0 +1,1 @@
+"""One-shot tuning of a clip model, and what it learns."""

@@ -1,0 +1,86 @@
+"""Tunes on the host's models."""
+
+from dataclasses import replace
+
+from comfy.model_patcher import ModelPatcher
+
+from ...clip_model.attention.spatial import SpatialConfig
+from ...clip_model.host.patch import KEY, attach, clip_settings, inflate, temporal_key, transformer_blocks
+from ...clip_model.temporal import TemporalConfig
+from ..weights import Tune
+
+
+def apply_tune(
+    model: ModelPatcher,
+    tune: Tune,
+    query_strength: float = 1.0,
+    temporal_strength: float = 1.0,
+    progress: float = 1.0,
+) -> ModelPatcher:
+    """Return a clone with a tune: its attention across frames, query projections and temporal modules.
+
+    Args:
+        model: image model or inflated model of the structure the tune was made on; an attention patch is replaced.
+        tune: what to apply.
+        query_strength: factor of the tuned change of the query projections, 1 = as tuned.
+        temporal_strength: factor of what the temporal modules add, 0 ... 1.
+        progress: how far into its tuning the tune is taken, 0 ... 1, see `Tune.at`.
+
+    Raises:
+        ValueError: the model has another structure (names the first key that differs and both shapes) or the tune
+            already, or the tune has no snapshots for its progress.
+    """
+    if KEY not in model.model_options["transformer_options"]:
+        model = inflate(model)
+    digest, applied = tune.digest(), clip_settings(model).tunes
+    if digest in applied:
+        raise ValueError(
+            "model has this tune already, and applying it again would double its change. Connect the model as it was "
+            "before One-Shot Tune or Apply Tune."
+        )
+    check_structure(model, tune)
+    info = tune.info
+    try:
+        spatial = SpatialConfig(**info["spatial"]) if info["spatial"] else None
+        temporal = TemporalConfig(**info["temporal"]) if info["temporal"] else None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The tune was made by a newer version of Consistent Video ({error}). Update it.") from error
+    tensors = tune.at(progress).tensors
+    strengths = info["spatial_strength"], info["temporal_strength"] * temporal_strength
+    percents = tuple(info.get("percents", (0.0, 1.0)))
+    clone = attach(model, spatial, temporal, *strengths, percents=percents, tensors=tensors)
+    options = clone.model_options["transformer_options"]
+    options[KEY] = replace(options[KEY], tunes=(*applied, digest), tuned_frames=info.get("frames", 0))
+    differences = {
+        f"{key.removesuffix('.diff')}.weight": ("diff", (value,))
+        for key, value in tensors.items()
+        if key.endswith(".diff")
+    }
+    added = clone.add_patches(differences, query_strength)
+    assert len(added) == len(differences), "keys were checked above"
+    return clone
+
+
+def check_structure(model: ModelPatcher, tune: Tune) -> None:
+    """Raise ValueError where a tune does not fit a model's structure."""
+    unet = model.model.diffusion_model
+    expected: dict[str, tuple[int, ...]] = {}
+    weights = model.model.state_dict()
+    for block in transformer_blocks(unet):
+        for name in ("attn1", "attn2"):
+            key = f"diffusion_model.{block.path}.{name}.to_q"
+            expected[f"{key}.diff"] = tuple(weights[f"{key}.weight"].shape)
+        if tune.info["temporal"]:
+            for name in ("to_q", "to_k", "to_v", "to_out"):
+                expected[temporal_key(block.path, f"{name}.weight")] = (block.dim, block.dim)
+            biases = ("to_out.bias", "norm.weight", "norm.bias")
+            for name in biases if tune.info["temporal"].get("norm") == "layer norm" else biases[:1]:
+                expected[temporal_key(block.path, name)] = (block.dim,)
+    for key in [*expected, *tune.tensors]:
+        mine, its = expected.get(key), tune.tensors.get(key)
+        shape = None if its is None else tuple(its.shape)
+        if mine != shape:
+            raise ValueError(
+                f"The tune does not fit this model: {key} is {shape or 'absent'} in the tune and {mine or 'absent'} in "
+                "the model. Load a checkpoint of the structure it was tuned on."
+            )

@@ -1,0 +1,172 @@
+"""What is learned on a private copy, and how its UNet is called meanwhile."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import comfy.patcher_extension
+import torch
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...clip_model.attention import scaled_dot_product
+from ...clip_model.host.features import Features
+from ...clip_model.host.patch import (
+    KEY,
+    OURS,
+    TemporalBank,
+    attend_block,
+    clip_settings,
+    run_residual,
+    run_transformer,
+    transformer_blocks,
+)
+from ..tuner import TuneSettings
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Calls of a private copy's UNet.
+
+    Attributes:
+        copy: the model.
+        options: transformer options of every call.
+        computing: context of every call, see `computing_in`.
+        features: captured at every call, None = none.
+    """
+
+    copy: ModelPatcher
+    options: dict[str, Any]
+    computing: AbstractContextManager
+    features: Features | None = None
+
+    def __call__(self, x: Tensor, sigma: Tensor, given: dict[str, Any], **options: Any) -> Tensor:
+        """Predict x_0 from the state of some frames at the noise levels of their rows.
+
+        Args:
+            x: state x_0 + sigma * eps, model latent.
+            sigma: noise level of each row, or one for all.
+            given: the UNet's other arguments, see `condition`.
+            options: transformer options that replace its own.
+        """
+        if self.features is not None:
+            self.features.begin()
+        sigmas = sigma * x.new_ones(len(x))
+        with self.computing:
+            return self.copy.model.apply_model(x, sigmas, transformer_options={**self.options, **options}, **given)
+
+
+class Learned(nn.Module):
+    """What is learned on a private copy, in float32: the query projections of both attentions, the temporal modules.
+
+    Args:
+        unet: of the copy; its query projections are replaced by those that are learned.
+        model: whose temporal modules are the beginning.
+        device: of the copy.
+    """
+
+    def __init__(self, unet: nn.Module, model: ModelPatcher, device: torch.device):
+        super().__init__()
+        queries = query_projections(unet)
+        self.keys, self.queries = list(queries), nn.ModuleList(queries.values())
+        self.before = [linear.weight.detach().to("cpu", copy=True) for linear in self.queries]
+        self.bank = temporal_copy(unet, model, device)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is learned as a Tune holds it."""
+        pairs = zip(self.keys, self.queries, self.before, strict=True)
+        tensors = {f"{key}.diff": linear.weight.detach().cpu() - before for key, linear, before in pairs}
+        return tensors | self.temporal_tensors()
+
+    def temporal_tensors(self) -> dict[str, Tensor]:
+        """Return the temporal modules' part of `tensors`."""
+        return self.bank.tensors() if self.bank is not None else {}
+
+    def settle(self) -> None:
+        """Compute the spectral norms of this step now: what is checkpointed must find them, not make them."""
+        if self.bank is not None:
+            for module in self.bank.bank:
+                _ = module.to_v.weight, module.to_out.weight
+
+
+def query_projections(unet: nn.Module) -> dict[str, nn.Linear]:
+    """Replace both attentions' query projections of a copy by float32 ones that can be tuned; return them by key."""
+    projections = {}
+    for block in transformer_blocks(unet):
+        for name in ("attn1", "attn2"):
+            attention = unet.get_submodule(f"{block.path}.{name}")
+            weight = attention.to_q.weight.detach()
+            attention.to_q = linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            linear.weight = nn.Parameter(weight.float().clone())
+            projections[f"diffusion_model.{block.path}.{name}.to_q"] = linear
+    return projections
+
+
+def temporal_copy(unet: nn.Module, model: ModelPatcher, device: torch.device) -> TemporalBank | None:
+    """Return the model's temporal modules as float32 ones that can be tuned, or None."""
+    bank = exact_bank(unet, model)
+    if bank is None:
+        return None
+    for module in bank.bank:
+        module.tune_spectral_norm()
+    return bank.to(device).train()
+
+
+def frozen_bank(unet: nn.Module, model: ModelPatcher, device: torch.device) -> TemporalBank | None:
+    """Return the model's temporal modules in float32 as they are, or None."""
+    bank = exact_bank(unet, model)
+    return None if bank is None else bank.to(device).eval().requires_grad_(False)
+
+
+def exact_bank(unet: nn.Module, model: ModelPatcher) -> TemporalBank | None:
+    """Return a copy in float32 of the model's temporal modules, or None."""
+    attached = clip_settings(model).temporal
+    if attached is None:
+        return None
+    return TemporalBank(transformer_blocks(unet), attached.config, attached.origin or attached.tensors())
+
+
+def sdpa_override(_host_kernel: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any) -> Tensor:
+    """Stand in for the host's attention kernel, which need not have a backward."""
+    return scaled_dot_product(q, k, v, heads)
+
+
+def run_checkpointed(
+    layer: nn.Module, x: Tensor, emb: Tensor, context: Any, options: dict[str, Any], *_: Any
+) -> Tensor:
+    """Run a layer of the UNet without holding its activations; the backward computes them again.
+
+    The layer gets options of its own, for the host changes them on its way through the UNet.
+    """
+    if isinstance(layer, ResBlock):
+        return run_residual(layer, x, emb, recompute=True)
+    run = partial(run_transformer, layer)
+    x = checkpoint(run, x, emb, context, dict(options), use_reentrant=False, preserve_rng_state=False)
+    if "transformer_index" in options:
+        options["transformer_index"] += 1
+    return x
+
+
+def training_options(model: ModelPatcher, bank: TemporalBank | None, settings: TuneSettings) -> dict[str, Any]:
+    """Return the transformer options of a training call: the model's own, with the given temporal modules."""
+    options = comfy.patcher_extension.copy_nested_dicts(model.model_options["transformer_options"])
+    clip = replace(options[KEY], temporal=bank, num_frames=0)  # a step may take a part of the clip
+    # What a checkpoint rebuilds it would keep for that, and it keeps nothing else.
+    options[KEY] = replace(clip, rebuilds=not settings.gradient_checkpointing, recomputes=settings.chunking)
+    options["optimized_attention_override"] = sdpa_override
+    options["cond_or_uncond"] = [0]
+    attn1 = options.setdefault("patches_replace", {}).setdefault("attn1", {})
+    for block in transformer_blocks(model.model.diffusion_model):
+        attn1.setdefault(block.place, attend_block)  # refuses rearranged tokens where no attention is replaced, too
+    patches = options.setdefault("patches", {}).setdefault("forward_timestep_embed_patch", [])
+    if settings.gradient_checkpointing:
+        patches.insert(0, ((SpatialTransformer, ResBlock), run_checkpointed))
+    else:
+        patches.extend(
+            patch for patch in OURS if patch not in patches
+        )  # without attention across frames there are none
+    return options

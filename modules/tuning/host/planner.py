@@ -1,0 +1,267 @@
+"""How much memory sampling and tuning a clip take, counted on a copy of the UNet whose weights have no values."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import comfy.model_management
+import comfy.ops
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+
+from ...clip_model.host.patch import KEY, clip_settings
+from ...diffusion.host.latent import clip_latent
+from ..accounting import Held
+from ..losses.diffusion import diffusion_loss
+from ..tuner import Precision, TuneSettings
+from .fit import memory_advice
+from .learned import query_projections, sdpa_override, temporal_copy, training_options
+from .private_copy import choose_precision, keep_norms_in
+
+GIB = 2**30
+TOKENS = 77
+BESIDE = 0.16  # of what is counted: workspaces and fragments; 14.2 GiB measured and 12.2 counted on an H200, of old
+COARSER = (4, 8)  # r
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings of a tuning and the memory that it takes.
+
+    Attributes:
+        settings: of the tuning.
+        r: of fine-coarse attention, None = there is none.
+        frames: in each step.
+        peak: bytes.
+    """
+
+    settings: TuneSettings
+    r: int | None
+    frames: int
+    peak: int
+
+
+@contextmanager
+def without_values() -> Iterator[FakeTensorMode]:
+    """Yield the mode in which tensors have shapes and no values."""
+    with torch.inference_mode(False), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        yield mode
+
+
+def bare_unet(model: ModelPatcher, dtype: torch.dtype) -> nn.Module:
+    """Return a UNet of a model's structure."""
+    config = {key: value for key, value in model.model.model_config.unet_config.items() if key != "dtype"}
+    unet = type(model.model.diffusion_model)(
+        **config, dtype=dtype, device=CPU, operations=comfy.ops.disable_weight_init
+    )
+    return unet.requires_grad_(False)
+
+
+def context_of(model: ModelPatcher, frames: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the UNet's arguments beside the state and its time."""
+    config = model.model.model_config.unet_config
+    given = {"context": torch.empty(frames, TOKENS, config["context_dim"], dtype=dtype)}
+    if config.get("num_classes"):
+        given["y"] = torch.empty(frames, config["adm_in_channels"], dtype=dtype)
+    return given
+
+
+def sampling_peak(model: ModelPatcher, shape: tuple[int, ...]) -> int:
+    """Return the bytes that sampling with guidance takes, both sides in one call.
+
+    Args:
+        model: inflated and patched model.
+        shape: of the clip's latent, (f, c, h, w).
+    """
+    dtype, (frames, *picture) = model.model.get_dtype_inference(), shape
+    settings = clip_settings(model)
+    with without_values() as mode, torch.no_grad():
+        unet = bare_unet(model, dtype)
+        bank = without(settings.temporal, mode) if settings.temporal is not None else None
+        kept = {KEY: replace(settings, temporal=bank), "cond_or_uncond": [0, 1]}
+        options = {**model.model_options["transformer_options"], **kept, "optimized_attention_override": sdpa_override}
+        held = [*unet.parameters(), *(bank.parameters() if bank is not None else ())]
+        with Held(held) as counted:
+            x = torch.empty(2 * frames, *picture, dtype=dtype)
+            unet(x, torch.empty(len(x)), **context_of(model, len(x), dtype), transformer_options=options)
+    return with_rest(counted.peak)
+
+
+def without(module: nn.Module, mode: FakeTensorMode) -> Any:
+    """Return a copy of a module whose weights have no values."""
+    with FakeCopyMode(mode):
+        return copy.deepcopy(module)
+
+
+def tuning_peak(model: ModelPatcher, shape: tuple[int, ...], settings: TuneSettings, precision: Precision) -> int:
+    """Return the bytes that a step of one-shot tuning takes.
+
+    Args:
+        model: inflated and patched model.
+        shape: of the latent of the frames in a step, (f, c, h, w).
+        settings: of the tuning.
+        precision: what the UNet computes in, not "auto".
+    """
+    dtype = torch.float32 if precision == "fp32" else model.model.get_dtype_inference()
+    with torch.inference_mode(False):
+        real = temporal_copy(model.model.diffusion_model, model, CPU)
+    with without_values() as mode, torch.enable_grad(), ExitStack() as computing:
+        unet = bare_unet(model, dtype)
+        learned = [linear.weight for linear in query_projections(unet).values()]
+        bank = without(real, mode) if real is not None else None
+        learned += [] if bank is None else list(bank.parameters())
+        options = training_options(model, bank, settings)
+        if precision != "fp32":
+            half = torch.bfloat16 if precision == "bf16" else torch.float16
+            keep_norms_in(half, unet)
+            computing.enter_context(torch.autocast("cpu", half))
+        with Held([*unet.parameters(), *learned]) as counted:
+            x = torch.empty(shape)
+            output = unet(x, torch.empty(len(x)), **context_of(model, len(x), x.dtype), transformer_options=options)
+            diffusion_loss(output, x).backward()
+    kept = 2 if settings.optimizer == "AdamW" else 0.5 if settings.optimizer == "AdamW 8-bit" else 0
+    return with_rest(counted.peak + kept * sum(4 * weight.numel() for weight in learned))
+
+
+def with_rest(counted: float) -> int:
+    """Return bytes with what a GPU's libraries take beside the tensors."""
+    return round(counted * (1 + BESIDE))
+
+
+def free_memory() -> int:
+    """Return the bytes that are free where every model is unloaded, less what the host keeps for others."""
+    management = comfy.model_management
+    device = management.get_torch_device()
+    loaded = [held for held in management.current_loaded_models if held.device == device and held.model is not None]
+    free = management.get_free_memory(device) + sum(held.model_loaded_memory() for held in loaded)
+    return int(min(free, management.get_total_memory(device)) - management.extra_reserved_memory())
+
+
+def r_of(model: ModelPatcher) -> int | None:
+    """Return r of a model's fine-coarse attention, None = it has none."""
+    spatial = clip_settings(model).spatial
+    return spatial.r if spatial is not None and spatial.kind == "fine-coarse" else None
+
+
+def with_r(model: ModelPatcher, r: int | None) -> ModelPatcher:
+    """Return a model with another r of its fine-coarse attention; the model itself where it has that one, or none."""
+    if r is None or r == r_of(model):
+        return model
+    clone, settings = model.clone(), clip_settings(model)
+    assert settings.spatial is not None, "there is an r to change"
+    clone.model_options["transformer_options"][KEY] = replace(settings, spatial=replace(settings.spatial, r=r))
+    return clone
+
+
+def list_ways(
+    settings: TuneSettings, r: int | None, frames: int, coarser: Sequence[int] = COARSER
+) -> Iterator[tuple[TuneSettings, int | None]]:
+    """Yield settings of a tuning with an r, in the order in which to try them.
+
+    As they are; with chunking; with checkpointing; with larger r; with half the frames in a step and r as it was, and
+    again.
+
+    Args:
+        settings: to begin with.
+        r: to begin with, None = there is none.
+        frames: of the clip.
+        coarser: what may be tried for r.
+    """
+    now: TuneSettings | None = settings
+    while now is not None:
+        yield now, r
+        less = now.stepped_down(frames)
+        keeps_frames = less is not None and less.frames_per_step == now.frames_per_step
+        if now.frames_per_step == settings.frames_per_step and not keeps_frames:
+            yield from ((now, other) for other in coarser if r and 1 < r < other)  # 1 puts nothing side by side
+        now = less
+
+
+def plan_tuning(
+    model: ModelPatcher, latent: dict[str, Any], settings: TuneSettings, budget: int
+) -> tuple[ModelPatcher, TuneSettings, list[Plan]]:
+    """Return the model and the settings with which tuning a clip fits into a budget, and all plans that were tried.
+
+    They are the first of `list_ways` that fit.
+
+    Args:
+        model: inflated and patched model.
+        latent: the clip.
+        settings: to begin with.
+        budget: bytes.
+
+    Raises:
+        ValueError: the latent is no clip of the model's, or nothing fits.
+    """
+    samples = clip_latent(model, latent, clip_settings(model).num_frames)
+    precision = choose_precision(settings.precision, model, comfy.model_management.get_torch_device())
+    tried: list[Plan] = []
+    may_change = not clip_settings(model).tunes  # were made with the r that is
+    for now, r in list_ways(settings, r_of(model), len(samples), COARSER if may_change else ()):
+        frames, given = min(now.frames_per_step or len(samples), len(samples)), with_r(model, r)
+        tried.append(Plan(now, r, frames, tuning_peak(given, (frames, *samples.shape[1:]), now, precision)))
+        if tried[-1].peak <= budget:
+            return given, now, tried
+    least = min(tried, key=lambda plan: plan.peak)
+    raise ValueError(
+        f"At least {least.peak / GIB:.1f} GiB are needed and budget_gib is {budget / GIB:.1f}. "
+        + memory_advice(clip_settings(model), samples, least.settings)
+    )
+
+
+def report_plan(
+    model: ModelPatcher, latent: dict[str, Any], tried: list[Plan], budget: int
+) -> tuple[str, dict[str, Any]]:
+    """Return what was counted as text and as JSON values.
+
+    Args:
+        model: with which it fits.
+        latent, budget: as for `plan_tuning`.
+        tried: its plans, the last of which fits.
+    """
+    shape, chosen = tuple(latent["samples"].shape), tried[-1]
+    sampling = sampling_peak(model, shape)
+    data = {
+        "budget_gib": round(budget / GIB, 2),
+        "sampling_gib": round(sampling / GIB, 2),
+        "tuning": [
+            {
+                "frames_per_step": plan.frames,
+                "r": plan.r,
+                "chunking": plan.settings.chunking,
+                "gradient_checkpointing": plan.settings.gradient_checkpointing,
+                "gib": round(plan.peak / GIB, 2),
+            }
+            for plan in tried
+        ],
+    }
+    lines = [
+        f"{shape[0]} frames of {8 * shape[3]} x {8 * shape[2]}, {budget / GIB:.1f} GiB:",
+        "",
+        "| | frames | r | chunking | checkpointing | GiB | |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| tuning | {plan.frames} | {plan.r or ''} | {on_or_off(plan.settings.chunking)} | "
+            f"{on_or_off(plan.settings.gradient_checkpointing)} | {plan.peak / GIB:.1f} | "
+            f"{'chosen' if plan is chosen else 'too much'} |"
+            for plan in tried
+        ),
+        f"| sampling with guidance | {shape[0]} | {chosen.r or ''} | | | {sampling / GIB:.1f} | "
+        f"{fits(sampling, budget)} |",
+    ]
+    return "\n".join(lines), data
+
+
+def on_or_off(value: bool) -> str:
+    """Return a switch in words."""
+    return "on" if value else "off"
+
+
+def fits(size: int, budget: int) -> str:
+    """Return in words whether bytes fit into a budget."""
+    return "fits" if size <= budget else "too much: ComfyUI then takes the sides of the guidance one by one"

@@ -1,0 +1,122 @@
+"""A copy of a model to tune, of which nothing is left afterwards."""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.quant_ops import QuantizedTensor
+from torch import Tensor, nn
+
+from ..tuner import Precision
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def check_tunable(model: ModelPatcher) -> None:
+    """Refuse models that cannot be tuned.
+
+    Raises:
+        ValueError: the model's loader cannot load it again, or its weights are too coarse.
+    """
+    if model.cached_patcher_init is None:
+        raise ValueError(
+            "model comes from a loader that cannot load it a second time, which tuning needs. "
+            "Load it with Load Checkpoint, Load Diffusion Model or Load Demo Model."
+        )
+    check_precision(model)
+
+
+def check_precision(model: ModelPatcher) -> None:
+    """Refuse models whose weights are too coarse for the changes of a tuning.
+
+    Raises:
+        ValueError: naming what they are.
+    """
+    for weight in model.model.diffusion_model.parameters():
+        if isinstance(weight.data, QuantizedTensor) or weight.dtype.itemsize < 2:
+            is_packed = isinstance(weight.data, QuantizedTensor)  # which claims the type it is unpacked to
+            kind = "a packed layout" if is_packed else str(weight.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"model has quantised weights ({kind}), in which the small changes of tuning would be rounded away. "
+                "Load the checkpoint in fp16, bf16 or fp32 (weight_dtype default, without --fp8 options)."
+            )
+
+
+@contextmanager
+def private_copy(model: ModelPatcher) -> Iterator[ModelPatcher]:
+    """Yield a copy of a model with weights of its own, wholly on the device and ready for gradients.
+
+    LoRA patches of the model are part of the copy's weights. Afterwards it is unloaded, whatever was raised.
+    """
+    copy = model.clone(disable_dynamic=True, force_deepcopy=True)
+    try:
+        comfy.model_management.load_models_gpu([copy], force_full_load=True)
+        if copy.model.model_lowvram:
+            raise ValueError("model cannot be tuned while ComfyUI runs with --novram. Start ComfyUI without it.")
+        yield copy
+    finally:
+        comfy.model_management.unload_model_and_clones(copy)
+        gc.collect()  # what was tuned holds itself in a circle
+        comfy.model_management.soft_empty_cache()
+
+
+def choose_precision(precision: Precision, model: ModelPatcher, device: torch.device) -> Precision:
+    """Return what "auto" means: fp32 for a float32 model and on a CPU, else bf16 where the device has it, else fp16."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda" or model.model.get_dtype_inference() not in HALVES:
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def computing_in(precision: Precision, copy: ModelPatcher) -> AbstractContextManager:
+    """Return the context to run a copy's UNet in; for float32 its weights are made float32."""
+    unet = copy.model.diffusion_model
+    if precision != "fp32":
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+        keep_norms_in(dtype, unet)
+        return torch.autocast(copy.load_device.type, dtype)
+    unet.float()
+    unet.dtype, copy.model.manual_cast_dtype = torch.float32, None
+    return nullcontext()
+
+
+def keep_norms_in(dtype: torch.dtype, unet: nn.Module) -> None:
+    """Let a UNet's norms take and give a half precision under autocast, as in sampling.
+
+    Their kernels sum in float32 either way. Autocast by itself has them take and give float32 on a GPU, and what they
+    take is kept for the backward: twice the memory, and a copy where there need be none.
+    """
+    for module in unet.modules():
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+            for name, weight in list(module.named_parameters()):
+                setattr(module, name, nn.Parameter(weight.to(dtype), requires_grad=False))
+            module.forward = partial(normalise_in, dtype, module.forward)  # type: ignore[method-assign]
+
+
+def normalise_in(dtype: torch.dtype, norm: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a norm in a precision, whatever autocast would do."""
+    with torch.autocast(x.device.type, enabled=False):
+        return norm(x.to(dtype))
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Make the backward passes of attention and convolutions reproducible, where that costs little.
+
+    On a CPU they are. On a GPU attention's are where the host was started with --deterministic, which alone prepares
+    cuBLAS for it; the host then merely warns of kernels that are not, here they are not used.
+    """
+    mode, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        torch.backends.cudnn.deterministic = True
+        torch.use_deterministic_algorithms(mode)
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = cudnn
+        torch.use_deterministic_algorithms(mode, warn_only=warn_only)

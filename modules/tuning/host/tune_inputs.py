@@ -1,0 +1,76 @@
+"""What a clip is tuned with, as the UNet of a private copy takes it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sampler_helpers import convert_cond
+from comfy.samplers import encode_model_conds
+from torch import Tensor
+
+from ...diffusion.host.latent import to_positions
+from ..weights import Tune
+from .preview import PreviewSettings
+
+NOT_TUNED_WITH = ("control", "mask", "area", "gligen", "hooks", "timestep_start", "start_percent", "end_percent")
+
+
+@dataclass(frozen=True)
+class TuneInputs:
+    """What a clip is tuned with, beside the model.
+
+    Attributes:
+        positive: conditioning of the source prompt.
+        latent: the clip, VAE latent.
+        mask: where the loss counts, shape (f or 1, height, width), 0 ... 1; None = everywhere.
+        resume: tune with the state of a tuning to continue.
+        preview: edit shown while it runs; None = none.
+        prompt: text of the source prompt to note in the tune; empty = none.
+    """
+
+    positive: list
+    latent: dict[str, Any]
+    mask: Tensor | None = None
+    resume: Tune | None = None
+    preview: PreviewSettings | None = None
+    prompt: str = ""
+
+
+def condition(model: ModelPatcher, positive: list, x_0: Tensor, name: str = "positive") -> dict[str, Any]:
+    """Return the UNet's keyword arguments for a conditioning, one row for each frame."""
+    conds = encode_model_conds(model.model.extra_conds, convert_cond(positive), x_0, x_0.device, "positive")
+    if len(conds) != 1:
+        raise ValueError(f"{name} has {len(conds)} conditionings; tuning takes one prompt for the whole clip.")
+    ignored = [key for key in NOT_TUNED_WITH if key in conds[0]]
+    if ignored:
+        raise ValueError(
+            f"{name} carries {', '.join(ignored)}, which tuning does not use. Connect the plain prompt here, and "
+            "apply the rest to the edited prompt."
+        )
+    given = {key: cond.process_cond(batch_size=len(x_0)).cond for key, cond in conds[0]["model_conds"].items()}
+    return {key: own_copy(value, x_0.device) for key, value in given.items()}
+
+
+def own_copy(value: Any, device: torch.device) -> Any:
+    """Copy a tensor made in inference mode so that gradients may pass it."""
+    return value.to(device).clone() if isinstance(value, Tensor) else value
+
+
+def rows_of(given: dict[str, Any], frames: slice) -> dict[str, Any]:
+    """Return the rows of some frames of what `condition` returned."""
+    return {key: value[frames] if isinstance(value, Tensor) else value for key, value in given.items()}
+
+
+def latent_mask(mask: Tensor | None, x_0: Tensor) -> Tensor | None:
+    """Return a mask of pictures as weights of a latent's positions, shape (f, 1, h, w).
+
+    Raises:
+        ValueError: it has other frames than the clip, or is empty.
+    """
+    if mask is None:
+        return None
+    weights = to_positions(mask, x_0)
+    if weights.sum() <= 0:
+        raise ValueError("mask leaves nothing to tune on. White is where the loss counts; invert it if needed.")
+    return weights

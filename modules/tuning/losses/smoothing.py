@@ -1,0 +1,82 @@
+"""Losses that smooth from frame to frame: INR Smooth (PLoS One 2025) and SmoothVideo (arXiv 2311.17536).
+
+Frames come first: shape (f, c, h, w). They are added to the diffusion loss, which is a mean over the
+same positions; with a mask a pair of frames counts where both do.
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+from .diffusion import masked_mean
+
+Smoothing = Literal["none", "INR", "SmoothVideo"]
+Coupling = Literal["pairwise", "detached neighbour", "cumulative"]
+LEAST_FRAMES: dict[Smoothing, int] = {"none": 1, "INR": 2, "SmoothVideo": 3}  # below which a loss is 0
+
+
+def interframe_losses(
+    residual: Tensor, coupling: Coupling = "pairwise", mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the two smoothing losses of INR Smooth (19-22): MSE(1), last to first, and MSE(2), first to last.
+
+    The interframe noise relation (17, 18) wants the residual d = eps - eps_theta to be equal in neighbouring frames:
+    MSE(1) = mean_{n<N} (d^n - d^{n+1})^2, MSE(2) = mean_{n>1} (d^n - d^{n-1})^2. The published equations are lost; what
+    stands for the neighbour is therefore a choice.
+
+    Args:
+        residual: d, shape (f, c, h, w).
+        coupling: "pairwise" = gradients reach both frames, so that the two are one (default); "detached neighbour" =
+            only the frame that is corrected, n; "cumulative" = the last (first) frame of the clip for the neighbour.
+        mask: weight of each position, shape (f, 1, h, w), of a pair their product; None = all alike.
+
+    Returns:
+        MSE(1) and MSE(2), scalars; 0 for one frame.
+    """
+    if len(residual) < 2:
+        return residual.sum() * 0, residual.sum() * 0
+    first, last = slice(None, -1), slice(1, None)
+    after, before = (slice(-1, None), slice(None, 1)) if coupling == "cumulative" else (last, first)
+    held = residual.detach() if coupling == "detached neighbour" else residual
+
+    def apart(own: slice, other: slice) -> Tensor:
+        return masked_mean((residual[own] - held[other]).square(), None if mask is None else mask[own] * mask[other])
+
+    return apart(first, after), apart(last, before)
+
+
+def inr_loss(
+    residual: Tensor,
+    backward: float = 0.5,
+    forward: float = 0.5,
+    coupling: Coupling = "pairwise",
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return w_1 MSE(1) + w_2 MSE(2) of INR Smooth, see `interframe_losses`.
+
+    Args:
+        residual: eps - eps_theta, shape (f, c, h, w).
+        backward, forward: w_1 and w_2; 0.5 each in the paper.
+        coupling: what stands for the neighbour.
+        mask: weight of each position, shape (f, 1, h, w).
+    """
+    from_last, from_first = interframe_losses(residual, coupling, mask)
+    return backward * from_last + forward * from_first
+
+
+def smooth_video_loss(eps: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return SmoothVideo's loss: mean |2 eps^n - eps^{n-1} - eps^{n+1}| over the frames with two neighbours.
+
+    It takes the prediction itself and not its residual, so that the true noise does not minimise it.
+
+    Args:
+        eps: predicted noise, shape (f, c, h, w).
+        mask: weight of each position, shape (f, 1, h, w), of three frames their product; None = all alike.
+
+    Returns:
+        Scalar; 0 for fewer than three frames.
+    """
+    if len(eps) < 3:
+        return eps.sum() * 0
+    weight = None if mask is None else mask[1:-1] * mask[:-2] * mask[2:]
+    return masked_mean((2 * eps[1:-1] - eps[:-2] - eps[2:]).abs(), weight)
