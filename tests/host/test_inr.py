@@ -828,9 +828,9 @@ use_host(Path(base))
 spec = importlib.util.spec_from_file_location("small", f"{root}/tests/host/small.py")
 small = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(small)
-from consistent_video.modules.host.identity import model_digest
-from consistent_video.modules.host.patch import attach, inflate
-from consistent_video.modules.presets import EI2, method
+from consistent_video.modules.inversion.host.identity import model_digest
+from consistent_video.modules.clip_model.host.patch import attach, inflate
+from consistent_video.modules.clip_model.methods import EI2, method
 model = attach(inflate(small.random_model()), *method(EI2, 2, "area"))
 print(model_digest(model))
 """
