@@ -18,7 +18,7 @@ from .edit_cost import Costs
 from .edit_document import CURVE, PUBLISHED, PUBLISHED_ROWS, SHOWN, write_document
 from .edit_rows import Case, Rows
 from .edit_run import Bench, make_case
-from .methods import AS_DRAWN, CHOICES, DO_NOTHING, METHODS, OBEYED, SHARED, Choice
+from .methods import AS_DRAWN, CHOICES, CLOSE, DO_NOTHING, METHODS, SHARED, Choice
 from .tasks import KINDS, list_tasks
 from .world import Row, World
 
@@ -26,7 +26,7 @@ from .world import Row, World
 def choose(rows: Rows, options: argparse.Namespace) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Choose the hyper-parameters on the validation clips, one choice after the other.
 
-    Of the values whose edits obey within OBEYED of the best, and of these keep the rest within OBEYED of the best, the
+    Of the values whose edits are right, in what they change and in what they keep alike, within CLOSE of the best, the
     one with the least warp error is taken; without validation clips, or where no measured method takes them, the first.
 
     Returns:
@@ -50,10 +50,8 @@ def choose(rows: Rows, options: argparse.Namespace) -> tuple[dict[str, float], l
                 for key in CURVE:
                     entry[key].append(row[key])
             say(f"validation  {', '.join(choice.names)}  {clip}")
-        good = found
-        for key in ("obeyed", "kept"):
-            best = max(fmean(entry[key]) for entry in good)
-            good = [entry for entry in good if fmean(entry[key]) >= best - OBEYED]
+        right = [(fmean(entry["obeyed"]) + fmean(entry["kept"])) / 2 for entry in found]
+        good = [entry for entry, share in zip(found, right, strict=True) if share >= max(right) - CLOSE]
         chosen |= min(good, key=lambda entry: fmean(entry["warp_error"]))["values"]
         measured += found
     return chosen, measured

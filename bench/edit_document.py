@@ -19,6 +19,7 @@ from .edit_rows import Case, Rows
 from .methods import (
     AS_DRAWN,
     CENTERING,
+    CLOSE,
     DEFAULT,
     DO_NOTHING,
     EI2,
@@ -28,7 +29,6 @@ from .methods import (
     INR,
     LAYER_NORM,
     MOTION,
-    OBEYED,
     OLD,
     PLAIN,
     REFERENCE,
@@ -179,9 +179,9 @@ def validation_lines(measured: Sequence[Mapping[str, Any]], chosen: Mapping[str,
     ]
     return [
         f"Chosen on {count} validation clips of other seeds, whose objects are pairs of colour and shape that the "
-        f"model was trained on: {values}. Of the values whose edits obey, and keep the rest, within {OBEYED:g} of the "
-        "best, the one with the least mean warp error is taken; all methods that have the parameter get the same "
-        "value. denoise 0 is the start matched to the latent's size, "
+        f"model was trained on: {values}. Of the values whose edits are right (mean of *obeyed* and *kept*) within "
+        f"{CLOSE:g} of the best, the one with the least mean warp error is taken; all methods that have the parameter "
+        "get the same value. denoise 0 is the start matched to the latent's size, "
         f"denoise {HALF:g} starts at half its sigma.",
         "",
         "Means ± standard errors of *obeyed*, otherwise medians (quartiles):",

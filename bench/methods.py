@@ -17,7 +17,7 @@ from ..modules.tuning.losses.smoothing import Smoothing
 
 DO_NOTHING, AS_DRAWN = "do nothing", "as drawn"
 REFERENCE = "per frame"
-OBEYED = 0.05  # of the best, within which a hyper-parameter counts as good
+CLOSE = 0.05  # to the best share of what is right, within which a hyper-parameter counts as good
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ def test_hyper_parameters_are_chosen_on_validation_clips_alone(editing, monkeypa
             obeyed = {2.0: 0.5, 0.2: 0.9}.get(case.value, 0.8) if case.method == methods.INR else 0.8
             warp_error = case.value + case.rate + case.cfg + case.passes + case.end + (case.method == UNSTEADY)
             figures = dict.fromkeys(edit_document.CURVE, 0.0)
-            return figures | {"obeyed": obeyed - 0.02 * (case.passes == 1), "warp_error": warp_error}
+            return figures | {"obeyed": obeyed - 0.04 * (case.passes == 1), "warp_error": warp_error}
 
     chosen, measured = edit.choose(Table(), editing)
     assert chosen["cfg"] == 3 and chosen["rate"] == 1e-4, "as obedient, steadier"
