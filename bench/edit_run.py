@@ -32,7 +32,7 @@ from ..modules.tuning.host.apply import apply_tune
 from ..modules.tuning.host.progress import TuningProgress
 from ..modules.tuning.host.training import tune_model
 from ..modules.tuning.host.tune_inputs import TuneInputs
-from ..modules.tuning.tuner import TuneSettings
+from ..modules.tuning.settings import TuneSettings
 from .edit_rows import Case, world_stamp
 from .methods import AS_DRAWN, DO_NOTHING, METHODS, Method, Tuned
 from .tasks import Task, Truth

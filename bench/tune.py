@@ -25,7 +25,7 @@ from ..modules.tuning.host.private_copy import private_copy, reproducible
 from ..modules.tuning.host.session import Tuning
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.losses.smoothing import Smoothing, inr_loss
-from ..modules.tuning.tuner import Precision, TuneSettings
+from ..modules.tuning.settings import Precision, TuneSettings
 from .baselines import naive_temporal, norms_in_float32, softmax_attention
 from .document import judge
 from .memory_count import GIB, measured_peak

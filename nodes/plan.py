@@ -5,7 +5,7 @@ import json
 from comfy_api.latest import io
 
 from ..modules.tuning.host.planner import GIB, free_memory, plan_tuning, report_plan
-from ..modules.tuning.tuner import TuneSettings
+from ..modules.tuning.settings import TuneSettings
 from .types import MENU, PREFIX, TuningOptions
 
 

@@ -15,7 +15,7 @@ from ..modules.prompt_tokens.host.tokens import apply_prompt_tokens, tune_prompt
 from ..modules.tuning.host.progress import TuningProgress
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.learning_rate import advice_text
-from ..modules.tuning.tuner import TuneSettings
+from ..modules.tuning.settings import TuneSettings
 from .tune import consistency_inputs
 from .types import MENU, PREFIX, LoraModel, PromptTokens, TuningOptions
 

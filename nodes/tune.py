@@ -18,7 +18,7 @@ from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.learning_rate import Schedule
 from ..modules.tuning.losses.consistency import Part
 from ..modules.tuning.losses.smoothing import Coupling, Smoothing
-from ..modules.tuning.tuner import OnOutOfMemory, Optimizer, Precision, TuneSettings, read_steps
+from ..modules.tuning.settings import OnOutOfMemory, Optimizer, Precision, TuneSettings, read_steps
 from ..modules.tuning.weights import Tune as TuneData
 from .types import MENU, PREFIX, Tune, TuningOptions, TuningPreview
 

@@ -20,7 +20,7 @@ from consistent_video.modules.tuning.host.preview import find_previewer
 from consistent_video.modules.tuning.host.progress import TuningProgress
 from consistent_video.modules.tuning.host.training import tune_model
 from consistent_video.modules.tuning.host.tune_inputs import TuneInputs
-from consistent_video.modules.tuning.tuner import TuneSettings
+from consistent_video.modules.tuning.settings import TuneSettings
 from consistent_video.scripts.clips import read_clip
 from consistent_video.scripts.judge import get_psnr
 

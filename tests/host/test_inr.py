@@ -59,7 +59,7 @@ from consistent_video.modules.tuning.host.apply import apply_tune
 from consistent_video.modules.tuning.host.progress import TuningProgress
 from consistent_video.modules.tuning.host.training import tune_model
 from consistent_video.modules.tuning.host.tune_inputs import TuneInputs
-from consistent_video.modules.tuning.tuner import TuneSettings
+from consistent_video.modules.tuning.settings import TuneSettings
 from consistent_video.modules.tuning.weights import Tune
 from consistent_video.nodes.inversion import INRBidirectionalDDIMInversion, LoadInversion, SaveInversion
 from consistent_video.nodes.report import ReconstructionReport

@@ -18,7 +18,7 @@ from consistent_video.modules.tuning.host.planner import GIB, list_ways, plan_tu
 from consistent_video.modules.tuning.host.private_copy import private_copy
 from consistent_video.modules.tuning.host.session import Tuning
 from consistent_video.modules.tuning.host.tune_inputs import TuneInputs
-from consistent_video.modules.tuning.tuner import TuneSettings
+from consistent_video.modules.tuning.settings import TuneSettings
 from consistent_video.nodes.plan import FitPlanner
 
 from .small import FRAMES, SOURCE, clip_latent, family_model, random_model, sample

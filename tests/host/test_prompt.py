@@ -25,7 +25,7 @@ from consistent_video.modules.tuning.host.private_copy import private_copy
 from consistent_video.modules.tuning.host.training import tune_model
 from consistent_video.modules.tuning.host.tune_inputs import TuneInputs
 from consistent_video.modules.tuning.losses.consistency import temporal_consistency_loss
-from consistent_video.modules.tuning.tuner import TuneSettings
+from consistent_video.modules.tuning.settings import TuneSettings
 from consistent_video.nodes.prompt import ApplyPromptTokens, LoadPromptTokens, SavePromptTokens, TunePromptTokens
 from nodes import ControlNetApplyAdvanced, KSampler
 

@@ -37,7 +37,8 @@ from consistent_video.modules.tuning.host.preview import PreviewSettings
 from consistent_video.modules.tuning.host.private_copy import choose_precision
 from consistent_video.modules.tuning.host.training import tune_model
 from consistent_video.modules.tuning.host.tune_inputs import TuneInputs, latent_mask
-from consistent_video.modules.tuning.tuner import Tuner, TuneSettings
+from consistent_video.modules.tuning.settings import TuneSettings
+from consistent_video.modules.tuning.tuner import Tuner
 from consistent_video.modules.tuning.weights import Tune, load_tune, save_tune
 from consistent_video.nodes.tune import OneShotTune, TuningOptionsNode, TuningPreviewNode
 from consistent_video.nodes.tune_files import ApplyTune, LoadTune, SaveTune

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from consistent_video.modules.diffusion.ddim import Prediction
-from consistent_video.modules.tuning.tuner import Tuner, TuneSettings, read_steps
+from consistent_video.modules.tuning.settings import TuneSettings, read_steps
+from consistent_video.modules.tuning.tuner import Tuner
 from consistent_video.modules.tuning.weights import Tune, load_tune, save_tune
 
 TABLE = torch.logspace(-1.5, 1.1, 37)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from consistent_video.modules.tuning.learning_rate import Curvature, Smoothness, advice_text, safe_learning_rate
 from consistent_video.modules.tuning.losses.consistency import mean_consistency_loss
-from consistent_video.modules.tuning.tuner import Tuner, TuneSettings
+from consistent_video.modules.tuning.settings import TuneSettings
+from consistent_video.modules.tuning.tuner import Tuner
 
 TABLE = torch.linspace(0.5, 2.0, 11)
 SETTINGS = TuneSettings(steps=4, learning_rate=1e-2, seed=3)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from consistent_video.modules.diffusion.ddim import Prediction
-from consistent_video.modules.tuning.tuner import Tuner, TuneSettings
+from consistent_video.modules.tuning.settings import TuneSettings
+from consistent_video.modules.tuning.tuner import Tuner
 
 TABLE = torch.logspace(-1.5, 1.1, 37)
 SETTINGS = TuneSettings(steps=4, learning_rate=1e-2, seed=2, max_grad_norm=0, smoothing="INR")

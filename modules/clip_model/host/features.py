@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...tuning.losses.consistency import LEAST_FRAMES, Part
-from ...tuning.tuner import TuneSettings
+from ...tuning.settings import TuneSettings
 from .patch import transformer_blocks
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from ...tuning.curvature import jacobian_norm
 from ...tuning.host.learned import Caller, frozen_bank, training_options
 from ...tuning.host.private_copy import check_tunable, computing_in, private_copy
 from ...tuning.host.tune_inputs import condition
-from ...tuning.tuner import TuneSettings
+from ...tuning.settings import TuneSettings
 from ..stability import Stability
 from .invert import INVERSION, InversionSettings, inversion_of, trajectory
 

@@ -16,7 +16,8 @@ from ...tuning.host.private_copy import choose_precision, computing_in
 from ...tuning.host.progress import TuningProgress
 from ...tuning.host.session import losses_after
 from ...tuning.host.tune_inputs import TuneInputs, condition, latent_mask, rows_of
-from ...tuning.tuner import ROUNDING, Tuner, TuneSettings
+from ...tuning.settings import TuneSettings
+from ...tuning.tuner import ROUNDING, Tuner
 from ...tuning.weights import hash_tensors
 from ..adapter import PromptAdapter, PromptTokens
 from .low_rank import LowRank

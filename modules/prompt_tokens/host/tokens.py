@@ -19,7 +19,8 @@ from ...tuning.host.rescue import Keep, advising, keeping
 from ...tuning.host.tune_inputs import TuneInputs
 from ...tuning.learning_rate import Curvature, Smoothness
 from ...tuning.losses.consistency import LEAST_FRAMES, least_norm, smoothness_bound, temporal_consistency_loss
-from ...tuning.tuner import Draw, TuneSettings
+from ...tuning.settings import TuneSettings
+from ...tuning.tuner import Draw
 from ..adapter import PromptAdapter
 from .session import PromptSettings, PromptTuning
 

@@ -12,7 +12,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...clip_model.host.patch import ClipSettings, TemporalBank
-from ..tuner import Tuner, TuneSettings
+from ..settings import TuneSettings
+from ..tuner import Tuner
 from .learned import Caller, training_options
 
 log = logging.getLogger(__name__)

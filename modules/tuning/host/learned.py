@@ -25,7 +25,7 @@ from ...clip_model.host.patch import (
     run_transformer,
     transformer_blocks,
 )
-from ..tuner import TuneSettings
+from ..settings import TuneSettings
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ...clip_model.host.patch import KEY, clip_settings
 from ...diffusion.host.latent import clip_latent
 from ..accounting import Held
 from ..losses.diffusion import diffusion_loss
-from ..tuner import Precision, TuneSettings
+from ..settings import Precision, TuneSettings
 from .fit import memory_advice
 from .learned import query_projections, sdpa_override, temporal_copy, training_options
 from .private_copy import choose_precision, keep_norms_in

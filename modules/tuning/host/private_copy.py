@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
-from ..tuner import Precision
+from ..settings import Precision
 
 HALVES = (torch.float16, torch.bfloat16)
 

@@ -10,7 +10,8 @@ from comfy.model_patcher import ModelPatcher
 
 from ...clip_model.host.patch import clip_settings
 from ...prompt_tokens.adapter import PromptAdapter
-from ..tuner import Tuner, TuneSettings
+from ..settings import TuneSettings
+from ..tuner import Tuner
 from ..weights import Tune
 from .fit import OutOfMemory, memory_advice
 from .tune_inputs import TuneInputs

@@ -12,7 +12,8 @@ from ...clip_model.host.features import Features, warn_of_few_frames
 from ...clip_model.host.patch import KEY, ClipSettings, clip_settings, is_active
 from ...clip_model.methods import name_of
 from ...diffusion.host.latent import clip_latent, prediction_of, sigma_table, to_model_latent
-from ..tuner import ROUNDING, Tuner, TuneSettings
+from ..settings import TuneSettings
+from ..tuner import ROUNDING, Tuner
 from ..weights import Tune, hash_tensors
 from .fit import FittingSteps
 from .learned import Caller, Learned, training_options

@@ -7,7 +7,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...clip_model.host.patch import clip_settings
-from ..tuner import TuneSettings
+from ..settings import TuneSettings
 from ..weights import Tune
 from .private_copy import check_tunable, private_copy, reproducible
 from .progress import TuningProgress
