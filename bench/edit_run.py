@@ -17,7 +17,7 @@ from torch import Tensor
 from ..modules.attention_control.host.call import ControlSettings
 from ..modules.attention_control.host.control import attach_control
 from ..modules.attention_control.host.prompts import read_prompts
-from ..modules.clip_model.host.patch import attach, inflate
+from ..modules.clip_model.host.attach import attach, inflate
 from ..modules.clip_model.methods import method
 from ..modules.inversion.host.invert import InversionSettings, invert_clip
 from ..modules.judging.covariate_shift import average_shift

@@ -15,7 +15,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import sampler_object
 
 from ..modules.clip_model import chunks
-from ..modules.clip_model.host.patch import attach, clip_settings, feed_forward_in_chunks, inflate, run_residual
+from ..modules.clip_model.host.attach import attach, inflate
+from ..modules.clip_model.host.calls import feed_forward_in_chunks, run_residual
+from ..modules.clip_model.host.settings import clip_settings
 from ..modules.clip_model.methods import EI2, FULL, TUNE_A_VIDEO_PRESET, method
 from ..modules.diffusion.host.run import run_sampler
 from ..modules.tuning.host.learned import sdpa_override

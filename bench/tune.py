@@ -19,7 +19,8 @@ from torch.nn.utils import parametrize
 
 from ..modules.clip_model import chunks
 from ..modules.clip_model.attention import Attend, scaled_dot_product
-from ..modules.clip_model.host.patch import KEY, attach, inflate
+from ..modules.clip_model.host.attach import attach, inflate
+from ..modules.clip_model.host.settings import KEY
 from ..modules.clip_model.methods import EI2, TUNE_A_VIDEO_PRESET, method
 from ..modules.tuning.host.private_copy import private_copy, reproducible
 from ..modules.tuning.host.session import Tuning

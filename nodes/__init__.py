@@ -15,8 +15,9 @@ from .plan import FitPlanner
 from .prompt import ApplyPromptTokens, LoadPromptTokens, SavePromptTokens, TunePromptTokens
 from .report import CovariateShiftReport, InversionStability, ReconstructionReport
 from .sample import ClipMotion, InterframeNoiseRelation, SmoothSample, SmoothSampler
-from .tune import OneShotTune, TuningOptionsNode, TuningPreviewNode
+from .tune import OneShotTune
 from .tune_files import ApplyTune, LoadTune, SaveTune
+from .tuning_options import TuningOptionsNode, TuningPreviewNode
 
 NODES: list[type[io.ComfyNode]] = [
     LoadDemoModel,

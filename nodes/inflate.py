@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..modules.clip_model.host.patch import inflate
+from ..modules.clip_model.host.attach import inflate
 from .types import MENU, PREFIX
 
 

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..modules.clip_model.host.patch import attach
+from ..modules.clip_model.host.attach import attach
 from ..modules.clip_model.methods import AS_PRESET, EI2, NORMS, PRESETS, SPATIAL_KINDS, TEMPORAL_KINDS, method
 from .types import MENU, PREFIX
 

@@ -11,7 +11,8 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from consistent_video.modules.clip_model.host.patch import attach, clip_settings, inflate
+from consistent_video.modules.clip_model.host.attach import attach, inflate
+from consistent_video.modules.clip_model.host.settings import clip_settings
 from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
 
 from .small import (

@@ -17,7 +17,8 @@ from consistent_video.modules.attention_control.host import control
 from consistent_video.modules.attention_control.host.call import CALL, CONTROL, RUN, ControlSettings
 from consistent_video.modules.attention_control.host.control import attach_control
 from consistent_video.modules.attention_control.host.prompts import Prompts, read_prompts
-from consistent_video.modules.clip_model.host.patch import attach, inflate, transformer_blocks
+from consistent_video.modules.clip_model.host.attach import attach, inflate
+from consistent_video.modules.clip_model.host.bank import transformer_blocks
 from consistent_video.modules.clip_model.methods import EI2, PER_FRAME, method
 from consistent_video.modules.demo_model.host import load_demo_model
 from consistent_video.modules.inversion.host.invert import InversionSettings, invert_clip, trajectory

@@ -18,7 +18,9 @@ from diffusers.models.attention import BasicTransformerBlock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from consistent_video.modules.clip_model.host.patch import attach, clip_settings, inflate, transformer_blocks
+from consistent_video.modules.clip_model.host.attach import attach, inflate
+from consistent_video.modules.clip_model.host.bank import transformer_blocks
+from consistent_video.modules.clip_model.host.settings import clip_settings
 from consistent_video.modules.clip_model.methods import EI2, TUNE_A_VIDEO_PRESET, method
 from consistent_video.modules.demo_model.host import load_demo_unet
 from consistent_video.modules.files import host as files

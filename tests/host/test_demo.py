@@ -10,7 +10,7 @@ from comfy_extras.nodes_canny import Canny
 
 from consistent_video.demo.clips import CLIPS
 from consistent_video.demo.reader import ShapeReader, find_object, read_colour
-from consistent_video.modules.clip_model.host.patch import attach, inflate
+from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.methods import EI2, method
 from consistent_video.modules.demo_model.host import WEIGHTS, load_demo_controlnet, load_demo_model
 from consistent_video.modules.inversion.host.invert import InversionSettings, invert_clip

@@ -7,7 +7,9 @@ import torch
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 
-from consistent_video.modules.clip_model.host.patch import attach, clip_settings, inflate, transformer_blocks
+from consistent_video.modules.clip_model.host.attach import attach, inflate
+from consistent_video.modules.clip_model.host.bank import transformer_blocks
+from consistent_video.modules.clip_model.host.settings import clip_settings
 from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME, TUNE_A_VIDEO_PRESET, method
 
 from .small import FAMILIES, FRAMES, clip_latent, family_model, prompt, sample

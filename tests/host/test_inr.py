@@ -24,7 +24,7 @@ from comfy_extras.nodes_custom_sampler import DisableNoise, SamplerCustomAdvance
 from comfy_extras.nodes_model_advanced import RescaleCFG
 from torch import Tensor
 
-from consistent_video.modules.clip_model.host.patch import attach, inflate
+from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.methods import EI2, PER_FRAME, method
 from consistent_video.modules.demo_model.host import WEIGHTS
 from consistent_video.modules.diffusion.ddim import latent_to_state
@@ -829,7 +829,7 @@ spec = importlib.util.spec_from_file_location("small", f"{root}/tests/host/small
 small = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(small)
 from consistent_video.modules.inversion.host.identity import model_digest
-from consistent_video.modules.clip_model.host.patch import attach, inflate
+from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.methods import EI2, method
 model = attach(inflate(small.random_model()), *method(EI2, 2, "area"))
 print(model_digest(model))

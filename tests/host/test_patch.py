@@ -18,14 +18,10 @@ from diffusers import DDIMScheduler
 
 from consistent_video.modules.clip_model import chunks
 from consistent_video.modules.clip_model.attention import scaled_dot_product
-from consistent_video.modules.clip_model.host.patch import (
-    KEY,
-    attach,
-    clip_settings,
-    inflate,
-    is_far,
-    transformer_blocks,
-)
+from consistent_video.modules.clip_model.host.attach import attach, inflate
+from consistent_video.modules.clip_model.host.bank import transformer_blocks
+from consistent_video.modules.clip_model.host.calls import is_far
+from consistent_video.modules.clip_model.host.settings import KEY, clip_settings
 from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
 
 from .small import EDIT, EMPTY, FRAMES, HEIGHT, UNET, WIDTH, clip_latent, prompt, random_model, sample

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from consistent_video.modules.clip_model import chunks
-from consistent_video.modules.clip_model.host.patch import KEY, attach, clip_settings, inflate
+from consistent_video.modules.clip_model.host.attach import attach, inflate
+from consistent_video.modules.clip_model.host.settings import KEY, clip_settings
 from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME, method
 from consistent_video.modules.tuning.accounting import Held
 from consistent_video.modules.tuning.host import planner

@@ -13,7 +13,8 @@ import pytest
 import torch
 from comfy_extras.nodes_train import LoraModelLoader, SaveLoRA
 
-from consistent_video.modules.clip_model.host.patch import attach, inflate, transformer_blocks
+from consistent_video.modules.clip_model.host.attach import attach, inflate
+from consistent_video.modules.clip_model.host.bank import transformer_blocks
 from consistent_video.modules.clip_model.methods import EI2, method
 from consistent_video.modules.files import host as files
 from consistent_video.modules.prompt_tokens.adapter import PromptAdapter

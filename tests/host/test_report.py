@@ -15,7 +15,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_model_advanced import LCM
 from torch import Tensor
 
-from consistent_video.modules.clip_model.host.patch import attach, clip_settings, inflate, transformer_blocks
+from consistent_video.modules.clip_model.host.attach import attach, inflate
+from consistent_video.modules.clip_model.host.bank import transformer_blocks
+from consistent_video.modules.clip_model.host.settings import clip_settings
 from consistent_video.modules.clip_model.methods import AS_PRESET, EI2, PER_FRAME, TUNE_A_VIDEO_PRESET, method
 from consistent_video.modules.diffusion.host.run import run_sampler
 from consistent_video.modules.judging.covariate_shift import Shift

@@ -9,7 +9,7 @@ from comfy_extras.nodes_custom_sampler import DisableNoise, Guider_Basic, Random
 from comfy_extras.nodes_model_advanced import LCM
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
-from consistent_video.modules.clip_model.host.patch import attach, inflate
+from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.methods import EI2, method
 from consistent_video.modules.diffusion.host.run import run_sampler
 from consistent_video.modules.inversion.host.identity import model_digest

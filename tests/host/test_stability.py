@@ -7,7 +7,7 @@ import comfy.model_management
 import pytest
 import torch
 
-from consistent_video.modules.clip_model.host.patch import attach, inflate
+from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.methods import EI2, method
 from consistent_video.modules.demo_model.host import load_demo_model
 from consistent_video.modules.inversion.host import stability

@@ -24,8 +24,10 @@ from PIL.Image import Image
 
 from consistent_video.modules.clip_model import chunks
 from consistent_video.modules.clip_model.attention.spatial import attend_across_frames
-from consistent_video.modules.clip_model.host import patch
-from consistent_video.modules.clip_model.host.patch import attach, clip_settings, inflate, transformer_blocks
+from consistent_video.modules.clip_model.host import calls
+from consistent_video.modules.clip_model.host.attach import attach, inflate
+from consistent_video.modules.clip_model.host.bank import transformer_blocks
+from consistent_video.modules.clip_model.host.settings import clip_settings
 from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
 from consistent_video.modules.clip_model.temporal import spectral_normalised
 from consistent_video.modules.files import host as files
@@ -40,8 +42,9 @@ from consistent_video.modules.tuning.host.tune_inputs import TuneInputs, latent_
 from consistent_video.modules.tuning.settings import TuneSettings
 from consistent_video.modules.tuning.tuner import Tuner
 from consistent_video.modules.tuning.weights import Tune, load_tune, save_tune
-from consistent_video.nodes.tune import OneShotTune, TuningOptionsNode, TuningPreviewNode
+from consistent_video.nodes.tune import OneShotTune
 from consistent_video.nodes.tune_files import ApplyTune, LoadTune, SaveTune
+from consistent_video.nodes.tuning_options import TuningOptionsNode, TuningPreviewNode
 
 from .small import (
     EDIT,
@@ -511,7 +514,7 @@ def test_keys_and_values_side_by_side_are_rebuilt_but_in_checkpoints(checkpointi
         asked.append(args[-1])
         return attend_across_frames(*args)
 
-    monkeypatch.setattr(patch, "attend_across_frames", note)
+    monkeypatch.setattr(calls, "attend_across_frames", note)
     run(patched(EI2), replace(SETTINGS, steps=1, gradient_checkpointing=checkpointing))
     assert set(asked) == {not checkpointing}
     asked.clear()

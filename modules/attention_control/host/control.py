@@ -14,7 +14,7 @@ from comfy.sampler_helpers import convert_cond
 from comfy.samplers import calc_cond_batch, encode_model_conds
 from torch import Tensor
 
-from ...clip_model.host.patch import transformer_blocks
+from ...clip_model.host.bank import transformer_blocks
 from ...inversion.host.invert import INVERSION, inversion_of, trajectory
 from ...tuning.host.tune_inputs import NOT_TUNED_WITH
 from .call import CALL, CONTROL, RUN, Call, Control, ControlSettings, Run, add_maps, attend_cross, attend_self

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...tuning.losses.consistency import LEAST_FRAMES, Part
 from ...tuning.settings import TuneSettings
-from .patch import transformer_blocks
+from .bank import transformer_blocks
 
 log = logging.getLogger(__name__)
 

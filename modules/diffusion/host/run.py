@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import KSAMPLER
 from torch import Tensor
 
-from ...clip_model.host.patch import clip_settings
+from ...clip_model.host.settings import clip_settings
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor
 
-from ...clip_model.host.patch import clip_settings
+from ...clip_model.host.settings import clip_settings
 from ...diffusion.host.latent import prediction_of
 
 SAMPLED = 256  # values of a tensor that a digest looks at; no two models share them

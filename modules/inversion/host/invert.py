@@ -9,7 +9,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...clip_model.host.patch import clip_settings
+from ...clip_model.host.settings import clip_settings
 from ...diffusion.ddim import Label, ddim_trajectory, latent_to_state, sample_ddim_inversion, state_to_latent
 from ...diffusion.host.latent import clip_latent, prediction_of, sigma_table
 from ...diffusion.host.run import ClipSampler, run_sampler, warn_of_frames

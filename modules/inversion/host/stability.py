@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.utils import ProgressBar
 from torch import Tensor
 
-from ...clip_model.host.patch import KEY, is_active
+from ...clip_model.host.settings import KEY, is_active
 from ...diffusion.ddim import Prediction, ddim_step, output_to_eps, unet_output
 from ...diffusion.host.latent import prediction_of
 from ...diffusion.schedule import sigma_to_alpha_bar

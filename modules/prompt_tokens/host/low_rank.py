@@ -7,7 +7,7 @@ import torch
 from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
-from ...clip_model.host.patch import transformer_blocks
+from ...clip_model.host.bank import transformer_blocks
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 

@@ -7,8 +7,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from ...clip_model.host.bank import transformer_blocks
 from ...clip_model.host.features import Features, warn_of_few_frames
-from ...clip_model.host.patch import clip_settings, transformer_blocks
+from ...clip_model.host.settings import clip_settings
 from ...diffusion.host.latent import clip_latent, prediction_of, sigma_table, to_model_latent
 from ...tuning.host.fit import FittingSteps
 from ...tuning.host.learned import Caller, frozen_bank, training_options

@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from ...clip_model.host.patch import clip_settings
+from ...clip_model.host.settings import clip_settings
 from ...tuning.curvature import central_difference, hessian_vector_product, power_iteration
 from ...tuning.host.private_copy import check_tunable, private_copy, reproducible
 from ...tuning.host.progress import TuningProgress, show_text

@@ -5,7 +5,9 @@ from dataclasses import replace
 from comfy.model_patcher import ModelPatcher
 
 from ...clip_model.attention.spatial import SpatialConfig
-from ...clip_model.host.patch import KEY, attach, clip_settings, inflate, temporal_key, transformer_blocks
+from ...clip_model.host.attach import attach, inflate
+from ...clip_model.host.bank import temporal_key, transformer_blocks
+from ...clip_model.host.settings import KEY, clip_settings
 from ...clip_model.temporal import TemporalConfig
 from ..weights import Tune
 

@@ -11,7 +11,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...clip_model.host.patch import ClipSettings, TemporalBank
+from ...clip_model.host.bank import TemporalBank
+from ...clip_model.host.settings import ClipSettings
 from ..settings import TuneSettings
 from ..tuner import Tuner
 from .learned import Caller, training_options

@@ -14,17 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...clip_model.attention import scaled_dot_product
+from ...clip_model.host.bank import TemporalBank, transformer_blocks
+from ...clip_model.host.calls import OURS, attend_block, run_residual, run_transformer
 from ...clip_model.host.features import Features
-from ...clip_model.host.patch import (
-    KEY,
-    OURS,
-    TemporalBank,
-    attend_block,
-    clip_settings,
-    run_residual,
-    run_transformer,
-    transformer_blocks,
-)
+from ...clip_model.host.settings import KEY, clip_settings
 from ..settings import TuneSettings
 
 

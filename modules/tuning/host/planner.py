@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-from ...clip_model.host.patch import KEY, clip_settings
+from ...clip_model.host.settings import KEY, clip_settings
 from ...diffusion.host.latent import clip_latent
 from ..accounting import Held
 from ..losses.diffusion import diffusion_loss

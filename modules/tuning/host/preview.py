@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from PIL.Image import Image
 from torch import Tensor
 
-from ...clip_model.host.patch import TemporalBank
+from ...clip_model.host.bank import TemporalBank
 from ...demo_model.host import DemoLatents, load_demo_vae
 from ...diffusion.ddim import Prediction, latent_to_state, sample_ddim, sample_ddim_inversion, state_to_latent
 from ...diffusion.schedule import ddim_sigmas, matched_denoise

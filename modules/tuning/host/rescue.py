@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 
-from ...clip_model.host.patch import clip_settings
+from ...clip_model.host.settings import clip_settings
 from ...prompt_tokens.adapter import PromptAdapter
 from ..settings import TuneSettings
 from ..tuner import Tuner

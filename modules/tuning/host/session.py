@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...clip_model.host.features import Features, warn_of_few_frames
-from ...clip_model.host.patch import KEY, ClipSettings, clip_settings, is_active
+from ...clip_model.host.settings import KEY, ClipSettings, clip_settings, is_active
 from ...clip_model.methods import name_of
 from ...diffusion.host.latent import clip_latent, prediction_of, sigma_table, to_model_latent
 from ..settings import TuneSettings

@@ -6,7 +6,7 @@ import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...clip_model.host.patch import clip_settings
+from ...clip_model.host.settings import clip_settings
 from ..settings import TuneSettings
 from ..weights import Tune
 from .private_copy import check_tunable, private_copy, reproducible

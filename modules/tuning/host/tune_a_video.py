@@ -10,7 +10,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...clip_model.host.patch import check_supported
+from ...clip_model.host.attach import check_supported
 from ...diffusion.host.latent import prediction_of
 from ...files.host import free_path, import_path
 from ..tune_a_video import (

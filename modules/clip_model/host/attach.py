@@ -1,0 +1,148 @@
+"""Clip UNets: what is attached to a host MODEL so that its batch is a clip."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import comfy.model_patcher
+from comfy.ldm.modules.attention import (
+    SpatialTransformer,
+    SpatialVideoTransformer,
+)
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..attention.spatial import SpatialConfig
+from ..temporal import TemporalConfig
+from .bank import TemporalBank, transformer_blocks
+from .calls import OURS, attend_block, begin_call, prepare_call
+from .settings import KEY, ClipSettings, clip_settings
+
+
+def check_supported(model: ModelPatcher) -> None:
+    """Refuse models that are not image UNets with spatial transformers.
+
+    Raises:
+        ValueError: naming what the model is and what is supported.
+    """
+    unet = model.model.diffusion_model
+    kinds = {type(module) for module in unet.modules()}
+    if not isinstance(unet, UNetModel) or SpatialTransformer not in kinds or SpatialVideoTransformer in kinds:
+        raise ValueError(
+            f"model is {type(model.model).__name__} ({type(unet).__name__}), which Consistent Video cannot inflate. "
+            "Supported are image UNets with SpatialTransformer blocks: the Stable Diffusion 1.x family (SD2.x and SDXL "
+            "share the structure). Load such a checkpoint."
+        )
+    if model.model.concat_keys or unet.in_channels != model.model.latent_format.latent_channels:
+        raise ValueError(
+            f"model takes {unet.in_channels} input channels, more than the latent has: a checkpoint for inpainting or "
+            "of another special kind, which Consistent Video does not know. Load the ordinary checkpoint."
+        )
+
+
+def inflate(model: ModelPatcher, num_frames: int = 0) -> ModelPatcher:
+    """Return a clone whose batch is a clip; the weights and, alone, the outputs are the base model's.
+
+    Args:
+        model: SD1.x-like image model.
+        num_frames: frames per clip, 0 = the whole batch is one clip.
+
+    Raises:
+        ValueError: the model is not supported.
+    """
+    check_supported(model)
+    clone = model.clone()
+    clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
+    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, begin_call)
+    clone.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, KEY)
+    clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, prepare_call)
+    options = clone.model_options["transformer_options"]
+    options[KEY] = replace(options.get(KEY, ClipSettings()), num_frames=num_frames)
+    return clone
+
+
+def attach(
+    model: ModelPatcher,
+    spatial: SpatialConfig | None,
+    temporal: TemporalConfig | None,
+    spatial_strength: float = 1.0,
+    temporal_strength: float = 1.0,
+    percents: tuple[float, float] = (0.0, 1.0),
+    tensors: Mapping[str, Tensor] | None = None,
+) -> ModelPatcher:
+    """Return a clone of an inflated model with attention across frames, replacing any attached before.
+
+    A part of strength 0 is not attached at all, so that without both the outputs are the base model's.
+
+    Args:
+        model: inflated model.
+        spatial: self-attention across frames, None = each frame for itself.
+        temporal: temporal module after each block's feed-forward, None = none.
+        spatial_strength: 0 ... 1, weight against the base model's self-attention.
+        temporal_strength: 0 ... 1, factor of what the temporal modules add.
+        percents: start and end of sampling between which both act, 0 ... 1.
+        tensors: weights of the temporal modules, by the host's block paths; None = as they start.
+
+    Raises:
+        ValueError: the model is not inflated, carries a tune, or the part of sampling is empty.
+    """
+    attached = clip_settings(model)
+    if not 0 <= percents[0] < percents[1] <= 1:
+        raise ValueError(
+            f"start_percent {percents[0]:g} is not below end_percent {percents[1]:g}, so that nothing would act. Set "
+            "them to 0 and 1 for all of sampling."
+        )
+    if tensors is None and attached.temporal is not None and attached.temporal.is_tuned:
+        raise ValueError(
+            "model carries a tune, whose temporal modules this patch would throw away. Connect STAM/FFAM Patch before "
+            "One-Shot Tune, and nothing of it after Apply Tune."
+        )
+    clone = detach(model)
+    blocks = transformer_blocks(clone.model.diffusion_model)
+    spatial = spatial if spatial_strength > 0 else None
+    if spatial is not None:
+        for place in dict.fromkeys(block.place for block in blocks):
+            clone.set_model_attn1_replace(attend_block, *place)
+    bank = None
+    if temporal is not None and temporal_strength > 0:
+        bank = TemporalBank(blocks, temporal, tensors)
+        bank.to(clone.model.get_dtype_inference()).eval().requires_grad_(False)
+        patcher = comfy.model_patcher.CoreModelPatcher(bank, clone.load_device, clone.offload_device)
+        clone.set_additional_models(KEY, [patcher])
+    if spatial is not None or bank is not None:
+        for patch in OURS:
+            clone.set_model_forward_timestep_embed_patch(patch)
+    clone.model_options["transformer_options"][KEY] = replace(
+        clip_settings(clone),
+        spatial=spatial,
+        spatial_strength=spatial_strength,
+        temporal=bank,
+        temporal_strength=temporal_strength,
+        percents=percents,
+        sigmas=sigmas_of(clone, percents),
+    )
+    return clone
+
+
+def sigmas_of(model: ModelPatcher, percents: tuple[float, float]) -> tuple[float, float]:
+    """Return the noise levels of a start and an end in sampling, highest first."""
+    start, end = percents
+    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
+    return (math.inf if start == 0 else float(to_sigma(start)), 0.0 if end == 1 else float(to_sigma(end)))
+
+
+def detach(model: ModelPatcher) -> ModelPatcher:
+    """Return a clone of an inflated model without what `attach` put there."""
+    clone = model.clone()
+    clone.remove_additional_models(KEY)
+    options = clone.model_options["transformer_options"]
+    replaced = options.get("patches_replace", {}).get("attn1", {})
+    for place in [place for place, patch in replaced.items() if patch is attend_block]:
+        del replaced[place]
+    patches = options.get("patches", {}).get("forward_timestep_embed_patch", [])
+    patches[:] = [patch for patch in patches if patch not in OURS]
+    attached = clip_settings(model)  # a tune's query projections stay
+    options[KEY] = ClipSettings(attached.num_frames, tunes=attached.tunes, tuned_frames=attached.tuned_frames)
+    return clone

@@ -1,0 +1,76 @@
+"""The transformer blocks of a UNet, and the temporal modules that follow them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from comfy.ldm.modules.attention import (
+    BasicTransformerBlock,
+)
+from torch import Tensor, nn
+
+from ..temporal import TemporalConfig, TemporalModule
+
+
+@dataclass(frozen=True)
+class Block:
+    """A transformer block of a UNet: the host's name for its place, its path in the UNet, its width."""
+
+    place: tuple[str, int]
+    index: int
+    path: str
+    dim: int
+    heads: int
+
+
+def transformer_blocks(unet: nn.Module) -> list[Block]:
+    """Return the transformer blocks of a UNet in the order of its modules."""
+    blocks = []
+    for path, module in unet.named_modules():
+        if isinstance(module, BasicTransformerBlock):
+            part = path.split(".")
+            kind = part[0].removesuffix("_blocks").removesuffix("_block")
+            place = (kind, 0 if kind == "middle" else int(part[1]))
+            blocks.append(Block(place, int(part[-1]), path, module.norm1.normalized_shape[0], module.n_heads))
+    return blocks
+
+
+class TemporalBank(nn.Module):
+    """The temporal modules of a UNet, one for each transformer block.
+
+    Args:
+        blocks: of the UNet.
+        config: of every module.
+        tensors: their weights, named as `tensors` returns them; None = as they are before tuning, always the same.
+
+    Attributes:
+        origin: the tensors given, exact where the modules are cast to half precision.
+    """
+
+    def __init__(self, blocks: list[Block], config: TemporalConfig, tensors: Mapping[str, Tensor] | None = None):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0) if tensors is None else None
+        self.config, self.is_tuned, self.origin = config, tensors is not None, tensors
+        self.paths = [block.path for block in blocks]
+        self.places = {(block.place, block.index): i for i, block in enumerate(blocks)}
+        self.bank = nn.ModuleList(TemporalModule(b.dim, b.heads, config, generator) for b in blocks)
+        if tensors is not None:
+            for path, module in zip(self.paths, self.bank, strict=True):
+                module.load_state_dict({name: tensors[temporal_key(path, name)] for name in module.state_dict()})
+
+    def at(self, place: tuple[str, int], index: int) -> TemporalModule:
+        """Return the module that follows a block."""
+        return self.bank[self.places[place, index]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return copies of the weights on the CPU by the host's block paths."""
+        return {
+            temporal_key(path, name): value
+            for path, module in zip(self.paths, self.bank, strict=True)
+            for name, value in module.tensors().items()
+        }
+
+
+def temporal_key(path: str, name: str) -> str:
+    """Return the name in a tune of a weight of the temporal module that follows a block."""
+    return f"diffusion_model.{path}.attn_temp.{name}"

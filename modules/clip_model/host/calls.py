@@ -1,0 +1,129 @@
+"""What a clip model does in each call of its UNet: attention across frames, temporal modules, chunks."""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from comfy.ldm.modules.attention import (
+    SpatialTransformer,
+    optimized_attention,
+)
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from torch import Tensor, nn
+
+from ..attention.fine_coarse import COPIED_BYTES
+from ..attention.spatial import attend_across_frames, copied_keys
+from ..chunks import apply_in_chunks
+from .bank import transformer_blocks
+from .settings import KEY, ClipSettings, count_frames, is_active
+
+FEED_FORWARD = 16  # activations for each of its input: GEGLU's halves, the gate's GELU, the product; 4 times each
+
+
+def begin_call(executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, **kwargs):
+    """Wrap the UNet: refuse a batch that is no whole number of clips, and take the parts out where they do not act."""
+    count_frames(transformer_options, len(x))
+    settings: ClipSettings = transformer_options[KEY]
+    if not is_active(settings, transformer_options):
+        transformer_options = {**transformer_options, KEY: replace(settings, spatial=None, temporal=None)}
+    return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+
+def prepare_call(executor, model, noise_shape, conds, *args, **kwargs):
+    """Wrap the preparation of a sampling: let the host count frames put side by side as further rows."""
+    settings = model.model_options["transformer_options"].get(KEY)
+    rows = 0
+    if settings is not None and settings.spatial is not None:
+        frames, _, height, width = noise_shape
+        block = transformer_blocks(model.model.diffusion_model)[0]  # on the largest map
+        keys = copied_keys(settings.spatial, frames, height, width)
+        size = min(COPIED_BYTES, 4 * frames * keys * block.dim * model.model_dtype().itemsize)
+        rows = math.ceil(size / (2 * model.model.memory_required([1, *noise_shape[1:]])))  # the host takes both sides
+    return executor(model, [noise_shape[0] + rows, *noise_shape[1:]], conds, *args, **kwargs)
+
+
+@torch.compiler.disable
+def attend_block(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
+    """Replace a block's self-attention: projected q, k, v of shape ((chunks b f), l, heads d) -> what to_out takes."""
+    settings: ClipSettings = extra_options[KEY]
+    height, width = extra_options["activations_shape"][-2:]
+    if q.shape[1] != height * width or q.shape[0] != extra_options["activations_shape"][0]:
+        raise ValueError(
+            f"Self-attention got {q.shape[0]} rows of {q.shape[1]} tokens where the feature map has "
+            f"{extra_options['activations_shape'][0]} of {height} x {width}. Another patch (HyperTile, Token Merging) "
+            "rearranges the tokens; remove it from the model."
+        )
+    attend = partial(
+        optimized_attention, attn_precision=extra_options["attn_precision"], transformer_options=extra_options
+    )
+    heads, frames = extra_options["n_heads"], count_frames(extra_options, len(q))
+    if settings.spatial is None:
+        return attend(q, k, v, heads)
+    attended = attend_across_frames(settings.spatial, q, k, v, heads, frames, height, width, attend, settings.rebuilds)
+    if settings.spatial_strength == 1:
+        return attended
+    return torch.lerp(attend(q, k, v, heads), attended, settings.spatial_strength)
+
+
+@torch.compiler.disable
+def run_transformer(layer: SpatialTransformer, x: Tensor, emb, context, transformer_options, *_: Any) -> Tensor:
+    """Run a spatial transformer with a temporal module after each of its blocks, their feed-forwards in chunks.
+
+    The host has no hook after a block's feed-forward; a module hook that lives as long as this call is one, follows
+    the live layer through deep copies, and leaves the layer as it was. So does what stands in for its method.
+    """
+    settings: ClipSettings = transformer_options[KEY]
+    bank, strength = settings.temporal, settings.temporal_strength
+    place, frames = transformer_options["block"], count_frames(transformer_options, len(x))
+
+    def follow(index: int, _block: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        assert bank is not None, "hooked where there is one"
+        module = bank.at(place, index)
+        if module.to_out.bias.device != output.device:  # the host leaves it behind where not all weights fit
+            module.to(output.device)
+        return module(output, frames, strength, settings.recomputes)
+
+    with ExitStack() as afterwards:
+        for index, block in enumerate(layer.transformer_blocks):
+            if bank is not None:
+                afterwards.callback(block.register_forward_hook(partial(follow, index)).remove)
+            afterwards.enter_context(feed_forward_in_chunks(block.ff, x, settings.recomputes))
+        x = layer(x, context, transformer_options)
+    if "transformer_index" in transformer_options:
+        transformer_options["transformer_index"] += 1
+    return x
+
+
+@contextmanager
+def feed_forward_in_chunks(layer: nn.Module, x: Tensor, recompute: bool) -> Iterator[None]:
+    """Let a feed-forward work in chunks, by another method than its class's; x is where it will run."""
+    before = vars(layer).get("forward")
+    layer.forward = partial(
+        apply_in_chunks, layer.forward, inner=FEED_FORWARD, recompute=recompute, is_far=is_far(layer, x)
+    )
+    try:
+        yield
+    finally:
+        if before is None:
+            del layer.forward
+        else:
+            layer.forward = before
+
+
+def is_far(layer: nn.Module, x: Tensor) -> bool:
+    """Whether the host fetches a layer's weights at each call, because not all fit on the device."""
+    return any(weight.device != x.device for weight in layer.parameters())
+
+
+def run_residual(layer: ResBlock, x: Tensor, emb: Tensor, *_: Any, recompute: bool = False) -> Tensor:
+    """Run a residual block in chunks."""
+    inner = 3 * (1 + layer.out_channels / layer.channels)  # norm, SiLU, convolution for each side of it
+    emb = emb.expand(len(x), -1)
+    return apply_in_chunks(layer, x, emb, inner=inner, recompute=recompute, is_far=is_far(layer, x))
+
+
+OURS = ((SpatialTransformer, run_transformer), (ResBlock, run_residual))

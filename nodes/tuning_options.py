@@ -1,0 +1,216 @@
+"""Tuning Options and Tuning Preview."""
+
+from typing import get_args
+
+from comfy_api.latest import io
+
+from ..modules.tuning.host.preview import PreviewSettings
+from ..modules.tuning.learning_rate import Schedule
+from ..modules.tuning.losses.smoothing import Coupling
+from ..modules.tuning.settings import OnOutOfMemory, Optimizer, Precision, TuneSettings
+from .types import MENU, PREFIX, TuningOptions, TuningPreview
+
+CATEGORY = MENU + "tune"
+
+
+class TuningOptionsNode(io.ComfyNode):
+    """Settings of One-Shot Tune beyond steps and learning rate."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "TuningOptions",
+            display_name="Tuning Options",
+            category=CATEGORY,
+            description="Precision, memory and optimiser of One-Shot Tune. Without it the defaults shown here hold, "
+            "which are the papers' where they name them.",
+            search_aliases=["optimizer", "gradient checkpointing", "learning rate schedule", "min-SNR", "low VRAM"],
+            inputs=[
+                io.Combo.Input(
+                    "precision",
+                    options=list(get_args(Precision)),
+                    default="auto",
+                    tooltip="Of the UNet's computations: auto takes bf16 for half-precision models where the GPU has "
+                    "it, else fp16 with scaled gradients; fp32 on a CPU. What is learned is fp32 always.",
+                ),
+                io.Boolean.Input(
+                    "gradient_checkpointing",
+                    default=False,
+                    tooltip="Compute activations twice instead of holding them: less memory, more "
+                    "time, the same result to rounding.",
+                ),
+                io.Int.Input(
+                    "frames_per_step",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    tooltip="Consecutive frames, at random, that each step sees of a longer clip. 0 = all. Fewer need "
+                    "less memory and more steps.",
+                ),
+                io.Float.Input(
+                    "max_grad_norm",
+                    default=1.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.01,
+                    tooltip="Gradients are scaled down to this norm. 0 = never.",
+                ),
+                io.Float.Input(
+                    "weight_decay", default=0.01, min=0.0, max=1.0, step=1e-4, round=False, tooltip="Of AdamW."
+                ),
+                io.Combo.Input(
+                    "schedule",
+                    options=list(get_args(Schedule)),
+                    default="constant",
+                    tooltip="How the learning rate falls over the steps.",
+                ),
+                io.Int.Input(
+                    "warmup_steps",
+                    default=0,
+                    min=0,
+                    max=100000,
+                    tooltip="Steps in which the learning rate rises from 0.",
+                ),
+                io.Float.Input(
+                    "min_snr_gamma",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Min-SNR weighting: low noise levels count less. 5 is usual; 0 = all alike, as in the "
+                    "papers.",
+                ),
+                io.Combo.Input(
+                    "optimizer",
+                    options=list(get_args(Optimizer)),
+                    default="AdamW",
+                    tooltip="AdamW 8-bit needs the package bitsandbytes and a quarter of the optimiser's memory. "
+                    "Gradient descent is plain: no momentum, no weight decay; its steps are checked, see Tune Prompt "
+                    "Tokens.",
+                ),
+                io.Combo.Input(
+                    "coupling",
+                    options=list(get_args(Coupling)),
+                    default="pairwise",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of INR's smoothing loss, whose published equations are lost. Pairwise: gradients reach "
+                    "both frames of a pair. Detached neighbour: only the one that is corrected. Cumulative: the first "
+                    "or last frame stands for the neighbour.",
+                ),
+                io.Float.Input(
+                    "backward_weight",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of INR's loss from the last frame to the first.",
+                ),
+                io.Float.Input(
+                    "forward_weight",
+                    default=0.5,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of INR's loss from the first frame to the last.",
+                ),
+                io.Float.Input(
+                    "smoothing_end",
+                    default=-1.0,
+                    min=-1.0,
+                    max=100.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Weight of the smoothing loss at the last step, changing evenly from smoothing_weight at "
+                    "the first. -1 = the same at all steps.",
+                ),
+                io.Combo.Input(
+                    "on_out_of_memory",
+                    options=list(get_args(OnOutOfMemory)),
+                    default="step down",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Step down: where a step does not fit, go on from the last one with chunking, then "
+                    "gradient_checkpointing, then with half the frames in each step, and again; log and report say so. "
+                    "Stop: end with an error.",
+                ),
+                io.Boolean.Input(
+                    "chunking",
+                    default=False,
+                    optional=True,
+                    tooltip="Compute activations of feed-forward layers and temporal modules again for the gradient, "
+                    "part by part, instead of holding them: less memory, a little more time, the same result to "
+                    "rounding. Try it before gradient_checkpointing; with both they are computed three times.",
+                ),
+            ],
+            outputs=[TuningOptions.Output("options", tooltip="For One-Shot Tune.")],
+        )
+
+    @classmethod
+    def execute(cls, smoothing_end=-1.0, **settings) -> io.NodeOutput:
+        return io.NodeOutput(TuneSettings(**settings, smoothing_end=None if smoothing_end < 0 else smoothing_end))
+
+
+class TuningPreviewNode(io.ComfyNode):
+    """An edit to look at while One-Shot Tune runs."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "TuningPreview",
+            display_name="Tuning Preview",
+            category=CATEGORY,
+            description="Shows in One-Shot Tune what the edit would be if it ended now: the clip is inverted and "
+            "sampled in a few steps and plays in the node. The tuning's result is the same with it.",
+            search_aliases=["training preview", "validation sample"],
+            inputs=[
+                io.Conditioning.Input(
+                    "positive", tooltip="Prompt to preview. Give it its own text: changing it runs the tuning again."
+                ),
+                io.Conditioning.Input(
+                    "negative", tooltip="Negative prompt, usually empty; the clip is inverted with it."
+                ),
+                io.Int.Input(
+                    "every",
+                    default=50,
+                    min=1,
+                    max=100000,
+                    tooltip="Steps of the tuning between two previews. Each costs thrice its own steps in UNet calls.",
+                ),
+                io.Int.Input(
+                    "preview_steps",
+                    default=8,
+                    min=1,
+                    max=100,
+                    tooltip="DDIM steps of the inversion and of the sampling.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=1.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Classifier-free guidance of the sampling.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Part of the noise levels that is walked; 0 = auto, as in the inversion.",
+                ),
+            ],
+            outputs=[TuningPreview.Output("preview", tooltip="For One-Shot Tune.")],
+        )
+
+    @classmethod
+    def execute(cls, positive, negative, every, preview_steps, cfg, denoise=0.0) -> io.NodeOutput:
+        return io.NodeOutput(PreviewSettings(positive, negative, every, preview_steps, cfg, denoise))
