@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..modules.clip_model.attention import scaled_dot_product
+from ..modules.clip_model.attention import Grid, scaled_dot_product
 from ..modules.clip_model.attention.fine_coarse import fine_coarse_attention
 from ..modules.clip_model.attention.full import full_attention
 from ..modules.clip_model.attention.sparse_causal import sparse_causal_attention
@@ -80,11 +80,11 @@ def make_contenders(case: Case) -> Iterator[tuple[str, Contender]]:
     yield "full", Contender(partial(full_attention, heads=HEADS, num_frames=f), [q, k, v], f * tokens)
     for r in RS:
         keys = coarse_keys(size, f, r)
-        ways = dict[str, Any](num_frames=f, height=size, width=size, r=r)
+        ways = dict[str, Any](grid=Grid(HEADS, f, size, size), r=r)
         ways["rebuild"] = case.passes != "forward"  # as the tuning does it
         ready = [draw(f, HEADS, n, head) for n in (tokens, keys, keys)]
         yield f"{BOUND}, r = {r}", Contender(F.scaled_dot_product_attention, ready, keys)
-        ours = partial(fine_coarse_attention, heads=HEADS, **ways)
+        ours = partial(fine_coarse_attention, **ways)
         yield f"FFAM, r = {r}", Contender(ours, [q, k, v], keys, f"{BOUND}, r = {r}")
         naive = partial(naive_fine_coarse, heads=HEADS, height=size, width=size, r=r)
         yield f"{NAIVE}, r = {r}", Contender(naive, [z, *weights])
@@ -129,7 +129,7 @@ def beyond_output(setting: Setting, frames: int, r: int) -> int:
 
     def measure(device: str) -> int:
         q, k, v = (torch.zeros(frames, FULL_SIZE**2, DIM, device=device, dtype=torch.float16) for _ in range(3))
-        ours = partial(fine_coarse_attention, q, k, v, HEADS, frames, FULL_SIZE, FULL_SIZE, r)
+        ours = partial(fine_coarse_attention, q, k, v, Grid(HEADS, frames, FULL_SIZE, FULL_SIZE), r)
         return extra_memory(torch.no_grad()(ours), torch.device(device)) - q.nbytes
 
     if setting.device == "cuda":
@@ -146,7 +146,7 @@ def kept_for_backward(setting: Setting, frames: int, r: int) -> float:
         given = (torch.zeros(shape, device=setting.device, dtype=torch.float16, requires_grad=True) for _ in range(3))
         q, k, v = given
         before = peak.now()
-        attended = fine_coarse_attention(q, k, v, HEADS, frames, FULL_SIZE, FULL_SIZE, r, rebuild=True)
+        attended = fine_coarse_attention(q, k, v, Grid(HEADS, frames, FULL_SIZE, FULL_SIZE), r, rebuild=True)
         return (peak.now() - before - attended.nbytes) / frames
 
 

@@ -9,7 +9,7 @@ from statistics import median
 import torch
 from matplotlib.figure import Figure
 
-from ..modules.clip_model.attention import scaled_dot_product
+from ..modules.clip_model.attention import Grid, scaled_dot_product
 from ..modules.clip_model.attention.fine_coarse import fine_coarse_attention
 from .performance import Row, Setting, half_on_gpu
 from .table import write_table
@@ -41,7 +41,7 @@ def time_shape(setting: Setting, frames: int, size: int, r: int) -> Row:
     generator = torch.Generator().manual_seed(0)
     shape = frames, size**2, DIM
     q, k, v = (torch.randn(shape, generator=generator).to(setting.device, half_on_gpu(setting)) for _ in range(3))
-    ours = partial(fine_coarse_attention, q, k, v, HEADS, frames, size, size, r)
+    ours = partial(fine_coarse_attention, q, k, v, Grid(HEADS, frames, size, size), r)
     with torch.no_grad():
         calls = {PER_FRAME: partial(scaled_dot_product, q, k, v, HEADS), OURS: ours}
         return {"shape": (frames, size, r), "seconds": time_rounds(calls, setting.rounds, torch.device(setting.device))}

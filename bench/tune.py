@@ -175,7 +175,7 @@ def work_as_its_code(made: Tuning, kernel: Attend) -> None:
         norms_in_float32(unet)
     options = made.call.options
     options["optimized_attention_override"] = override
-    options[KEY] = replace(options[KEY], rebuilds=False)
+    options[KEY] = replace(options[KEY], rebuild=False)
     assert made.learned.bank is not None, "the preset has temporal modules"
     for module in made.learned.bank.bank:
         module.forward = partial(naive_temporal, module)

@@ -5,12 +5,22 @@ attention kernel: the host's, or `scaled_dot_product` below.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
+class Grid(NamedTuple):
+    """How projected tokens are laid out: heads, frames of each clip, height and width of a frame's token grid."""
+
+    heads: int
+    frames: int
+    height: int
+    width: int
 
 
 def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import Attend, scaled_dot_product
+from . import Attend, Grid, scaled_dot_product
 from .rebuilt import attend_to_copies
 
 Downsample = Literal["area", "strided", "bilinear"]
@@ -47,10 +47,7 @@ def fine_coarse_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    heads: int,
-    num_frames: int,
-    height: int,
-    width: int,
+    grid: Grid,
     r: int = 4,
     downsample: Downsample = "area",
     attend: Attend = scaled_dot_product,
@@ -64,9 +61,7 @@ def fine_coarse_attention(
 
     Args:
         q, k, v: projected tokens, shape ((b f), h*w, heads*d).
-        heads: number of heads.
-        num_frames: f.
-        height, width: token grid of a frame.
+        grid: heads, f, h and w.
         r: downsampling factor of each side of the other frames, 1 ... min(h, w); the paper uses 2 and 4.
         downsample: how, see `downsample_tokens`.
         attend: attention kernel.
@@ -76,6 +71,7 @@ def fine_coarse_attention(
     Returns:
         Attended values, the shape of q.
     """
+    heads, num_frames, height, width = grid
     coarse_k, coarse_v = (
         rearrange(downsample_tokens(x, height, width, r, downsample), "(b f) p d -> b f p d", f=num_frames)
         for x in (k, v)

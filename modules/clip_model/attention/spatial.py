@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from . import Attend
+from . import Attend, Grid
 from .fine_coarse import Downsample, fine_coarse_attention
 from .full import full_attention
 from .key_frame import key_frame_attention
@@ -45,26 +45,17 @@ def copied_keys(config: SpatialConfig, frames: int, height: int, width: int) -> 
 
 
 def attend_across_frames(
-    config: SpatialConfig,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    heads: int,
-    num_frames: int,
-    height: int,
-    width: int,
-    attend: Attend,
-    rebuild: bool = False,
+    config: SpatialConfig, q: Tensor, k: Tensor, v: Tensor, grid: Grid, attend: Attend, rebuild: bool = False
 ) -> Tensor:
     """Attend from projected tokens of shape ((b f), h*w, heads*d) as the config says.
 
     `rebuild` is that of `fine_coarse_attention`.
     """
     if config.kind == "sparse-causal":
-        return sparse_causal_attention(q, k, v, heads, num_frames, attend, rebuild)
+        return sparse_causal_attention(q, k, v, grid.heads, grid.frames, attend, rebuild)
     if config.kind == "key-frame":
-        return key_frame_attention(q, k, v, heads, num_frames, attend)
-    r = min(config.r, height, width)
+        return key_frame_attention(q, k, v, grid.heads, grid.frames, attend)
+    r = min(config.r, grid.height, grid.width)
     if config.kind == "full" or r == 1:
-        return full_attention(q, k, v, heads, num_frames, attend)
-    return fine_coarse_attention(q, k, v, heads, num_frames, height, width, r, config.downsample, attend, rebuild)
+        return full_attention(q, k, v, grid.heads, grid.frames, attend)
+    return fine_coarse_attention(q, k, v, grid, r, config.downsample, attend, rebuild)

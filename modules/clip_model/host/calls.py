@@ -15,6 +15,7 @@ from comfy.ldm.modules.attention import (
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
 
+from ..attention import Grid
 from ..attention.fine_coarse import COPIED_BYTES
 from ..attention.spatial import attend_across_frames, copied_keys
 from ..chunks import apply_in_chunks
@@ -60,13 +61,13 @@ def attend_block(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any])
     attend = partial(
         optimized_attention, attn_precision=extra_options["attn_precision"], transformer_options=extra_options
     )
-    heads, frames = extra_options["n_heads"], count_frames(extra_options, len(q))
+    grid = Grid(extra_options["n_heads"], count_frames(extra_options, len(q)), height, width)
     if settings.spatial is None:
-        return attend(q, k, v, heads)
-    attended = attend_across_frames(settings.spatial, q, k, v, heads, frames, height, width, attend, settings.rebuilds)
+        return attend(q, k, v, grid.heads)
+    attended = attend_across_frames(settings.spatial, q, k, v, grid, attend, settings.rebuild)
     if settings.spatial_strength == 1:
         return attended
-    return torch.lerp(attend(q, k, v, heads), attended, settings.spatial_strength)
+    return torch.lerp(attend(q, k, v, grid.heads), attended, settings.spatial_strength)
 
 
 @torch.compiler.disable
@@ -85,13 +86,13 @@ def run_transformer(layer: SpatialTransformer, x: Tensor, emb, context, transfor
         module = bank.at(place, index)
         if module.to_out.bias.device != output.device:  # the host leaves it behind where not all weights fit
             module.to(output.device)
-        return module(output, frames, strength, settings.recomputes)
+        return module(output, frames, strength, settings.recompute)
 
     with ExitStack() as afterwards:
         for index, block in enumerate(layer.transformer_blocks):
             if bank is not None:
                 afterwards.callback(block.register_forward_hook(partial(follow, index)).remove)
-            afterwards.enter_context(feed_forward_in_chunks(block.ff, x, settings.recomputes))
+            afterwards.enter_context(feed_forward_in_chunks(block.ff, x, settings.recompute))
         x = layer(x, context, transformer_options)
     if "transformer_index" in transformer_options:
         transformer_options["transformer_index"] += 1

@@ -28,8 +28,8 @@ class ClipSettings:
         sigmas: the noise levels of these, highest first.
         tunes: what tunes are applied, by their digests.
         tuned_frames: frames of the clip that the last of them was made on, 0 = none.
-        rebuilds: whether a backward concatenates keys and values again, instead of keeping them.
-        recomputes: whether a backward computes activations of feed-forwards and temporal modules again.
+        rebuild: whether a backward concatenates keys and values again, instead of keeping them.
+        recompute: whether a backward computes activations of feed-forwards and temporal modules again.
     """
 
     num_frames: int = 0
@@ -41,8 +41,8 @@ class ClipSettings:
     sigmas: tuple[float, float] = ALWAYS
     tunes: tuple[str, ...] = ()
     tuned_frames: int = 0
-    rebuilds: bool = False
-    recomputes: bool = False
+    rebuild: bool = False
+    recompute: bool = False
 
 
 def clip_settings(model: ModelPatcher) -> ClipSettings:

@@ -149,7 +149,7 @@ def training_options(model: ModelPatcher, bank: TemporalBank | None, settings: T
     options = comfy.patcher_extension.copy_nested_dicts(model.model_options["transformer_options"])
     clip = replace(options[KEY], temporal=bank, num_frames=0)  # a step may take a part of the clip
     # What a checkpoint rebuilds it would keep for that, and it keeps nothing else.
-    options[KEY] = replace(clip, rebuilds=not settings.gradient_checkpointing, recomputes=settings.chunking)
+    options[KEY] = replace(clip, rebuild=not settings.gradient_checkpointing, recompute=settings.chunking)
     options["optimized_attention_override"] = sdpa_override
     options["cond_or_uncond"] = [0]
     attn1 = options.setdefault("patches_replace", {}).setdefault("attn1", {})

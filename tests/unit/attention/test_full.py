@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from consistent_video.modules.clip_model.attention import scaled_dot_product
+from consistent_video.modules.clip_model.attention import Grid, scaled_dot_product
 from consistent_video.modules.clip_model.attention.fine_coarse import fine_coarse_attention
 from consistent_video.modules.clip_model.attention.full import full_attention
 from consistent_video.modules.clip_model.attention.spatial import SpatialConfig, attend_across_frames
@@ -44,7 +44,7 @@ def test_a_token_sees_all_tokens_of_its_own_clip(clips: int, num_frames: int, to
 def test_it_is_fine_coarse_attention_without_downsampling(num_frames: int) -> None:
     q, k, v = draw(3, 6, 15, DIM)
     ours = full_attention(q, k, v, HEADS, num_frames)
-    torch.testing.assert_close(ours, fine_coarse_attention(q, k, v, HEADS, num_frames, 3, 5, r=1))
+    torch.testing.assert_close(ours, fine_coarse_attention(q, k, v, Grid(HEADS, num_frames, 3, 5), r=1))
 
 
 def test_one_frame_is_plain_self_attention() -> None:
@@ -69,8 +69,10 @@ def test_the_kind_full_is_full_attention_whatever_the_factor() -> None:
     q, k, v = draw(3, 2 * 3, 20, DIM)
     whole = full_attention(q, k, v, HEADS, 3)
     for config in (SpatialConfig("full"), SpatialConfig("full", r=2), SpatialConfig("fine-coarse", r=1)):
-        torch.testing.assert_close(attend_across_frames(config, q, k, v, HEADS, 3, 4, 5, scaled_dot_product), whole)
-    coarse = attend_across_frames(SpatialConfig("fine-coarse", r=2), q, k, v, HEADS, 3, 4, 5, scaled_dot_product)
+        torch.testing.assert_close(
+            attend_across_frames(config, q, k, v, Grid(HEADS, 3, 4, 5), scaled_dot_product), whole
+        )
+    coarse = attend_across_frames(SpatialConfig("fine-coarse", r=2), q, k, v, Grid(HEADS, 3, 4, 5), scaled_dot_product)
     assert (coarse - whole).abs().max() > 1e-2
 
 
@@ -78,5 +80,5 @@ def test_the_kind_full_is_full_attention_whatever_the_factor() -> None:
 def test_a_factor_larger_than_the_feature_map_is_its_shorter_side(height: int, width: int) -> None:
     q, k, v = draw(3, 2 * 4, 15, DIM)
     config = SpatialConfig("fine-coarse", r=8)
-    ours = attend_across_frames(config, q, k, v, HEADS, 4, height, width, scaled_dot_product)
-    torch.testing.assert_close(ours, fine_coarse_attention(q, k, v, HEADS, 4, height, width, r=3))
+    ours = attend_across_frames(config, q, k, v, Grid(HEADS, 4, height, width), scaled_dot_product)
+    torch.testing.assert_close(ours, fine_coarse_attention(q, k, v, Grid(HEADS, 4, height, width), r=3))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from consistent_video.modules.clip_model.attention import scaled_dot_product
+from consistent_video.modules.clip_model.attention import Grid, scaled_dot_product
 from consistent_video.modules.clip_model.attention.key_frame import key_frame_attention
 from consistent_video.modules.clip_model.attention.spatial import SpatialConfig, attend_across_frames
 from consistent_video.modules.clip_model.methods import SPATIAL_KINDS, spatial_attention
@@ -72,5 +72,5 @@ def test_it_is_a_kind_of_spatial_attention_by_its_name() -> None:
     config = spatial_attention("key-frame")
     assert config == SpatialConfig("key-frame")
     q, k, v = draw(3, 5, 2 * 3, DIM)
-    ours = attend_across_frames(config, q, k, v, HEADS, 5, 2, 3, scaled_dot_product)
+    ours = attend_across_frames(config, q, k, v, Grid(HEADS, 5, 2, 3), scaled_dot_product)
     assert torch.equal(ours, key_frame_attention(q, k, v, HEADS, 5))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from consistent_video.modules.clip_model.attention import scaled_dot_product
+from consistent_video.modules.clip_model.attention import Grid, scaled_dot_product
 from consistent_video.modules.clip_model.attention.spatial import SpatialConfig, attend_across_frames
 
 HEADS, DIM = 3, 6
@@ -29,7 +29,7 @@ def number_tokens(num_frames: int, count: int) -> Tensor:
 
 def attend(config: SpatialConfig, num_frames: int, height: int, width: int) -> Note:
     note, k = Note(), number_tokens(num_frames, height * width)
-    out = attend_across_frames(config, k / 1000, k, -k, HEADS, num_frames, height, width, note)
+    out = attend_across_frames(config, k / 1000, k, -k, Grid(HEADS, num_frames, height, width), note)
     assert out.shape == k.shape and note.heads == HEADS
     assert torch.equal(note.keys, -note.values)
     return note

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from consistent_video.bench.baselines import naive_fine_coarse, naive_temporal, softmax_attention
-from consistent_video.modules.clip_model.attention import scaled_dot_product
+from consistent_video.modules.clip_model.attention import Grid, scaled_dot_product
 from consistent_video.modules.clip_model.attention.fine_coarse import fine_coarse_attention
 from consistent_video.modules.clip_model.temporal import STAM, TUNE_A_VIDEO, TemporalModule
 
@@ -22,7 +22,7 @@ def test_the_loop_over_frames_is_fine_coarse_attention(r: int) -> None:
     z, w_q, w_k, w_v = draw(FRAMES, HEIGHT * WIDTH, DIM), draw(DIM, DIM), draw(DIM, DIM) / 3, draw(DIM, DIM)
     naive = naive_fine_coarse(z, w_q, w_k, w_v, HEADS, HEIGHT, WIDTH, r)
     q, k, v = (F.linear(z, weight) for weight in (w_q, w_k, w_v))
-    torch.testing.assert_close(naive, fine_coarse_attention(q, k, v, HEADS, FRAMES, HEIGHT, WIDTH, r))
+    torch.testing.assert_close(naive, fine_coarse_attention(q, k, v, Grid(HEADS, FRAMES, HEIGHT, WIDTH), r))
 
 
 def test_attention_with_the_matrix_of_scores_is_scaled_dot_product_attention() -> None:
