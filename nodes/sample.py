@@ -200,11 +200,12 @@ class InterframeNoiseRelation(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "end",
-                    default=0.65,
+                    default=0.8,
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Part of the steps where it ceases. In the last steps it blends fine texture too.",
+                    tooltip="Part of the steps where it ceases. In the last steps it blends fine texture too and may leave "
+                    "specks.",
                 ),
                 io.Float.Input(
                     "keep_texture",

@@ -49,9 +49,9 @@ def save(name: str, latent: tuple[str, str]) -> list[Node]:
 DEMO = Node("Model", OURS + "LoadDemoModel")
 SD15 = Node("Model", "CheckpointLoaderSimple", {}, {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"})
 # Of the main graph, chosen on drawn clips that the benchmark does not measure.
-CFG, CFG_END = 3.0, 0.5
+CFG, CFG_END = 3.0, 0.3
 PAPERS_CFG = 7.5  # of EI² and Tune-A-Video, whose guidance leads away from the empty prompt
-RELATION = {"passes": 8, "end": 1.0}
+RELATION = {"passes": 8, "end": 0.8}
 SOURCE, EDITED, EMPTY = "Source prompt", "Edited prompt", "Empty prompt"
 PLAIN = {"gamma": 0.0, "direction": "none"}  # inversion without the noise relation
 INFLATE = Node("Inflate", OURS + "InflateUNet", {"model": ("Model", "MODEL")})
