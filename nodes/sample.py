@@ -204,8 +204,8 @@ class InterframeNoiseRelation(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Part of the steps where it ceases. In the last steps it blends fine texture too and may leave "
-                    "specks.",
+                    tooltip="Part of the steps where it ceases. In the last steps it blends fine texture too and may "
+                    "leave specks.",
                 ),
                 io.Float.Input(
                     "keep_texture",
