@@ -57,6 +57,7 @@ ENDINGS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
 BASE = ROOT / ".comfyui-data"
 DEMO_MODEL = "demo"
 DO_NOTHING = "do nothing"
+REVISION = 2  # raised when the same case is edited by another graph
 METHODS: dict[str, dict[str, Any]] = {
     "per frame": {"preset": "per frame"},
     "FFAM": {"preset": "EI²", "temporal": "none"},
@@ -79,6 +80,7 @@ class Case:
         checkpoint: file name, or DEMO_MODEL.
         frames, size: of the clip; steps, learning_rate: of the tuning; ddim_steps: of inversion and sampling.
         judges: names of the CLIP folder, the flow and the LPIPS weights that measure.
+        revision: of the graphs.
     """
 
     video: str
@@ -93,6 +95,7 @@ class Case:
     learning_rate: float
     ddim_steps: int
     judges: str
+    revision: int = REVISION
 
     @property
     def file(self) -> str:

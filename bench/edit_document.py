@@ -135,6 +135,8 @@ Covariate Shift Report says it.
 - *Time*: of inversion and sampling with {DDIM_STEPS} steps each, and of {TUNING_STEPS} steps of tuning, as multiples \
 of the same edit per frame. All methods take their turns on a clip in one go. *Memory*: the most that tensors hold \
 beyond the model while a clip is tuned and edited.
+- Every row inverts with the source prompt and guides away from it, the papers' methods too, with the CFG and the part \
+of the steps that were chosen; rows with an empty negative guide away from the empty prompt at CFG 7.5, as the papers.
 - *{AS_DRAWN}*: the edited clip as the world draws it, through the autoencoder: what a perfect edit would score. \
 *{DO_NOTHING}*: the source as its own edit.
 """

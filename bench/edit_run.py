@@ -128,7 +128,7 @@ class Bench:
             case.ddim_steps, how.gamma, how.direction, how.reading, start=how.start, denoise=case.denoise
         )
         tuned = (case.steps, case.rate, case.value if how.model.smoothing != "none" else 0.0) if how.draws else ()
-        key = how.model, how.tokens, bool(how.control), tuned, settings
+        key = how.model, how.tokens, tuned, settings
         found = self.inverted.get(key) if shares else None
         if found is None:
             found = invert_clip(model, prompt, prompt, self.world.encode(self.truth.source.frames), settings)

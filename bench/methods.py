@@ -25,7 +25,7 @@ class Tuned:
     """How the model of a method is made; methods that agree in it share a tuning.
 
     Attributes:
-        patch: arguments of `presets.method`, by name.
+        patch: arguments of `clip_model.methods.method`, by name.
         tuned: whether it is tuned on the clip.
         smoothing: loss added to the tuning.
     """

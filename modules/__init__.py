@@ -1,1 +1,1 @@
-"""What the pack does, by subject: torch alone, except in files and folders called `host`, which touch ComfyUI."""
+"""What the pack does, by subject: no ComfyUI, except in files and folders called `host`."""

@@ -33,8 +33,8 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                 io.Model.Input("model", tooltip="Clip model: from One-Shot Tune, Apply Tune, or a patch alone."),
                 io.Conditioning.Input(
                     "positive",
-                    tooltip="Prompt to invert with. An empty one, as in Tune-A-Video, leaves more of the "
-                    "clip's motion to the edit; the source prompt reconstructs.",
+                    tooltip="Prompt to invert with, and best the negative of Smooth Sample as well: the source prompt, "
+                    "or the empty prompt as in Tune-A-Video.",
                 ),
                 io.Latent.Input("latent", tooltip="The clip: all frames in one batch, from VAE Encode."),
                 io.Int.Input(

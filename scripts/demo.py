@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workflow", type=Path, help="another workflow, or an edited copy (keep the titles)")
     parser.add_argument(
         "--set", type=read_setting, action="append", default=[], dest="settings", metavar="TITLE.INPUT=VALUE",
-        help="set an input of a node, e.g. Edit.cfg=10; may be repeated",
+        help="set an input of a node, e.g. Edit.cfg=5; may be repeated",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the results (default output/)")
     parser.add_argument("--cpu", action="store_true", help="do not use the GPU")

@@ -390,7 +390,7 @@ def custom_sampler(task: Task) -> list[Group]:
                 Node("Sampler", OURS + "SmoothSampler", given),
                 Node("Edit", "SamplerCustomAdvanced", sampler),
             ],
-            "Any other guider may replace CFGGuider.",
+            "Any other guider may replace CFGGuider. It guides at every step; Smooth Sample can end guidance earlier.",
         ),
         Group("4 Edited clip", save("edit", ("Edit", "output"))),
     ]

@@ -282,7 +282,6 @@ def document(report: Json, output: Path) -> None:
         shutil.copyfile(output / name, ROOT / "docs" / f"demo_{name}")
     rows = "\n".join(f"| {name} | {words} |" for name, words in summarise(report).items())
     remarks = "\n".join(f"- {remark}" for remark in report["remarks"])
-    before = f'"{report["prompt"]}"' if report["prompt"] else "The source"
-    table = f'| {before} | edited to "{report["edit"]}" |\n|---|---|\n{rows}\n\n{remarks}'
+    table = f'| "{report["prompt"]}" | edited to "{report["edit"]}" |\n|---|---|\n{rows}\n\n{remarks}'
     picture = "![Source, reconstruction and edit, frame by frame](docs/demo_strip.png)"
     write_region("measured", f"{picture}\n\n{table}")

@@ -150,7 +150,7 @@ class TemporalModule(nn.Module):
         return rearrange(z, "(b l) f d -> (b f) l d", l=x.shape[1])
 
     def tune_spectral_norm(self, seed: int = 0) -> None:
-        """Normalise W_v and the output matrix again at every forward in training mode, by power iteration.
+        """Normalise W_v and the output matrix at every forward in training mode, by power iteration.
 
         The iteration's first vectors come from the seed; torch's global generators are left as they were. Several
         iterations a step keep up with the optimiser, so that baking it in changes little.

@@ -58,7 +58,7 @@ def read_file(kind: Kind, path: Path) -> tuple[dict[str, Tensor], Any]:
     """Return a file's tensors and how they were made.
 
     Raises:
-        ValueError: the file is damaged, of another kind, or of a newer format.
+        ValueError: the file is damaged, of another kind, or of another version of the format.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -75,6 +75,11 @@ def read_file(kind: Kind, path: Path) -> tuple[dict[str, Tensor], Any]:
         version, info = int(metadata["format_version"]), json.loads(metadata["info"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path.name} does not say how it was made. {kind.again}") from error
+    if version < kind.version:
+        raise ValueError(
+            f"{path.name} has {kind.name} format {version}, from before the first release, and is not read any more. "
+            f"{kind.again}"
+        )
     if version > kind.version:
         raise ValueError(
             f"{path.name} has {kind.name} format {version}, this version of Consistent Video reads up to "

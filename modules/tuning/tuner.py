@@ -238,7 +238,7 @@ class Tuner:
         return slice(first, first + window)
 
     def failure(self, what: str) -> FloatingPointError:
-        """Return the error that ends a tuning which has left the numbers."""
+        """Return the error that ends a tuning that diverged."""
         return FloatingPointError(
             f"The {what} at step {len(self.losses) + 1}; lower learning_rate = {self.settings.learning_rate:g}."
         )

@@ -11,7 +11,7 @@ from PIL import Image
 from consistent_video.demo.clips import save_video
 from consistent_video.modules.tuning.weights import load_tune
 from consistent_video.scripts.clips import fit_square, read_clip
-from consistent_video.scripts.descriptions import CONTROL_NET, MAKE, describe_demo
+from consistent_video.scripts.descriptions import CONTROL_NET, MAKE, describe_demo, workflows
 from consistent_video.scripts.environment import ROOT
 from consistent_video.scripts.graph import build
 from consistent_video.scripts.host import GraphError, Host
@@ -357,6 +357,12 @@ def test_every_workflow_is_run_by_a_test() -> None:
     names = {path.stem for path in (ROOT / "workflows").glob("*.json")}
     assert not {name for name in names if f'"{name}"' not in text} - SD15.keys()
     assert len(names) <= 16 and SD15.keys() == MAKE.keys()
+
+
+def test_the_workflows_are_what_their_descriptions_say(host: Host) -> None:
+    written = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "workflows").glob("*.json")}
+    info = host.object_info()
+    assert written == {name: build(groups, info) for name, groups in workflows().items()}, "run build_workflows.py"
 
 
 def real_graph(checkpoint: str, side: int, frames: int, steps: int) -> dict:

@@ -22,7 +22,7 @@ def rebuilt(tensors: Sequence[Tensor], builds: Sequence[Build]) -> Iterator[None
 
     Args:
         tensors: whose storages are theirs alone.
-        builds: what gives each of them again, in the same layout.
+        builds: what rebuilds each, in the same layout.
     """
     # By address, not by tensor: the graph keeps both hooks.
     known = {tensor.untyped_storage()._cdata: build for tensor, build in zip(tensors, builds, strict=True)}
@@ -58,7 +58,7 @@ def attend_to_copies(
         q: queries.
         k, v: what the keys and the values are made of.
         heads: number of heads.
-        copy: puts them side by side.
+        copy: concatenates them.
         rebuild: whether the backward does so again, instead of keeping the copies.
     """
     keys, values = copy(*k), copy(*v)

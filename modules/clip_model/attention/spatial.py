@@ -35,7 +35,7 @@ class SpatialConfig:
 
 
 def copied_keys(config: SpatialConfig, frames: int, height: int, width: int) -> int:
-    """Return how many keys are copied to put them side by side for each frame; 0 where none are."""
+    """Return how many keys are copied to concatenate them for each frame; 0 where none are."""
     tokens, r = height * width, min(config.r, height, width)
     if config.kind == "sparse-causal":
         return 2 * tokens

@@ -35,7 +35,7 @@ def begin_call(executor, x, timesteps=None, context=None, y=None, control=None, 
 
 
 def prepare_call(executor, model, noise_shape, conds, *args, **kwargs):
-    """Wrap the preparation of a sampling: let the host count frames put side by side as further rows."""
+    """Wrap the preparation of a sampling: let the host count concatenated keys and values as further rows."""
     settings = model.model_options["transformer_options"].get(KEY)
     rows = 0
     if settings is not None and settings.spatial is not None:

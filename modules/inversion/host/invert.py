@@ -135,8 +135,8 @@ def invert_clip(
         settings: of the inversion.
 
     Returns:
-        LATENT with the samples at sigma_T and, under INVERSION, "sigmas" to sample with, "num_frames", "start", the
-        a copy of samples, "model", its digest, "noises" that the inversion went along, one for each of these steps,
+        LATENT with the samples at sigma_T and, under INVERSION, "sigmas" to sample with, "num_frames", "start", a
+        copy of the samples, "model", its digest, "noises" that the inversion went along, one for each of these steps,
         shape (steps, f, c, h, w), model latent, float16, "source", the VAE latent that was inverted, and "made", the
         settings.
     """

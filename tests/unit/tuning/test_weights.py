@@ -120,6 +120,13 @@ def test_a_file_of_a_newer_version_is_refused(version: str, tmp_path: Path) -> N
         load_tune(path)
 
 
+def test_a_file_from_before_the_first_release_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "old.safetensors"
+    save_file({"a": torch.zeros(1)}, path, {"format": "consistent_video_tune", "format_version": "1", "info": "{}"})
+    with pytest.raises(ValueError, match=r"old\.safetensors has tune format 1, from before the first release"):
+        load_tune(path)
+
+
 def test_a_missing_file_is_reported_as_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="gone"):
         load_tune(tmp_path / "gone.safetensors")
