@@ -52,7 +52,8 @@ def edit(task: Task) -> list[Group]:
             "3 Invert",
             [invert_source("Patch"), show("Inversion report", "Invert", "report")],
             "Done once for the clip: another edited prompt runs the sampling only. denoise: more leaves the edit "
-            "freer, less keeps more of the clip; 0 matches it to the size.",
+            "freer, less keeps more of the clip; 0 matches it to the size, which suits edits of an object. For another "
+            "background or style try 0.8 to 1.",
         ),
         Group(
             "4 Sample",
