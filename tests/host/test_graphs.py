@@ -216,7 +216,7 @@ def test_a_preview_plays_while_it_is_tuned(host: Host, demo_clip: Path) -> None:
 def test_everything_that_can_be_set_is_heeded(host: Host, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_tuning_settings", **{"Tune.steps": 4, "Options.warmup_steps": 1})
     run = host.run(prompt, patience=PATIENCE)
-    assert "| tuning | 4 | 4 | on | off |" in run.text(find_node(prompt, "Findings"))
+    assert "| tuning | 4 | 4 | off | on |" in run.text(find_node(prompt, "Findings"))
     report = json.loads(run.text(find_node(prompt, "Tune report")))
     heeded = {
         "schedule": "cosine",
