@@ -412,9 +412,9 @@ def reconstruction(task: Task, file: str) -> list[Group]:
                 invert_source("Tune"),
                 Node("Save inversion", OURS + "SaveInversion", inverted, {"filename_prefix": Path(task.file).stem}),
             ],
-            "Run the workflow ei2 first. With refinements, which the bound below does not cover, a plain inversion comes "
-            "back nearly exactly. Load Inversion "
-            "reads the saved one, in place of Invert in any workflow with the same tune.",
+            "Run the workflow ei2 first. With refinements, which the bound below does not cover, a plain inversion "
+            "comes back nearly exactly. Load Inversion reads the saved one, in place of Invert in any workflow with "
+            "the same tune.",
         ),
         Group(
             "3 Reconstruct",
