@@ -952,7 +952,7 @@ def test_where_the_first_loss_is_no_number_nothing_is_kept(keep: bool, monkeypat
         (
             FULL,
             {"gradient_checkpointing": True},
-            ["chunking on", "frames_per_step to 2", "EI² in the place", "smaller"],
+            ["chunking on", "frames_per_step to 2", "EI² instead of full", "smaller"],
         ),
         (PER_FRAME, {"frames_per_step": 2, "chunking": True}, ["gradient_checkpointing on", "smaller"]),
     ],
