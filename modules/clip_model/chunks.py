@@ -23,7 +23,7 @@ def apply_in_chunks(
         layer: (inputs) -> tensor, each row of which depends on the same row of the inputs alone.
         inputs: tensors of equally many rows.
         inner: activations for each value of the first input.
-        recompute: whether the backward computes the activations of each part again, instead of keeping them.
+        recompute: whether the backward pass recomputes the activations of each part instead of keeping them.
         is_far: whether the layer's weights are elsewhere than its inputs.
     """
     x = inputs[0]

@@ -137,7 +137,7 @@ class TemporalModule(nn.Module):
             x: tokens, shape ((b f), l, d).
             num_frames: f.
             strength: factor of what the module adds; 0 returns x itself.
-            recompute: whether the backward computes the activations again, instead of keeping them.
+            recompute: whether the backward pass recomputes the activations instead of keeping them.
         """
         if strength == 0:
             return x

@@ -17,7 +17,7 @@ class Kind:
 
     Attributes:
         format: what the metadata calls it.
-        version: of the format, the newest that is read.
+        version: of the format, the only one that is read.
         name: what a user calls it, "tune".
         again: how to get a whole one, "Save the tune again."
         instead: which files are of this kind, "Choose a file that Save Tune wrote."

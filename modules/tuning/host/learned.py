@@ -131,7 +131,7 @@ def sdpa_override(_host_kernel: Any, q: Tensor, k: Tensor, v: Tensor, heads: int
 def run_checkpointed(
     layer: nn.Module, x: Tensor, emb: Tensor, context: Any, options: dict[str, Any], *_: Any
 ) -> Tensor:
-    """Run a layer of the UNet without holding its activations; the backward computes them again.
+    """Run a layer of the UNet without holding its activations; the backward pass recomputes them.
 
     The layer gets options of its own, for the host changes them on its way through the UNet.
     """
