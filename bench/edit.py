@@ -18,7 +18,7 @@ from .edit_cost import Costs
 from .edit_document import CURVE, PUBLISHED, PUBLISHED_ROWS, SHOWN, write_document
 from .edit_rows import Case, Rows
 from .edit_run import Bench, make_case
-from .methods import AS_DRAWN, CHOICES, CLOSE, DO_NOTHING, METHODS, SHARED, Choice
+from .methods import BOUNDS, CHOICES, CLOSE, METHODS, SHARED, Choice
 from .tasks import KINDS, list_tasks
 from .world import Row, World
 
@@ -88,7 +88,7 @@ def list_cases(options: argparse.Namespace, chosen: Mapping[str, float]) -> Iter
     for seed in range(options.seeds):
         for clip in list_tasks(options.clips_of_kind, held_out=True, kinds=options.kinds or KINDS):
             if seed == 0:
-                yield from (make_case(name, clip, True, 0, options, chosen) for name in (DO_NOTHING, AS_DRAWN))
+                yield from (make_case(name, clip, True, 0, options, chosen) for name in BOUNDS)
             for name in selected(options):
                 if METHODS[name].is_measured_on(clip) and (seed == 0 or METHODS[name].draws):
                     yield make_case(name, clip, True, seed, options, chosen)

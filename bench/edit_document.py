@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from comfy.model_management import get_torch_device
@@ -18,6 +19,7 @@ from .edit_cost import DDIM_STEPS, TUNING_STEPS
 from .edit_rows import Case, Rows
 from .methods import (
     AS_DRAWN,
+    BOUNDS,
     CENTERING,
     CLOSE,
     DEFAULT,
@@ -25,6 +27,7 @@ from .methods import (
     EI2,
     FFAM,
     FREE_CONTROL,
+    FROM_TEXT,
     HALF,
     INR,
     LAYER_NORM,
@@ -34,6 +37,7 @@ from .methods import (
     REFERENCE,
     SMOOTH_VIDEO,
     SPARSE,
+    TEXT_CFG,
     WAYS,
     gamma_row,
 )
@@ -44,7 +48,7 @@ from .world import Row
 
 TEXTURE_LOST, GHOSTS_ADDED, COST_ADDED = 0.05, 0.02, 0.1
 OBEYED_LOST, MOTION_ADDED = 0.05, 1.0  # share; pixels
-SHOWN = (DO_NOTHING, AS_DRAWN, REFERENCE, OLD, FFAM, DEFAULT, FREE_CONTROL, "Tune-A-Video", EI2, INR, MOTION)
+SHOWN = (*BOUNDS, REFERENCE, OLD, FFAM, DEFAULT, FREE_CONTROL, "Tune-A-Video", EI2, INR, MOTION)
 PUBLISHED = ROOT / "docs" / "benchmark.md"  # whose figures the README shows as well
 PUBLISHED_ROWS = PUBLISHED.with_suffix(".jsonl")
 CURVE = ("obeyed", "kept", "motion_error", "warp_error", "flicker", "texture")
@@ -138,7 +142,8 @@ beyond the model while a clip is tuned and edited.
 - Every row inverts with the source prompt and guides away from it, the papers' methods too, with the CFG and the part \
 of the steps that were chosen; rows with an empty negative guide away from the empty prompt at CFG 7.5, as the papers.
 - *{AS_DRAWN}*: the edited clip as the world draws it, through the autoencoder: what a perfect edit would score. \
-*{DO_NOTHING}*: the source as its own edit.
+*{DO_NOTHING}*: the source as its own edit. *{FROM_TEXT}*: frames that the model draws from independent noise and the \
+edited prompt, at CFG {TEXT_CFG:g} and with as many steps, without the clip: the most that it can obey.
 """
 
 
@@ -198,11 +203,12 @@ def draw_plot(groups: Mapping[str, Sequence[Row]], path: Path) -> None:
     axes = figure.add_subplot(xlabel="warp error, 10⁻³ (less is steadier)", ylabel="obeyed (more is better)")
     for number, (name, rows) in enumerate(groups.items()):
         obeyed, error = (list(clip_means(rows, key).values()) for key in ("obeyed", "warp_error"))
-        x, y = sum(error) / len(error), sum(obeyed) / len(obeyed)
-        axes.plot(x, y, "s" if name in (DO_NOTHING, AS_DRAWN) else "o", color=f"C{number % 10}", label=name)
+        if not error:
+            continue
+        x, y = fmean(error), fmean(obeyed)
+        axes.plot(x, y, "s" if name in BOUNDS else "o", color=f"C{number % 10}", label=f"{number + 1} {name}")
         axes.annotate(str(number + 1), (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    labels = [f"{number + 1} {name}" for number, name in enumerate(groups)]
-    axes.legend(labels, fontsize=6, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1.01, 0.5))
     FigureCanvasAgg(figure).print_png(path)
 
 

@@ -28,7 +28,7 @@ class Case:
     """One edit: the method, the clip and the seed, and how they are worked on.
 
     Attributes:
-        method: name in METHODS, DO_NOTHING or AS_DRAWN.
+        method: name in METHODS or BOUNDS.
         clip: name of the task.
         held_out: whether it is measured or for validation.
         seed: of the tuning, 0 where nothing is drawn.

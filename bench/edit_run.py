@@ -10,8 +10,11 @@ from statistics import fmean
 from types import TracebackType
 from typing import Any
 
+import torch
 from comfy.model_management import get_torch_device
 from comfy.model_patcher import ModelPatcher
+from comfy.sample import sample_custom
+from comfy.samplers import KSAMPLER
 from torch import Tensor
 
 from ..modules.attention_control.host.call import ControlSettings
@@ -19,6 +22,9 @@ from ..modules.attention_control.host.control import attach_control
 from ..modules.attention_control.host.prompts import read_prompts
 from ..modules.clip_model.host.attach import attach, inflate
 from ..modules.clip_model.methods import method
+from ..modules.diffusion.ddim import sample_ddim
+from ..modules.diffusion.host.latent import sigma_table
+from ..modules.diffusion.schedule import ddim_sigmas
 from ..modules.inversion.host.invert import InversionSettings, invert_clip
 from ..modules.judging.covariate_shift import average_shift
 from ..modules.judging.host.report import measure_clip
@@ -34,7 +40,7 @@ from ..modules.tuning.host.training import tune_model
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.settings import TuneSettings
 from .edit_rows import Case, world_stamp
-from .methods import AS_DRAWN, DO_NOTHING, METHODS, Method, Tuned
+from .methods import AS_DRAWN, DO_NOTHING, FROM_TEXT, METHODS, TEXT_CFG, Method, Tuned
 from .tasks import Task, Truth
 from .timing import synchronise
 from .world import Row, World
@@ -165,6 +171,16 @@ class Bench:
         tunings = [took.seconds for took in (tuning, learning) if took is not None]
         return found, watch.seconds, sum(tunings) if tunings else None
 
+    def draw_from_text(self, case: Case) -> Tensor:
+        """Return frames that the model draws from the edited prompt and independent noise, by DDIM from the top."""
+        task, model = self.truth.task, self.world.model
+        latent = torch.zeros_like(self.world.encode(self.truth.source.frames)["samples"])
+        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(task.wanted.seed))
+        sigmas = ddim_sigmas(sigma_table(model), case.ddim_steps)
+        edited, empty = self.world.prompt(task.prompts[1]), self.world.prompt("")
+        sampled = sample_custom(model, noise, case.cfg, KSAMPLER(sample_ddim), sigmas, edited, empty, latent)
+        return self.world.decode({"samples": sampled}).clamp(0, 1)
+
     def judge_model(self, case: Case) -> Row:
         """Return what is measured of a method's inversion and model, not of its edit."""
         how = METHODS[case.method]
@@ -189,11 +205,16 @@ class Bench:
             found = self.truth.source.frames
         elif case.method == AS_DRAWN:
             found = self.world.decode(self.world.encode(self.truth.wanted.frames)).clamp(0, 1)
+        elif case.method == FROM_TEXT:
+            found = self.draw_from_text(case)
         else:
             found, *_ = self.edit(case, shares=True)
             if case.held_out:
                 measured = self.judge_model(case)
-        return {**asdict(case), **self.truth.judge(found, self.world.reader), **measured}, found
+        judged = self.truth.judge(found, self.world.reader)
+        if case.method == FROM_TEXT:  # it has neither the clip's motion nor its picture
+            judged = {key: value if key in ("obeyed", "kept") else None for key, value in judged.items()}
+        return {**asdict(case), **judged, **measured}, found
 
 
 def make_case(
@@ -202,7 +223,8 @@ def make_case(
     """Return a case with the hyper-parameters that are chosen."""
     how = METHODS.get(name)
     if how is None:
-        return Case(name, clip, held_out, seed, 0, 0.0, 0, 0.0, 0.0, 0.0, 0, 0.0, 0.0, world_stamp())
+        steps, cfg = (options.ddim_steps, TEXT_CFG) if name == FROM_TEXT else (0, 0.0)
+        return Case(name, clip, held_out, seed, 0, 0.0, steps, cfg, 0.0, 0.0, 0, 0.0, 0.0, world_stamp())
     own = {**chosen, **dict(how.own)}
     return Case(
         name,

@@ -15,7 +15,11 @@ from ..modules.inversion.host.invert import Start
 from ..modules.inversion.noise_relation import Direction, Reading
 from ..modules.tuning.losses.smoothing import Smoothing
 
-DO_NOTHING, AS_DRAWN = "do nothing", "as drawn"
+DO_NOTHING = "do nothing"
+AS_DRAWN = "as drawn"
+FROM_TEXT = "from the text alone"
+BOUNDS = (DO_NOTHING, AS_DRAWN, FROM_TEXT)  # rows to read the methods against, which edit nothing
+TEXT_CFG = 3.0  # of what is drawn from the text alone
 REFERENCE = "per frame"
 CLOSE = 0.05  # to the best share of what is right, within which a hyper-parameter counts as good
 
