@@ -18,7 +18,7 @@ from .edit_cost import Costs
 from .edit_document import CURVE, PUBLISHED, PUBLISHED_ROWS, SHOWN, write_document
 from .edit_rows import Case, Rows
 from .edit_run import Bench, make_case
-from .methods import BOUNDS, CHOICES, CLOSE, METHODS, SHARED, Choice
+from .methods import BOUNDS, CHOICES, CHOSEN, CLOSE, METHODS, SHARED, Choice
 from .tasks import KINDS, list_tasks
 from .world import Row, World
 
@@ -34,7 +34,7 @@ def choose(rows: Rows, options: argparse.Namespace) -> tuple[dict[str, float], l
     """
     chosen = {name: value for choice in CHOICES for name, value in zip(choice.names, choice.values[0], strict=True)}
     if options.quick or not options.validation:
-        return chosen, []
+        return chosen | CHOSEN, []
     tasks = list_tasks(options.validation, held_out=False)
     measured: list[dict[str, Any]] = []
     for choice in CHOICES:

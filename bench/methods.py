@@ -169,7 +169,7 @@ class Choice:
     Attributes:
         names: of them.
         method: that they are chosen with; all methods that take them get the same values.
-        values: combinations to choose from; --quick takes the first.
+        values: combinations to choose from; the search begins at the first.
         way: of INR Smooth's training-free inversion, whose rows have a gamma each; the method is then named by it.
     """
 
@@ -194,11 +194,12 @@ SHARED = ("denoise", "cfg", "cfg_end")  # every method has them
 MATCHED, ALL, HIGHER, HALF = 0.0, 1.0, 0.8, 0.54
 CHOICES = (
     Choice(("denoise", "cfg"), DEFAULT, combine((MATCHED, ALL, HIGHER, HALF), (3.0, 5.0, 7.5, 12.5))),
-    Choice(("cfg_end",), DEFAULT, ((0.3,), (0.5,), (0.7,), (1.0,))),
-    Choice(("passes", "end"), DEFAULT, combine((8, 1, 2, 4), (0.8, 0.5, 0.65, 1.0))),
+    Choice(("cfg_end",), DEFAULT, ((0.5,), (0.3,), (0.7,), (1.0,))),
+    Choice(("passes", "end"), DEFAULT, combine((8, 1, 2, 4), (1.0, 0.5, 0.65, 0.8))),
     Choice(("control_end",), FREE_CONTROL, ((0.3,), (0.6,))),
     *(Choice((f"gamma {way}",), "", ((0.5,), (1.0,)), way) for way in WAYS),
     Choice(("rate",), EI2, ((3e-4,), (1e-4,))),
     Choice(("weight",), INR, ((2.0,), (0.2,))),
     Choice(("smooth_weight",), SMOOTH_VIDEO, ((0.2,), (2.0,))),
 )
+CHOSEN = {"cfg_end": 0.3, "end": 0.8}  # what the search led to, where it differs from its beginning
