@@ -2,50 +2,19 @@
 
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 from consistent_video.modules.diffusion.ddim import Prediction
-from consistent_video.modules.tuning.settings import TuneSettings, read_steps
-from consistent_video.modules.tuning.tuner import Tuner
-from consistent_video.modules.tuning.weights import Tune, load_tune, save_tune
+from consistent_video.modules.tuning.settings import TuneSettings
 
-TABLE = torch.logspace(-1.5, 1.1, 37)
-SETTINGS = TuneSettings(steps=5, learning_rate=1e-2)
+from .toy import SETTINGS, TABLE, Toy, WrappingAdamW, draw_clip, finish, make_tuner
+
 ALL = slice(0, 4)
-
-
-class Toy(nn.Module):
-    """A linear denoiser of three channels that notes what it was asked."""
-
-    def __init__(self, seed: int = 4) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.mix = nn.Parameter(0.3 * torch.randn(3, 3, generator=generator))
-        self.shift = nn.Parameter(0.1 * torch.randn(3, 1, 1, generator=generator))
-        self.asked: list[tuple[Tensor, Tensor]] = []
-        self.frames: list[slice] = []
-
-    def denoise(self, x: Tensor, sigma: Tensor, frames: slice) -> Tensor:
-        self.asked.append((x, sigma))
-        self.frames.append(frames)
-        return self.predict(x, sigma, self.mix, self.shift)
-
-    def predict(self, x: Tensor, sigma: Tensor, mix: Tensor, shift: Tensor) -> Tensor:
-        noise = torch.einsum("ij, f j h w -> f i h w", mix, x / (1 + sigma**2).sqrt()) + shift
-        return x - sigma * noise
-
-
-def draw_clip(seed: int = 0) -> Tensor:
-    return torch.randn(4, 3, 5, 2, generator=torch.Generator().manual_seed(seed))
 
 
 def draw_mask() -> Tensor:
@@ -53,36 +22,11 @@ def draw_mask() -> Tensor:
     return torch.rand(4, 1, 5, 2, generator=torch.Generator().manual_seed(8)).sub(0.4).clamp(min=0)
 
 
-def make_tuner(
-    toy: Toy,
-    settings: TuneSettings = SETTINGS,
-    prediction: Prediction = "eps",
-    denoise: Callable[[Tensor, Tensor, slice], Tensor] | None = None,
-    learned: nn.Module | None = None,
-    x_0: Tensor | None = None,
-    mask: Tensor | None = None,
-    scale_gradients: bool = False,
-) -> Tuner:
-    x_0 = draw_clip() if x_0 is None else x_0
-    return Tuner(denoise or toy.denoise, learned or toy, x_0, TABLE, prediction, settings, mask, scale_gradients)
-
-
 def run(toy: Toy, prediction: Prediction = "eps", **changes: object) -> list[float]:
     """Tune a toy to the end with changed settings; returns the losses."""
     tuner = make_tuner(toy, replace(SETTINGS, **changes), prediction)
     finish(tuner)
     return tuner.losses
-
-
-def finish(tuner: Tuner) -> None:
-    for _ in tuner.steps():
-        pass
-
-
-def take(tuner: Tuner, steps: int) -> None:
-    """Do some steps of a tuning."""
-    for _ in islice(tuner.steps(), steps):
-        pass
 
 
 def get_loss(
@@ -278,207 +222,6 @@ def test_steps_are_counted_as_they_are_done() -> None:
     assert list(tuner.steps()) == []
 
 
-def spoil(toy: Toy, call: int, what: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, slice], Tensor]:
-    """Return the toy's denoiser, whose answer to one call is what no training survives."""
-
-    def denoise(x: Tensor, sigma: Tensor, frames: slice) -> Tensor:
-        denoised = toy.denoise(x, sigma, frames)
-        return what(denoised) if len(toy.asked) == call else denoised
-
-    return denoise
-
-
-def steepen(denoised: Tensor) -> Tensor:
-    """Return the same values with a gradient that is not finite: the square root's at 0."""
-    return denoised + (denoised - denoised.detach()).sqrt()
-
-
-SPOILT = {
-    "loss became nan": lambda denoised: denoised * math.nan,
-    "loss became inf": lambda denoised: denoised * math.inf,
-    "gradient's norm became nan": steepen,
-}
-
-
-@pytest.mark.parametrize("what", SPOILT)
-def test_what_is_not_finite_stops_with_the_step_and_the_learning_rate_before_a_weight_changes(what: str) -> None:
-    toy, clean = Toy(), Toy()
-    tuner = make_tuner(toy, TuneSettings(steps=9, learning_rate=0.0025), denoise=spoil(toy, 3, SPOILT[what]))
-    with pytest.raises(FloatingPointError, match=rf"The {what} at step 3; lower learning_rate = 0\.0025"):
-        finish(tuner)
-    take(make_tuner(clean, TuneSettings(steps=9, learning_rate=0.0025)), 2)
-    assert len(toy.asked) == 3 and len(tuner.losses) == 2
-    assert torch.equal(toy.mix, clean.mix) and torch.equal(toy.shift, clean.shift)
-
-
-@pytest.mark.parametrize(("what", "kept"), [("loss became nan", 6), ("gradient's norm became nan", 8)])
-def test_the_last_good_weights_had_a_finite_loss(what: str, kept: int) -> None:
-    toy, clean, settings = Toy(), Toy(), replace(SETTINGS, steps=40)
-    tuner = make_tuner(toy, settings, denoise=spoil(toy, 9, SPOILT[what]))
-    with pytest.raises(FloatingPointError):
-        finish(tuner)
-    take(make_tuner(clean, settings), kept)
-    done, state = tuner.last_good
-    assert done == kept and torch.equal(state["mix"], clean.mix) and torch.equal(state["shift"], clean.shift)
-
-
-def test_scaled_gradients_survive_one_that_is_not_finite() -> None:
-    toy, clean = Toy(), Toy()
-    tuner = make_tuner(toy, denoise=spoil(toy, 3, steepen), scale_gradients=True)
-    take(tuner, 3)
-    take(make_tuner(clean), 2)
-    assert torch.equal(toy.mix, clean.mix), "the third step is left out"
-    finish(tuner)
-    assert len(tuner.losses) == 5 and toy.mix.isfinite().all() and not torch.equal(toy.mix, clean.mix)
-
-
-def test_scaled_gradients_are_the_same_steps() -> None:
-    toys = Toy(), Toy()
-    for toy, scale_gradients in zip(toys, (False, True), strict=True):
-        finish(make_tuner(toy, scale_gradients=scale_gradients))
-    torch.testing.assert_close(toys[1].mix, toys[0].mix)
-
-
-def test_spectral_norms_are_iterated_once_a_step() -> None:
-    toys = make_spectral(1), make_spectral(1)
-    twice = lambda x, sigma, frames: (toys[1].mix, toys[1].denoise(x, sigma, frames))[1]  # noqa: E731
-    finish(make_tuner(toys[0]))
-    finish(make_tuner(toys[1], denoise=twice))
-    assert all(torch.equal(a, b) for a, b in zip(toys[0].buffers(), toys[1].buffers(), strict=True))
-    assert len(list(toys[0].buffers())) == 2
-
-
-def make_spectral(seed: int) -> Toy:
-    """Return a toy whose matrix is divided by its spectral norm, found by power iteration from random vectors."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return parametrizations.spectral_norm(Toy(seed), "mix")
-
-
-class WrappingAdamW(torch.optim.AdamW):
-    """Stands in for bitsandbytes': a step count that is a plain number, tensors in `state_dict` inside a dict."""
-
-    def step(self) -> None:
-        super().step()
-        for values in self.state.values():
-            values["count"] = values.get("count", 0) + 1
-
-    def state_dict(self) -> dict:
-        state = super().state_dict()
-        wrapped = {
-            i: {"count": values["count"], "wrapped": {key: values[key] for key in values if key != "count"}}
-            for i, values in state["state"].items()
-        }
-        return {**state, "state": wrapped}
-
-
-@pytest.fixture
-def with_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    package = SimpleNamespace(optim=SimpleNamespace(AdamW8bit=WrappingAdamW))
-    monkeypatch.setitem(sys.modules, "bitsandbytes", package)
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", package.optim)
-
-
-CONTINUED = {
-    "AdamW": {},
-    "schedule": {"schedule": "cosine", "warmup_steps": 3},
-    "windows": {"frames_per_step": 2},
-    "AdamW 8-bit": {"optimizer": "AdamW 8-bit"},
-}
-
-
-@pytest.mark.usefixtures("with_bitsandbytes")
-@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
-@pytest.mark.parametrize("make", [Toy, make_spectral], ids=["plain", "spectral"])
-@pytest.mark.parametrize("how", CONTINUED)
-def test_a_tuning_goes_on_to_the_bit(how: str, make: Callable[[int], Toy], scaled: bool, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=7, seed=3, **CONTINUED[how])
-    tuner = make_tuner(make(4), settings, scale_gradients=scaled)
-    if scaled:
-        tuner.scaler.set_growth_interval(2)  # so that the scale changes
-    take(tuner, 4)
-    state = through_file(tuner.state_dict(), tmp_path)
-    finish(tuner)
-    again = make_tuner(make(5), replace(settings, seed=99), scale_gradients=scaled)
-    again.load_state_dict(state)
-    assert list(again.steps()) == [5, 6, 7]
-    assert again.losses == tuner.losses
-    assert_equal(again.state_dict(), tuner.state_dict())
-
-
-def test_a_state_is_not_changed_by_going_on() -> None:
-    tuner = make_tuner(Toy())
-    take(tuner, 2)
-    state = tuner.state_dict()
-    before = {key: value.clone() for key, value in state.items()}
-    finish(tuner)
-    assert_equal(state, before)
-    for _ in range(2):
-        again = make_tuner(Toy(5))
-        again.load_state_dict(state)
-        finish(again)
-        assert_equal(state, before)
-
-
-def through_file(state: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Write a state with a tune and read it again, as the host does in inference mode."""
-    info = {"spatial": None, "spatial_strength": 1, "temporal": None, "temporal_strength": 1}
-    save_tune(Tune({"a.diff": torch.zeros(2)}, info, state=state), folder / "tune.safetensors", with_state=True)
-    with torch.inference_mode():
-        return load_tune(folder / "tune.safetensors").state
-
-
-def assert_equal(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert state.keys() == expected.keys()
-    for key, value in expected.items():
-        assert torch.equal(state[key], value) and state[key].dtype == value.dtype, key
-
-
-class Stop(BaseException):
-    """Stands in for the host's interruption, which is no Exception and can rise inside any layer."""
-
-
-def stop(_denoised: Tensor) -> Tensor:
-    raise Stop
-
-
-def test_a_tuning_stopped_inside_a_step_goes_on_to_the_bit() -> None:
-    toys = make_spectral(4), make_spectral(4)
-    whole, stopped = make_tuner(toys[0]), make_tuner(toys[1], denoise=spoil(toys[1], 3, stop))
-    finish(whole)
-    with pytest.raises(Stop):
-        finish(stopped)
-    assert len(stopped.losses) == 2
-    again = make_tuner(make_spectral(5))
-    again.load_state_dict(stopped.state_dict())
-    finish(again)
-    assert again.losses == whole.losses
-    assert_equal(again.state_dict(), whole.state_dict())
-
-
-def test_a_state_of_other_weights_is_refused() -> None:
-    tuner = make_tuner(Toy())
-    take(tuner, 2)
-    state = tuner.state_dict()
-    other = make_tuner(Toy(), learned=nn.ParameterDict({"mix": torch.zeros(2, 3), "more": torch.zeros(5)}))
-    with pytest.raises(ValueError, match=r"mix is \(3, 3\) in the tune and \(2, 3\) here"):
-        other.load_state_dict(state)
-    other = make_tuner(Toy(), learned=nn.ParameterDict({"mix": torch.zeros(3, 3), "more": torch.zeros(5)}))
-    with pytest.raises(ValueError, match=r"more is absent in the tune and \(5,\) here"):
-        other.load_state_dict(state)
-    other = make_tuner(Toy(), learned=nn.ParameterDict({"mix": torch.zeros(3, 3)}))
-    with pytest.raises(ValueError, match=r"shift is \(3, 1, 1\) in the tune and absent here"):
-        other.load_state_dict(state)
-
-
-@pytest.mark.parametrize("steps", [2, 1])
-def test_a_state_without_steps_left_is_refused(steps: int) -> None:
-    tuner = make_tuner(Toy())
-    take(tuner, 2)
-    with pytest.raises(ValueError, match=rf"resume has 2 steps done and steps is {steps}, .*Set steps higher"):
-        make_tuner(Toy(), replace(SETTINGS, steps=steps)).load_state_dict(tuner.state_dict())
-
-
 def test_8_bits_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("bitsandbytes", "bitsandbytes.optim"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -495,34 +238,3 @@ def test_8_bits_are_those_of_bitsandbytes() -> None:
         "lr": 1e-2, "betas": (0.7, 0.8), "weight_decay": 0.2,
     }  # fmt: skip
     assert isinstance(make_tuner(Toy()).optimizer, torch.optim.AdamW)
-
-
-@pytest.mark.parametrize(
-    ("text", "steps", "expected"),
-    [
-        ("", 200, ()),
-        (" , ,", 200, ()),
-        ("25%, 50%, 75%", 200, (50, 100, 150)),
-        ("25%, 50%, 75%", 3, (1, 2)),
-        ("25%, 50%, 75%", 1, ()),
-        ("0.1%", 500, (1,)),
-        ("99.9%", 500, ()),
-        ("200,100", 500, (100, 200)),
-        ("100, 20%, 100 ,100", 500, (100,)),
-        ("499", 500, (499,)),
-    ],
-)
-def test_snapshots_are_read_as_a_user_writes_them(text: str, steps: int, expected: tuple[int, ...]) -> None:
-    assert read_steps(text, steps) == expected
-
-
-@pytest.mark.parametrize("entry", ["0", "0%", "500", "501", "-3", "nan", "inf", "100%", "110%"])
-def test_snapshots_outside_the_tuning_are_refused(entry: str) -> None:
-    with pytest.raises(ValueError, match=f"'{entry}', which is not inside the tuning of 500 steps"):
-        read_steps(f"10, {entry}", 500)
-
-
-@pytest.mark.parametrize("entry", ["abc", "%", "10 20", "5%%"])
-def test_snapshots_that_are_no_numbers_are_refused(entry: str) -> None:
-    with pytest.raises(ValueError, match=f"'{entry}'. Write comma-separated steps or percentages"):
-        read_steps(f"{entry}, 10", 500)

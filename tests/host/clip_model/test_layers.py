@@ -1,0 +1,153 @@
+"""What the patch does to the host's layers: order, chunks, devices, hooks, memory."""
+
+from functools import partial
+
+import comfy.model_management
+import pytest
+import torch
+from comfy.ldm.modules.attention import GEGLU, FeedForward, SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+
+from consistent_video.modules.clip_model import chunks
+from consistent_video.modules.clip_model.attention import scaled_dot_product
+from consistent_video.modules.clip_model.host.attach import attach, inflate
+from consistent_video.modules.clip_model.host.bank import transformer_blocks
+from consistent_video.modules.clip_model.host.calls import is_far
+from consistent_video.modules.clip_model.host.settings import clip_settings
+from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME, method
+
+from ..small import clip_latent, random_model, sample
+from .patched import CROSS_FRAME, patched
+
+
+def test_the_temporal_module_follows_the_feed_forward(model, latent, monkeypatch) -> None:
+    clip_model = patched(model, EI2)
+    bank = clip_settings(clip_model).temporal
+    order = []
+    for block in transformer_blocks(model.model.diffusion_model):
+        layer = model.model.diffusion_model.get_submodule(block.path)
+        forward = layer.ff.forward
+
+        def ff(x, path=block.path, forward=forward):
+            order.append(("ff", path))
+            return forward(x)
+
+        def temporal(x, *args, path=block.path, **kwargs):
+            order.append(("temporal", path))
+            return x
+
+        monkeypatch.setattr(layer.ff, "forward", ff)
+        monkeypatch.setattr(bank.at(block.place, block.index), "forward", temporal)
+    sample(clip_model, latent)
+    assert order and all(a == ("ff", b[1]) and b[0] == "temporal" for a, b in zip(order[::2], order[1::2], strict=True))
+
+
+@pytest.mark.parametrize("name", CROSS_FRAME)
+def test_layers_in_chunks_give_what_they_give_at_once(model, latent, name, monkeypatch) -> None:
+    whole, sizes = sample(patched(model, name), latent), {FeedForward: set(), ResBlock: set()}
+    for kind, seen in sizes.items():
+
+        def counted(self, x, *args, forward=kind.forward, seen=seen):
+            seen.add(len(x))
+            return forward(self, x, *args)
+
+        monkeypatch.setattr(kind, "forward", counted)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1)
+    torch.testing.assert_close(sample(patched(model, name), latent), whole, rtol=1e-4, atol=1e-4)
+    assert sizes == {FeedForward: {1}, ResBlock: {1}}
+    for seen in sizes.values():
+        seen.clear()
+    sample(inflate(model), latent)
+    assert all(max(seen) > 1 for seen in sizes.values()), "what is not patched is the host's own"
+
+
+def test_layers_whose_weights_are_fetched_are_known() -> None:
+    x = torch.zeros(1)
+    assert not is_far(torch.nn.Linear(2, 3), x) and is_far(torch.nn.Linear(2, 3, device="meta"), x)
+
+
+def test_the_feed_forwards_stay_as_they_are_also_where_a_call_fails(model, latent, monkeypatch) -> None:
+    unet = model.model.diffusion_model
+    layers = [unet.get_submodule(block.path).ff for block in transformer_blocks(unet)]
+    own = layers[0].forward = partial(FeedForward.forward, layers[0])  # as another patch may have put it there
+
+    def fail(_self, x):
+        raise comfy.model_management.InterruptProcessingException
+
+    with monkeypatch.context() as failing:
+        failing.setattr(GEGLU, "forward", fail)
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            sample(patched(model, EI2), latent)
+    assert layers[0].forward is own and not any("forward" in vars(layer) for layer in layers[1:])
+    sample(patched(model, EI2), latent)
+    assert layers[0].forward is own and not any("forward" in vars(layer) for layer in layers[1:])
+    del layers[0].forward
+
+
+def test_a_module_left_on_another_device_is_brought_along(model, latent) -> None:
+    clip_model = patched(model, EI2)
+    expected, moved = sample(clip_model, latent), []
+    bank = clip_settings(clip_model).temporal.bank
+
+    def bring(module, weights, device) -> None:
+        moved.append(device)
+        module.to_empty(device=device).load_state_dict(weights)
+
+    for module in bank:
+        weights = {key: value.clone() for key, value in module.state_dict().items()}
+        module.to_empty(device="meta")
+        module.to = partial(bring, module, weights)
+    assert torch.equal(sample(clip_model, latent), expected)
+    assert len(moved) == len(bank)
+    assert {device.type for device in moved} == {comfy.model_management.get_torch_device().type}
+
+
+def test_blocks_are_named_as_the_host_calls_them(model, latent) -> None:
+    seen = []
+    probe = model.clone()
+    probe.set_model_attn1_patch(
+        lambda n, context, value, options: (seen.append((options["block"], options["block_index"])), n, n, n)[1:]
+    )
+    sample(probe, latent)
+    blocks = transformer_blocks(model.model.diffusion_model)
+    assert {(block.place, block.index) for block in blocks} == set(seen)
+    assert len(set(block.path for block in blocks)) == len(blocks)
+
+
+def test_no_hook_stays_on_the_shared_layers(model, latent) -> None:
+    sample(patched(model, EI2), latent)
+    layers = [m for m in model.model.diffusion_model.modules() if isinstance(m, SpatialTransformer)]
+    assert layers and not any(block._forward_hooks for layer in layers for block in layer.transformer_blocks)
+
+
+def test_temporal_modules_are_moved_by_the_host(model, latent) -> None:
+    clip_model = patched(model, EI2)
+    bank = clip_settings(clip_model).temporal
+    assert [patcher.model for patcher in clip_model.clone().get_additional_models()] == [bank]
+    sample(clip_model, latent)
+    assert next(bank.parameters()).device.type == comfy.model_management.get_torch_device().type
+
+
+def test_training_kernel_equals_the_hosts(model, latent) -> None:
+    clip_model = patched(model, EI2)
+    options = clip_model.model_options["transformer_options"]
+    expected = sample(clip_model, latent)
+    options["optimized_attention_override"] = lambda _, q, k, v, heads, **kwargs: scaled_dot_product(q, k, v, heads)
+    torch.testing.assert_close(sample(clip_model, latent), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "keys"), [(EI2, 12 * 8 + 2 * 4 * 6 * 4), (PER_FRAME, 0), (FULL, 0)])
+def test_the_host_reckons_with_what_is_put_side_by_side(name: str, keys: int, monkeypatch) -> None:
+    base, reckoned = random_model(), []
+    load = comfy.model_management.load_models_gpu
+    monkeypatch.setattr(
+        comfy.model_management,
+        "load_models_gpu",
+        lambda *given, memory_required=0, **more: reckoned.append(memory_required) or load(*given, **more),
+    )
+    for model in (inflate(base), attach(inflate(base), *method(name, 2))):
+        sample(model, clip_latent())
+    row = base.model.memory_required([1, 4, 12, 8])
+    extra = 4 * 5 * keys * 32 * 4  # keys and values of both sides of the guidance, float32
+    assert extra <= reckoned[1] - reckoned[0] < extra + 2 * row
+    assert reckoned[0] == 10 * row

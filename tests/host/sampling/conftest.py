@@ -1,0 +1,30 @@
+"""A model, its clip and the inversion, for what samples from it."""
+
+from typing import Any
+
+import pytest
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..edits import FRAMES, HEIGHT, WIDTH, edit, invert, patched
+from ..small import clip_latent
+
+
+@pytest.fixture(scope="module")
+def model() -> ModelPatcher:
+    return patched()
+
+
+@pytest.fixture(scope="module")
+def latent() -> dict[str, Tensor]:
+    return {"samples": clip_latent(FRAMES)["samples"][..., :HEIGHT, :WIDTH].contiguous()}
+
+
+@pytest.fixture(scope="module")
+def plain(model, latent) -> dict[str, Any]:
+    return invert(model, latent)
+
+
+@pytest.fixture(scope="module")
+def edited(model, plain) -> Tensor:
+    return edit(model, plain)

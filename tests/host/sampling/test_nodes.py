@@ -1,0 +1,106 @@
+"""The nodes that sample: their previews, and the host's own sampler node."""
+
+import json
+from dataclasses import replace
+
+import comfy.samplers
+import latent_preview
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import DisableNoise, SamplerCustomAdvanced
+from torch import Tensor
+
+from consistent_video.modules.diffusion.host import run
+from consistent_video.modules.inversion.host.invert import INVERSION
+from consistent_video.modules.sampling.host import InvertedClipSampler
+from consistent_video.nodes.sample import InterframeNoiseRelation, SmoothSample, SmoothSampler
+
+from ..edits import FACTOR, FRAMES, STEPS, away, edit, invert, left_half, relation, still
+from ..small import EDIT, EMPTY
+
+
+@pytest.mark.parametrize("to_one", [False, True])
+def test_the_preview_plays_the_clip(model, latent, monkeypatch, to_one: bool) -> None:
+    inversion = invert(model, latent, set_alpha_to_one=to_one)
+    seen: list[tuple] = []
+    monkeypatch.setattr(
+        run.latent_preview, "prepare_callback", lambda *_: lambda step, x_0, x, total: seen.append((step, x_0, total))
+    )
+    states: dict[int, Tensor] = {}
+    edit(model, inversion, watch=states.__setitem__)
+    assert [(step, total) for step, _, total in seen] == [(step, STEPS) for step in range(STEPS)]
+    last = seen[-1][1].cpu()  # the last step predicts the clip without noise; the host keeps it
+    sigma, sigma_end = inversion[INVERSION]["sigmas"][-2:]
+    assert away(last + sigma_end * (states[STEPS - 1].cpu() - last) / sigma, states[STEPS]) < 1e-5
+    assert (away(last, states[STEPS]) < 1e-5) == to_one
+    ended = states[STEPS]
+    for step, x_0, _ in seen[:-1]:
+        near = [away(x_0[0].cpu(), frame) for frame in ended]
+        assert near.index(min(near)) == step % FRAMES
+
+
+@pytest.mark.parametrize("to_one", [False, True])
+def test_the_hosts_sampler_node_previews_the_clip_too(model, latent, monkeypatch, to_one: bool) -> None:
+    inversion = invert(model, latent, set_alpha_to_one=to_one)
+    seen: list[Tensor] = []
+    monkeypatch.setattr(latent_preview, "get_previewer", lambda *_: Watcher(seen))
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(EDIT, EMPTY)
+    guider.set_cfg(4.0)
+    sampler, sigmas = SmoothSampler.execute(inversion).args
+    (noise,) = DisableNoise.execute().args
+    out, denoised = (
+        given["samples"] for given in SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, inversion).args
+    )
+    assert (away(denoised, out) < 1e-5) == to_one, "only at noise level 0 is the clip the last prediction"
+    near = [[away(x_0[0].cpu(), FACTOR * frame) for frame in out.cpu()] for x_0 in seen[:-1]]
+    assert [frames.index(min(frames)) for frames in near] == [step % FRAMES for step in range(STEPS - 1)]
+
+
+class Watcher:
+    """A previewer that notes what it is to draw."""
+
+    def __init__(self, seen: list[Tensor]) -> None:
+        self.seen = seen
+
+    def decode_latent_to_preview_image(self, _format: str, x_0: Tensor) -> None:
+        self.seen.append(x_0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"relation": relation(motion=still())},
+        {"mask": left_half(), "eta": 0.4, "seed": 9},
+        {"start_step": 1, "end_step": 4, "relation": relation(0.3)},
+    ],
+    ids=["relation", "mask and eta", "part"],
+)
+def test_the_hosts_sampler_node_samples_the_same(model, plain, settings: dict) -> None:
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(EDIT, EMPTY)
+    guider.set_cfg(4.0)
+    sampler, sigmas = SmoothSampler.execute(plain, **settings).args
+    assert isinstance(sampler, InvertedClipSampler)
+    (noise,) = DisableNoise.execute().args
+    for _ in range(2):
+        out = SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, plain).args[0]["samples"]
+        assert torch.equal(out.cpu(), edit(model, plain, **settings))
+
+
+def test_the_nodes_give_what_they_are_told_to(model, plain) -> None:
+    widgets = {"strength": 0.4, "start": 0.2, "end": 0.9, "keep_texture": 0.5, "frame_strengths": " 1, .5,0, 1 "}
+    (given,) = InterframeNoiseRelation.execute(**widgets, motion=still(), mask=left_half()).args
+    assert (given.strength, given.start, given.end, given.keep_texture) == (0.4, 0.2, 0.9, 0.5)
+    assert given.frames == (1.0, 0.5, 0.0, 1.0) and given.motion is not None
+    assert given.steps == (1.0,)
+    more = {"step_strengths": "1, 0", "passes": 3}
+    (falling,) = InterframeNoiseRelation.execute(**{**widgets, "frame_strengths": ""}, **more).args
+    assert falling.frames == (1.0,) and (falling.steps, falling.passes) == ((1.0, 0.0), 3)
+    assert away(edit(model, plain, relation=falling), edit(model, plain, relation=replace(falling, passes=1))) > 1e-3
+    with pytest.raises(ValueError, match="frame_strengths '1, a' is not a list of numbers"):
+        InterframeNoiseRelation.execute(**{**widgets, "frame_strengths": "1, a"})
+    with torch.inference_mode():
+        latent, report = SmoothSample.execute(model, EDIT, EMPTY, plain, 4.0, relation=given, eta=0.3, seed=2).args
+    assert torch.equal(latent["samples"].cpu(), edit(model, plain, relation=given, eta=0.3, seed=2))
+    assert json.loads(report).keys() == {"relation", "texture"} and INVERSION not in latent

@@ -1,0 +1,139 @@
+"""Checkpointing and chunking: the same gradients from far less memory."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+
+from consistent_video.modules.clip_model import chunks
+from consistent_video.modules.clip_model.attention.spatial import attend_across_frames
+from consistent_video.modules.clip_model.host import calls
+from consistent_video.modules.clip_model.methods import EI2, FULL, PRESETS
+from consistent_video.modules.tuning.host import private_copy
+from consistent_video.modules.tuning.settings import TuneSettings
+
+from ..small import clip_latent, random_model, sample
+from .tuned import SETTINGS, lively_model, patched, run
+
+
+def first_gradients(name: str, **changes) -> dict[str, torch.Tensor]:
+    """Return the gradients of the first step, which AdamW's first mean is a tenth of."""
+    settings = replace(SETTINGS, steps=1, max_grad_norm=0, **changes)
+    state = run(patched(name, lively_model()), settings).state
+    return {key: 10 * value for key, value in state.items() if key.endswith("exp_avg")}
+
+
+@pytest.mark.parametrize(("name", "precision"), [*((name, "fp32") for name in PRESETS), (EI2, "bf16"), (FULL, "fp16")])
+def test_checkpointing_leaves_the_gradients_as_they_are(name: str, precision: str) -> None:
+    plain, checkpointed = (
+        first_gradients(name, precision=precision, gradient_checkpointing=given) for given in (False, True)
+    )
+    assert_same_gradients(plain, checkpointed)
+
+
+def assert_same_gradients(plain: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    """Assert that gradients are those expected, and that there are any."""
+    assert plain.keys() == others.keys() and len(plain) >= 20
+    assert sum(value.norm() > 1e-6 for value in plain.values()) > 0.5 * len(plain)
+    rounding = 1e-7 * max(value.norm() for value in plain.values())  # some are zero but for it
+    for key, value in plain.items():
+        assert (others[key] - value).norm() <= 1e-5 * value.norm() + rounding, key
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "size", "checkpointing"),
+    [*((name, "fp32", 2**14, False) for name in PRESETS), (EI2, "fp32", 2**14, True), (EI2, "bf16", 2**26, True)],
+)
+def test_chunking_leaves_the_gradients_as_they_are(
+    name: str, precision: str, size: int, checkpointing: bool, monkeypatch
+) -> None:
+    plain = first_gradients(name, precision=precision)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", size)
+    less = {"chunking": True, "gradient_checkpointing": checkpointing}
+    assert_same_gradients(plain, first_gradients(name, precision=precision, **less))
+
+
+def test_chunking_in_parts_leaves_gradients_of_half_precision_close(monkeypatch) -> None:
+    plain = first_gradients(EI2, precision="bf16")
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 2**14)
+    others = first_gradients(EI2, precision="bf16", chunking=True, gradient_checkpointing=True)
+    whole, found = (torch.cat([value.flatten() for value in given.values()]) for given in (plain, others))
+    assert 0 < (found - whole).norm() < 0.05 * whole.norm()
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", None)])
+def test_norms_take_and_give_the_half_precision_of_a_tuning(precision: str, dtype, monkeypatch) -> None:
+    normalise, seen = private_copy.normalise_in, []
+
+    def note(kept, norm, x):
+        out = normalise(kept, norm, x)
+        seen.append((kept, out.dtype, norm.__self__))
+        return out
+
+    monkeypatch.setattr(private_copy, "normalise_in", note)
+    unet = random_model().model.diffusion_model
+    norms = sum(isinstance(module, (torch.nn.GroupNorm, torch.nn.LayerNorm)) for module in unet.modules())
+    run(patched(EI2), replace(SETTINGS, steps=1, precision=precision))
+    assert {given[:2] for given in seen} == ({(dtype, dtype)} if dtype else set())
+    assert len({id(norm) for *_, norm in seen}) == (norms if dtype else 0)
+
+
+def test_checkpointing_computes_the_layers_twice(monkeypatch) -> None:
+    calls, kinds = [], (ResBlock, SpatialTransformer)
+    for kind in kinds:
+
+        def counted(self, *args, forward=kind.forward, **kwargs):
+            calls.append(id(self))
+            return forward(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, "forward", counted)
+    layers = sum(isinstance(module, kinds) for module in random_model().model.diffusion_model.modules())
+    run(patched(EI2), replace(SETTINGS, steps=1))
+    assert len(calls) == len(set(calls)) == layers
+    calls.clear()
+    run(patched(EI2), replace(SETTINGS, steps=1, gradient_checkpointing=True))
+    counts = [calls.count(layer) for layer in dict.fromkeys(calls)]
+    assert counts == [1] + [2] * (layers - 1), "nothing is learned before the first layer"
+
+
+def count_saved_bytes(settings: TuneSettings) -> int:
+    """Return what a tuning holds for its backward passes, in bytes."""
+    sizes = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        run(patched(EI2), settings)
+    return sum(sizes)
+
+
+def test_checkpointing_holds_far_less() -> None:
+    whole, less = (
+        count_saved_bytes(replace(SETTINGS, steps=1, gradient_checkpointing=given)) for given in (False, True)
+    )
+    assert 0 < less < 0.25 * whole
+
+
+def test_chunking_holds_less() -> None:
+    whole, less = (count_saved_bytes(replace(SETTINGS, steps=1, chunking=given)) for given in (False, True))
+    assert 0 < less < 0.75 * whole
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_keys_and_values_side_by_side_are_rebuilt_but_in_checkpoints(checkpointing: bool, monkeypatch) -> None:
+    asked = []
+
+    def note(*args):
+        asked.append(args[-1])
+        return attend_across_frames(*args)
+
+    monkeypatch.setattr(calls, "attend_across_frames", note)
+    run(patched(EI2), replace(SETTINGS, steps=1, gradient_checkpointing=checkpointing))
+    assert set(asked) == {not checkpointing}
+    asked.clear()
+    sample(patched(EI2), clip_latent(), 3.0)
+    assert set(asked) == {False}, "without gradients there is no backward"

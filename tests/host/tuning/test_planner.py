@@ -1,0 +1,170 @@
+"""Fit Planner: what is counted without values is what a real step holds."""
+
+import json
+from dataclasses import replace
+from functools import cache, partial
+
+import comfy.model_management
+import pytest
+import torch
+
+from consistent_video.modules.clip_model import chunks
+from consistent_video.modules.clip_model.host.attach import attach, inflate
+from consistent_video.modules.clip_model.host.settings import KEY, clip_settings
+from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME, method
+from consistent_video.modules.tuning.accounting import Held
+from consistent_video.modules.tuning.host import planner
+from consistent_video.modules.tuning.host.learned import sdpa_override
+from consistent_video.modules.tuning.host.planner import GIB, list_ways, plan_tuning, sampling_peak, tuning_peak
+from consistent_video.modules.tuning.host.private_copy import private_copy
+from consistent_video.modules.tuning.host.session import Tuning
+from consistent_video.modules.tuning.host.tune_inputs import TuneInputs
+from consistent_video.modules.tuning.settings import TuneSettings
+from consistent_video.nodes.plan import FitPlanner
+
+from ..small import FRAMES, SOURCE, clip_latent, family_model, random_model, sample
+
+SETTINGS = TuneSettings(steps=2, learning_rate=1e-3, precision="fp32")
+SHAPE = tuple(clip_latent()["samples"].shape)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return attach(inflate(random_model()), *method(EI2, 2))
+
+
+@pytest.fixture
+def exact(monkeypatch) -> None:
+    monkeypatch.setattr(planner, "BESIDE", 0.0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts the CPU's tensors")
+@pytest.mark.parametrize(
+    ("name", "chunking", "checkpointing", "precision"),
+    [
+        (EI2, False, False, "fp32"),
+        (EI2, True, False, "fp32"),
+        (EI2, False, True, "fp32"),
+        (EI2, True, True, "bf16"),
+        (FULL, False, False, "bf16"),
+        (FULL, True, True, "fp32"),
+        (PER_FRAME, True, False, "bf16"),
+        (PER_FRAME, False, True, "fp32"),
+    ],
+)
+def test_what_is_counted_is_what_a_step_holds(
+    name: str, chunking: bool, checkpointing: bool, precision: str, exact, monkeypatch
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 2**18)
+    model = attach(inflate(random_model()), *method(name, 2))
+    settings = replace(SETTINGS, chunking=chunking, gradient_checkpointing=checkpointing, precision=precision)
+    comfy.model_management.unload_all_models()
+    with torch.inference_mode(False), torch.enable_grad(), private_copy(model) as copy:
+        tuning = Tuning(copy, model, TuneInputs(SOURCE, clip_latent()), settings)
+        weights = [*copy.model.diffusion_model.parameters(), *tuning.learned.parameters()]
+        with Held(weights) as held:
+            for _ in tuning.tuner.steps():
+                pass
+    found = tuning_peak(model, SHAPE, settings, precision)
+    assert found == pytest.approx(held.peak, rel=0.1)
+
+
+def test_sampling_is_counted(model, exact) -> None:
+    clip = clip_latent()
+    as_on_gpu = model.clone()  # the host's kernel for CPUs takes more
+    as_on_gpu.model_options["transformer_options"]["optimized_attention_override"] = sdpa_override
+    sample(as_on_gpu, clip, 3.0)
+    with Held(model.model.diffusion_model.parameters()) as held:
+        sample(as_on_gpu, clip, 3.0)
+    assert sampling_peak(model, SHAPE) == pytest.approx(held.peak, rel=0.1)
+
+
+def test_more_frames_take_more_and_checkpointing_less(model) -> None:
+    def peak(frames: int = FRAMES, **changes) -> int:
+        return tuning_peak(model, (frames, *SHAPE[1:]), replace(SETTINGS, **changes), "fp32")
+
+    assert peak(2) < peak() < peak(2 * FRAMES)
+    assert peak(gradient_checkpointing=True) < 0.6 * peak()
+    assert peak(chunking=True) < 0.9 * peak()
+    assert peak(optimizer="AdamW 8-bit") < peak()
+
+
+def test_the_first_way_that_fits_is_chosen(model, monkeypatch) -> None:
+    count = cache(partial(tuning_peak, model))
+    monkeypatch.setattr(planner, "tuning_peak", lambda given, *how: count(*how) + (given is not model))
+    clip = clip_latent(8)
+    ways = [SETTINGS, replace(SETTINGS, chunking=True)]
+    ways += [replace(ways[1], gradient_checkpointing=True, frames_per_step=frames) for frames in (0, 4, 2)]
+    peaks = [count((way.frames_per_step or 8, *SHAPE[1:]), way, "fp32") for way in ways]
+    assert peaks == sorted(peaks, reverse=True)
+    for way, peak in zip(ways, peaks, strict=True):
+        unchanged, chosen, tried = plan_tuning(model, clip, SETTINGS, peak)
+        assert unchanged is model and chosen == way
+        assert [plan.peak for plan in tried] == [*peaks[:3], *2 * [peaks[2] + 1], *peaks[3:]][: len(tried)]
+    with pytest.raises(ValueError, match="GiB are needed and budget_gib is .* Tuning 2 frames"):
+        plan_tuning(model, clip, SETTINGS, peaks[-1] - 1)
+
+
+@pytest.mark.parametrize(("r", "coarser"), [(1, []), (2, [4, 8]), (3, [4, 8]), (4, [8]), (8, []), (None, [])])
+def test_a_larger_r_is_tried_before_frames_are_given_up(r: int | None, coarser: list[int]) -> None:
+    less = replace(SETTINGS, chunking=True, gradient_checkpointing=True)
+    half, tried = replace(less, frames_per_step=3), list(list_ways(SETTINGS, r, 7))
+    first = [(SETTINGS, r), (replace(SETTINGS, chunking=True), r), (less, r)]
+    assert tried == [*first, *((less, other) for other in coarser), (half, r)]
+    assert list(list_ways(half, r, 7)) == [(half, r), *((half, other) for other in coarser)], "2 frames are too few"
+
+
+def test_a_larger_r_is_chosen_where_it_suffices(model, monkeypatch) -> None:
+    monkeypatch.setattr(planner, "tuning_peak", lambda given, *_: 100 - clip_settings(given).spatial.r)
+    found, settings, tried = plan_tuning(model, clip_latent(8), SETTINGS, 96)
+    assert clip_settings(found).spatial == replace(clip_settings(model).spatial, r=4)
+    assert clip_settings(model).spatial.r == 2 and settings.frames_per_step == 0
+    assert [plan.r for plan in tried] == [2, 2, 2, 4]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            sample(found, clip_latent(), 3.0), sample(attach(model, *method(EI2, 4)), clip_latent(), 3.0)
+        )
+
+
+def test_r_stays_where_a_tune_was_made_with_it(model, monkeypatch) -> None:
+    monkeypatch.setattr(planner, "tuning_peak", lambda given, *_: 100 - clip_settings(given).spatial.r)
+    tuned = model.clone()
+    tuned.model_options["transformer_options"][KEY] = replace(clip_settings(model), tunes=("digest",))
+    with pytest.raises(ValueError, match="budget_gib"):
+        plan_tuning(tuned, clip_latent(8), SETTINGS, 96)
+
+
+def test_more_is_put_side_by_side_with_a_smaller_r() -> None:
+    shape, least = (16, *SHAPE[1:]), replace(SETTINGS, chunking=True, gradient_checkpointing=True)
+    more, less = (tuning_peak(attach(inflate(random_model()), *method(EI2, r)), shape, least, "fp32") for r in (2, 8))
+    assert more > 1.05 * less
+
+
+def test_the_node_gives_model_options_and_a_table(model) -> None:
+    with torch.inference_mode():  # as the host executes nodes
+        model = attach(inflate(random_model()), *method(EI2, 2))
+        everything = FitPlanner.execute(model, clip_latent(), 0.0, SETTINGS).args
+    assert everything[0] == SETTINGS and "| chosen |" in everything[1] and everything[3] is model
+    less = replace(SETTINGS, chunking=True, gradient_checkpointing=True)
+    peak = tuning_peak(model, SHAPE, less, "fp32")
+    planned, report, data, _ = FitPlanner.execute(model, clip_latent(), 1.001 * peak / GIB, SETTINGS).args
+    assert planned == less
+    assert report.count("too much |") == 2 and report.count("chosen") == 1
+    told = json.loads(data)["tuning"]
+    assert [(way["chunking"], way["gradient_checkpointing"], way["r"]) for way in told] == [
+        (False, False, 2), (True, False, 2), (True, True, 2)
+    ]  # fmt: skip
+    assert told[2]["gib"] == round(peak / GIB, 2)
+
+
+@pytest.mark.parametrize("family", ["SD2.x", "SDXL"])
+def test_other_families_are_counted(family: str) -> None:
+    model = attach(inflate(family_model(family)), *method(EI2, 2))
+    assert tuning_peak(model, SHAPE, SETTINGS, "fp32") > sampling_peak(model, SHAPE) > 0
+
+
+def test_the_model_and_the_random_numbers_stay(model) -> None:
+    before, drawn = {key: value.clone() for key, value in model.model.state_dict().items()}, torch.get_rng_state()
+    plan_tuning(model, clip_latent(), SETTINGS, 10 * GIB)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert all(torch.equal(value, before[key]) for key, value in model.model.state_dict().items())

@@ -1,0 +1,69 @@
+"""The precision of a tuning: float32, or half of it with scaled gradients."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from consistent_video.modules.clip_model.methods import EI2
+from consistent_video.modules.tuning.host import session
+from consistent_video.modules.tuning.host.apply import apply_tune
+from consistent_video.modules.tuning.host.private_copy import choose_precision
+
+from ..small import random_model, sample
+from .tuned import LONG, SETTINGS, assert_same, assert_same_tuning, lively_model, patched, run
+
+
+def test_half_precision_models_are_tuned_in_float32(latent) -> None:
+    base = random_model(dtype=torch.float16) if torch.cuda.is_available() else random_model(dtype=torch.bfloat16)
+    tune = run(patched(EI2, base))
+    assert all(value.dtype == torch.float32 for value in tune.tensors.values())
+    assert all(torch.isfinite(torch.tensor(tune.info["loss"])))
+    assert sample(apply_tune(base, tune), latent).isfinite().all()
+
+
+def test_scaled_gradients_go_on_to_the_bit() -> None:
+    settings = replace(LONG, steps=3, precision="fp16", snapshots=())
+    begun = run(patched(EI2), replace(settings, steps=2))
+    assert begun.state["scaler.scale:number"] > 1
+    assert_same_tuning(run(patched(EI2), settings, resume=begun), run(patched(EI2), settings))
+
+
+def test_float16_gradients_that_never_become_finite_end_the_tuning(monkeypatch) -> None:
+    denoise = session.Tuning.denoise
+
+    def steep(self, x, sigma, frames):
+        denoised = denoise(self, x, sigma, frames)
+        return denoised + 1e30 * (denoised - denoised.detach())
+
+    monkeypatch.setattr(session.Tuning, "denoise", steep)
+    with pytest.raises(FloatingPointError, match="gradient's norm became (inf|nan) at step"):
+        run(patched(EI2), replace(LONG, steps=60, precision="fp16"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_near_full_precision(long, precision: str) -> None:
+    tune = run(patched(EI2, lively_model()), replace(LONG, steps=3, precision=precision))
+    assert tune.info["precision"] == precision
+    assert {value.dtype for value in tune.tensors.values()} == {torch.float32}
+    assert all(value.isfinite().all() for value in tune.tensors.values())
+    assert tune.info["loss"] == pytest.approx(long.info["loss"][:3], rel=0.02)
+    assert tune.info["loss"] != long.info["loss"][:3]
+
+
+def test_auto_is_full_precision_for_a_model_that_has_it(tune) -> None:
+    found = run(patched(EI2), replace(SETTINGS, precision="fp32"))
+    assert found.info["precision"] == "fp32"
+    assert_same(found.tensors, tune.tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "has_bf16"), [("cpu", True), ("cuda", True), ("cuda", False)])
+def test_the_precision_that_auto_is(dtype: torch.dtype, kind: str, has_bf16: bool, monkeypatch) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16 or including_emulation
+    )
+    model, device = random_model(dtype=dtype), torch.device(kind)
+    full = kind == "cpu" or dtype == torch.float32
+    assert choose_precision("auto", model, device) == ("fp32" if full else "bf16" if has_bf16 else "fp16")
+    assert [choose_precision(given, model, device) for given in ("bf16", "fp16", "fp32")] == ["bf16", "fp16", "fp32"]

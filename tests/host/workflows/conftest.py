@@ -1,0 +1,30 @@
+"""Workflows that have run in the server, for the tests that go on from them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from consistent_video.scripts.environment import ROOT
+from consistent_video.scripts.host import Host
+
+from .graphs import PATIENCE, load_workflow
+
+
+@pytest.fixture(scope="session")
+def demo_clip(host: Host) -> Path:
+    return Path(shutil.copy(ROOT / "demo" / "clips" / "red_circle.mp4", host.base / "input"))
+
+
+@pytest.fixture(scope="session")
+def tuned(host: Host, demo_clip: Path):
+    """EI²'s workflow, run; it saves the tune that another workflow loads."""
+    prompt = load_workflow(host, "demo_ei2")
+    return prompt, host.run(prompt, patience=PATIENCE)
+
+
+@pytest.fixture(scope="session")
+def judged(host: Host, tuned, demo_clip: Path):
+    """Two edits with the saved tune, run."""
+    prompt = load_workflow(host, "demo_saved_tune")
+    return prompt, host.run(prompt, patience=PATIENCE)

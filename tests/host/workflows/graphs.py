@@ -1,0 +1,55 @@
+"""The workflows as prompts of few steps, and what they saved."""
+
+import json
+
+from consistent_video.scripts.clips import read_clip
+from consistent_video.scripts.descriptions import describe_demo
+from consistent_video.scripts.environment import ROOT
+from consistent_video.scripts.graph import build
+from consistent_video.scripts.host import Host
+from consistent_video.scripts.workflow import find_node, set_values, to_prompt
+
+PATIENCE = 900  # seconds; a loaded machine is many times slower
+QUICK = {
+    **{(title, "steps"): 3 for title in ("Tune", "Tokens", "Invert", "Invert to reconstruct")},
+    ("Preview", "every"): 2,
+    ("Preview", "preview_steps"): 2,
+}
+
+
+def load_workflow(host: Host, name: str, **values) -> dict:
+    """Return the prompt of a workflow, of its demo twin for "demo_", with few steps and values by "Title.input"."""
+    path, info = ROOT / "workflows" / f"{name}.json", host.object_info()
+    if path.is_file():
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        workflow = build(describe_demo(name.removeprefix("demo_")), info)
+    prompt = to_prompt(workflow, info)
+    titles = {node["_meta"]["title"]: node["inputs"] for node in prompt.values()}
+    quick = {(title, key): value for (title, key), value in QUICK.items() if key in titles.get(title, {})}
+    return set_values(prompt, {**quick, **{tuple(key.split(".")): value for key, value in values.items()}})
+
+
+def saved_frames(host: Host, prompt: dict, run, title: str):
+    (file,) = host.files(run, find_node(prompt, title))
+    return read_clip(file)[0]
+
+
+SD15 = {  # in this order: the first save what the others load
+    "edit": {},
+    "ei2": {},
+    "saved_tune": {},
+    "attention_control": {},
+    "reconstruction": {"Stability.iterations": 1},
+    "tuning_settings": {"Tune.steps": 2, "Tune.snapshots": "", "Options.warmup_steps": 1, "Save tune.with_state": True}
+    | {"Region.x": 8, "Region.y": 8}
+    | {f"{title}.{side}": 64 for title in ("Nothing", "Rectangle") for side in ("width", "height")},
+    "resume_tune": {"Load tune.tune_name": "clip_00002_.safetensors", "Tune.snapshots": ""},
+    "tune_a_video": {},
+    "import_tune_a_video": {},
+    "prompt_tokens": {"Tokens.advise_learning_rate": False},
+    "controlnet": {},
+    "custom_sampler": {},
+    "inr_smooth": {},
+    "long_clip": {"Windows.context_length": 2, "Windows.context_overlap": 1},
+}

@@ -1,0 +1,24 @@
+"""All workflows: each is run by a test and is what its description says."""
+
+import json
+from pathlib import Path
+
+from consistent_video.scripts.descriptions import MAKE, workflows
+from consistent_video.scripts.environment import ROOT
+from consistent_video.scripts.graph import build
+from consistent_video.scripts.host import Host
+
+from .graphs import SD15
+
+
+def test_every_workflow_is_run_by_a_test() -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py"))
+    names = {path.stem for path in (ROOT / "workflows").glob("*.json")}
+    assert not {name for name in names if f'"{name}"' not in text} - SD15.keys()
+    assert len(names) <= 16 and SD15.keys() == MAKE.keys()
+
+
+def test_the_workflows_are_what_their_descriptions_say(host: Host) -> None:
+    written = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "workflows").glob("*.json")}
+    info = host.object_info()
+    assert written == {name: build(groups, info) for name, groups in workflows().items()}, "run build_workflows.py"
