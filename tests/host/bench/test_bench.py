@@ -31,6 +31,7 @@ from consistent_video.bench.world import World
 from consistent_video.scripts.environment import ROOT
 
 FIRST = {name: value for choice in methods.CHOICES for name, value in zip(choice.names, choice.values[0], strict=True)}
+TAKEN = FIRST | methods.CHOSEN  # where nothing is chosen by measurement
 UNSTEADY = methods.gamma_row("both", 0.5)  # in the stand-in table less steady than gamma 1
 
 
@@ -72,7 +73,7 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     assert by_name[methods.FFAM]["reconstruction"] > 15 and by_name[methods.FFAM]["mean_shift"] is None
     assert by_name[methods.EI2]["mean_shift"] > 0 and nothing["reconstruction"] is None
     moved = by_name[methods.MOTION]
-    assert (moved["passes"], moved["end"]) == (FIRST["passes"], FIRST["end"]) and moved["denoise"] == methods.MATCHED
+    assert (moved["passes"], moved["end"]) == (TAKEN["passes"], TAKEN["end"]) and moved["denoise"] == methods.MATCHED
     written = editing.document.read_text(encoding="utf-8")
     assert "- **(d) Undecided.** INR Smooth" in written and "| 1 do nothing | 0 |" in written
     assert "Nothing was chosen by measurement" in written
