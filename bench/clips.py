@@ -23,6 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..demo.clips import save_video
+from ..modules.files.strict_json import to_json
 from ..scripts.clips import fit_square, read_clip
 from ..scripts.edit import lend_file
 from ..scripts.environment import ROOT, comfyui_tree, link, say
@@ -363,7 +364,7 @@ def measure_clips(options: argparse.Namespace) -> int:
     options.document.parent.mkdir(parents=True, exist_ok=True)
     options.document.write_text(make_document(rows, ledger.failures, options), encoding="utf-8")
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+        options.json.write_text(to_json(rows, indent=1), encoding="utf-8")
     for case, reason in ledger.failures.items():
         say(f"Failed: {case.video}, {case.kind}, {case.method}: {reason}")
     say(f"{len(rows)} of {len(cases)} edits done. Wrote {options.document}")

@@ -6,13 +6,13 @@ Hyper-parameters are chosen on drawn clips of their own before the held-out ones
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Mapping
 from functools import cache
 from statistics import fmean
 from typing import Any
 
+from ..modules.files.strict_json import to_json
 from ..scripts.environment import say
 from .edit_cost import Costs
 from .edit_document import CURVE, PUBLISHED, PUBLISHED_ROWS, SHOWN, write_document
@@ -114,5 +114,5 @@ def measure_edit(options: argparse.Namespace) -> None:
         rows.publish(PUBLISHED_ROWS)
     if options.json:
         every = {"chosen": chosen, "validation": measured, "rows": [row for own in groups.values() for row in own]}
-        options.json.write_text(json.dumps(every, indent=1), encoding="utf-8")
+        options.json.write_text(to_json(every, indent=1), encoding="utf-8")
     say(f"Wrote {options.document}")

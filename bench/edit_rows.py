@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from functools import cache
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..modules.demo_model.host import WEIGHTS
+from ..modules.files.strict_json import to_json
 from .table import add_row, load_rows
 from .tasks import Task
 from .world import Row
@@ -122,7 +122,7 @@ class Rows:
     def publish(self, path: Path) -> None:
         """Write every row of today's world to a file, from which another checkout goes on."""
         own = (row for case, row in self.done.items() if case.world == world_stamp())
-        path.write_text("".join(json.dumps(round_floats(row)) + "\n" for row in own), encoding="utf-8")
+        path.write_text("".join(to_json(round_floats(row)) + "\n" for row in own), encoding="utf-8")
 
     def frames(self, case: Case) -> Tensor:
         """Return the kept frames of a case, (f, 3, h, w) in 0 ... 1."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 import comfy.model_management
 import torch
 
+from ..modules.files.strict_json import to_json
 from ..scripts.environment import say
 from .document import write_section
 from .table import add_row, load_rows
@@ -116,4 +116,4 @@ def finish(command: str, options: argparse.Namespace, rows: Sequence[Row], body:
     """Write a command's section, and its rows where --json asks for them."""
     write_section(options.document, command, f"Written by `python -m bench {command}`. {body}")
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        options.json.write_text(to_json(rows, indent=1), encoding="utf-8")

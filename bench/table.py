@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
+from ..modules.files.strict_json import to_json
+
 
 def load_rows(path: Path, case: type) -> dict[Any, dict[str, Any]]:
     """Return the rows that are done by their case, a frozen dataclass.
@@ -33,7 +35,7 @@ def add_row(path: Path, row: dict[str, Any]) -> None:
     with path.open("a+", encoding="utf-8") as file:
         file.seek(max(0, file.seek(0, 2) - 1))
         is_whole = file.read() in ("", "\n")
-        file.write(("" if is_whole else "\n") + json.dumps(row) + "\n")
+        file.write(("" if is_whole else "\n") + to_json(row) + "\n")
 
 
 def mean_and_error(values: Sequence[float | None]) -> str:

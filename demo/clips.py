@@ -4,7 +4,6 @@ Run: python -m demo.clips
 """
 
 import argparse
-import json
 import math
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from einops import rearrange
 
+from ..modules.files.strict_json import to_json
 from .captions import caption
 from .palette import BACKGROUNDS, COLOURS, SHAPES, STYLES, TEXTURES
 from .world import SIDE, Clip, Scene, draw_clip
@@ -181,7 +181,7 @@ def main() -> None:
     for recipe in RECIPES:
         clip = draw_recipe(recipe)
         save_video(out / f"{recipe.name}.mp4", clip.frames)
-        text = json.dumps(describe(recipe, clip), indent=2)
+        text = to_json(describe(recipe, clip), indent=2)
         (out / f"{recipe.name}.json").write_text(text + "\n")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..modules.files.strict_json import to_json
 from .captions import caption, get_kind
 from .course import Course, run_course
 from .evaluate import CHUNK, sample_pictures
@@ -157,8 +158,8 @@ def main() -> None:
     provenance["parameters"]["control"] = sum(value.numel() for value in net.parameters())
     provenance["control"] = {"object_overlap": measure(model, net, given.samples, given.seed + 1, config)}
     provenance["control"] |= {"sampled_pictures": given.samples, "ddim_steps": 20, "cfg": 3.0, "device": device.type}
-    (given.out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
-    log(json.dumps(provenance["control"], indent=2))
+    (given.out / "provenance.json").write_text(to_json(provenance, indent=2) + "\n")
+    log(to_json(provenance["control"], indent=2))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..modules.files.strict_json import to_json
 from .captions import caption
 from .model import WEIGHTS, DemoModel, load_config, load_host, load_model, tokenize
 from .palette import BACKGROUNDS, COLOURS, SHAPES, STYLES, TEXTURES
@@ -128,8 +129,8 @@ def main() -> None:
     measured = evaluate(given.weights, given.sheet, device, given.count, given.ddim_steps, given.cfg, given.seed)
     path = given.weights / "provenance.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(known | {"measured": measured}, indent=2) + "\n")
-    print(json.dumps(measured, indent=2))
+    path.write_text(to_json(known | {"measured": measured}, indent=2) + "\n")
+    print(to_json(measured, indent=2))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..modules.files.strict_json import to_json
 from .course import Course, run_course
 from .evaluate import evaluate
 from .model import WEIGHTS, load_host, load_model, save_weights
@@ -66,8 +67,8 @@ def main() -> None:
     provenance["script"] = "demo/train.py, then demo/polish.py"
     provenance["courses"]["decoder"] = asdict(report) | {"batch": given.batch, "seed": given.seed}
     provenance["measured"] = evaluate(given.out, given.out / "samples.png", device, given.samples, 50, 7.5, 1)
-    (given.out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
-    log(json.dumps(provenance["measured"], indent=2))
+    (given.out / "provenance.json").write_text(to_json(provenance, indent=2) + "\n")
+    log(to_json(provenance["measured"], indent=2))
 
 
 if __name__ == "__main__":

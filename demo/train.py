@@ -4,7 +4,6 @@ Run: python -m demo.train --out demo/weights --state STATE --minutes-autoencoder
 """
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..modules.files.strict_json import to_json
 from .captions import list_captions
 from .course import Course, Report, run_course
 from .evaluate import evaluate
@@ -138,7 +138,7 @@ def main() -> None:
         given.out, given.out / "samples.png", device, given.samples, given.ddim_steps, 7.5, given.seed + 1
     )
     write_provenance(given, reports, parameters, measured)
-    log(json.dumps(measured, indent=2))
+    log(to_json(measured, indent=2))
 
 
 def write_provenance(
@@ -157,7 +157,7 @@ def write_provenance(
         "parameters": parameters,
         "measured": measured,
     }
-    (given.out / "provenance.json").write_text(json.dumps(record, indent=2) + "\n")
+    (given.out / "provenance.json").write_text(to_json(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """INR Bidirectional DDIM Inversion, and Save and Load Inversion."""
 
-import json
 import time
 from typing import get_args
 
 from comfy_api.latest import io
 
 from ..modules.diffusion.ddim import Label
+from ..modules.files.strict_json import to_json
 from ..modules.inversion.host.invert import INVERSION, InversionSettings, Noise, Start, describe, invert_clip
 from ..modules.inversion.host.saved import inversion_files, inversion_stamp, read_inversion, write_inversion
 from ..modules.inversion.noise_relation import Reading
@@ -164,7 +164,7 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
             raise ValueError(f"cfg {settings.cfg:g} of the inversion needs a negative. Connect one, or set cfg to 1.")
         inversion = invert_clip(model, positive, negative or positive, latent, settings)
         report = {**describe(settings, inversion), "seconds": round(time.monotonic() - began, 2)}
-        return io.NodeOutput(inversion, inversion[INVERSION]["sigmas"], json.dumps(report))
+        return io.NodeOutput(inversion, inversion[INVERSION]["sigmas"], to_json(report))
 
 
 class SaveInversion(io.ComfyNode):

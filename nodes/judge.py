@@ -1,9 +1,8 @@
 """Edit Scorecard and Compare Grid."""
 
-import json
-
 from comfy_api.latest import io
 
+from ..modules.files.strict_json import to_json
 from ..modules.judging.host.compare import compare_clips
 from ..modules.judging.host.judges import NONE, clip_folders, lpips_files, make_judges
 from ..modules.judging.plot import plot_scorecard
@@ -78,7 +77,7 @@ class EditScorecard(io.ComfyNode):
         before, after = (clip.float().cpu().movedim(-1, 1) for clip in (source, edited))
         where = None if mask is None else mask.float().cpu()
         card = judge_edit(before, after, edit_text, source_text, where, make_judges(**models))
-        return io.NodeOutput(report_text(card), json.dumps(card.data(), ensure_ascii=False), plot_scorecard(card))
+        return io.NodeOutput(report_text(card), to_json(card.data()), plot_scorecard(card))
 
 
 class CompareGrid(io.ComfyNode):

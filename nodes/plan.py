@@ -1,9 +1,8 @@
 """Fit Planner."""
 
-import json
-
 from comfy_api.latest import io
 
+from ..modules.files.strict_json import to_json
 from ..modules.tuning.host.planner import GIB, free_memory, plan_tuning, report_plan
 from ..modules.tuning.settings import TuneSettings
 from .types import MENU, PREFIX, TuningOptions
@@ -52,4 +51,4 @@ class FitPlanner(io.ComfyNode):
         budget = round(budget_gib * GIB) or free_memory()
         model, planned, tried = plan_tuning(model, latent, options or TuneSettings(), budget)
         report, data = report_plan(model, latent, tried, budget)
-        return io.NodeOutput(planned, report, json.dumps(data), model)
+        return io.NodeOutput(planned, report, to_json(data), model)

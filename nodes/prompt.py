@@ -1,13 +1,14 @@
 """Tune, Apply, Save and Load Prompt Tokens."""
 
-import json
 import time
 from dataclasses import asdict, replace
 
 import torch
 from comfy_api.latest import io
 
+from ..modules.diffusion.host.latent import image_latents
 from ..modules.files.host import prompt_adapter_files, prompt_adapter_stamp, read_prompt_adapter, write_prompt_adapter
+from ..modules.files.strict_json import to_json
 from ..modules.judging.plot import plot_loss
 from ..modules.prompt_tokens.adapter import PromptAdapter
 from ..modules.prompt_tokens.host.session import PromptSettings
@@ -176,7 +177,7 @@ class TunePromptTokens(io.ComfyNode):
             found.low_rank,
             plot_loss(info["loss"], {"consistency loss": info.get("consistency_loss")}),
             advice,
-            json.dumps({**info, **measured, **spent}, ensure_ascii=False),
+            to_json({**info, **measured, **spent}),
             {"loss": torch.tensor(info["loss"])},
         )
 
@@ -224,7 +225,7 @@ class ApplyPromptTokens(io.ComfyNode):
 
     @classmethod
     def execute(cls, conditioning, prompt_tokens, latent, shared_strength, frame_strength) -> io.NodeOutput:
-        frames = len(latent["samples"])
+        frames = len(image_latents(latent))
         return io.NodeOutput(apply_prompt_tokens(conditioning, prompt_tokens, frames, shared_strength, frame_strength))
 
 

@@ -1,10 +1,10 @@
 """Reports: Covariate Shift Report, Reconstruction Report, Inversion Stability."""
 
-import json
 from dataclasses import asdict
 
 from comfy_api.latest import io
 
+from ..modules.files.strict_json import to_json
 from ..modules.inversion.host.stability import measure_stability
 from ..modules.inversion.stability import stability_text
 from ..modules.judging.covariate_shift import average_shift, shift_table, worst_shift
@@ -70,7 +70,7 @@ class CovariateShiftReport(io.ComfyNode):
             "mean": asdict(average_shift(every)),
             "worst": asdict(worst_shift(every)),
         }
-        return io.NodeOutput(shift_table(shifts), plot_shifts(shifts), json.dumps(data, ensure_ascii=False))
+        return io.NodeOutput(shift_table(shifts), plot_shifts(shifts), to_json(data))
 
 
 class ReconstructionReport(io.ComfyNode):
@@ -112,7 +112,7 @@ class ReconstructionReport(io.ComfyNode):
     @classmethod
     def execute(cls, model, vae, positive, negative, inversion, cfg) -> io.NodeOutput:
         frames, found, advice = reconstruct(model, vae, positive, negative, inversion, cfg)
-        data = json.dumps({**asdict(found), "worst": found.worst, "remedies": advice})
+        data = to_json({**asdict(found), "worst": found.worst, "remedies": advice})
         return io.NodeOutput(frames, report_text(found, advice), plot_reconstruction(found), data)
 
 
@@ -162,4 +162,4 @@ class InversionStability(io.ComfyNode):
         found = measure_stability(model, positive, inversion, sampled, iterations, cls.hidden.unique_id)
         data = {**asdict(found), "bound": found.bound, "bound_without_kappa": found.bound_without}
         report = stability_text(found, len(inversion["samples"]))
-        return io.NodeOutput(report, plot_stability(found), json.dumps(data))
+        return io.NodeOutput(report, plot_stability(found), to_json(data))

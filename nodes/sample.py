@@ -1,9 +1,8 @@
 """Smooth Sample and Smooth Sampler, the noise relation they apply, and the motion it follows."""
 
-import json
-
 from comfy_api.latest import io
 
+from ..modules.files.strict_json import to_json
 from ..modules.judging.host.judges import LARGEST, VARIATIONAL, clip_motion, flow_methods
 from ..modules.sampling.host import InvertedClipSampler, RelationSettings, SampleSettings, sample_clip
 from .types import MENU, PREFIX, Motion, NoiseRelation, OpticalFlow
@@ -144,7 +143,7 @@ class SmoothSample(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, negative, inversion, cfg, **values) -> io.NodeOutput:
         latent, report = sample_clip(model, positive, negative, inversion, SampleSettings(cfg, **values))
-        return io.NodeOutput(latent, json.dumps(report))
+        return io.NodeOutput(latent, to_json(report))
 
 
 class SmoothSampler(io.ComfyNode):

@@ -1,6 +1,5 @@
 """One-Shot Tune."""
 
-import json
 import time
 from dataclasses import replace
 from typing import get_args
@@ -9,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..modules.files.host import write_tune
+from ..modules.files.strict_json import to_json
 from ..modules.judging.plot import plot_loss
 from ..modules.tuning.host.apply import apply_tune
 from ..modules.tuning.host.progress import TuningProgress
@@ -209,6 +209,6 @@ class OneShotTune(io.ComfyNode):
             apply_tune(model, tune),
             tune,
             plot_loss(losses, {f"{name} loss": tune.info.get(f"{name}_loss") for name in ("smoothing", "consistency")}),
-            json.dumps({**tune.info, **spent}, ensure_ascii=False),
+            to_json({**tune.info, **spent}),
             {"loss": torch.tensor(losses)},
         )

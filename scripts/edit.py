@@ -16,6 +16,7 @@ import torch
 
 from ..demo.clips import save_video
 from ..demo.reader import ShapeReader
+from ..modules.files.strict_json import to_json
 from .clips import fit_square, read_clip, save_animation, save_strip
 from .environment import ROOT, SetupError, comfyui_tree, say
 from .host import GraphError, Host, HostError, Progress, Run, device_arguments
@@ -188,7 +189,7 @@ def make_report(host: Host, prompt: Json, run: Run, options: argparse.Namespace)
     shown = {name: clips[name] for name in ("source", "reconstruction", "edit")}
     save_strip(options.output / "strip.png", shown)
     save_animation(options.output / "animation.webp", shown, read_clip(options.output / "edit.mp4")[1])
-    (options.output / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    (options.output / "report.json").write_text(to_json(report, indent=2), encoding="utf-8")
     return report
 
 

@@ -107,7 +107,7 @@ class Server:
 
     def post(self, path: str, content: Json) -> str:
         """POST JSON to `path` and return the text of the answer."""
-        body, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
+        body, headers = json.dumps(content, allow_nan=False).encode(), {"Content-Type": "application/json"}
         return self.request(urllib.request.Request(f"http://{self.address}/{path}", body, headers))
 
     def request(self, request: urllib.request.Request) -> str:

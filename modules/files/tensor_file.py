@@ -10,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .strict_json import to_json
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -41,7 +43,7 @@ def write_file(kind: Kind, tensors: dict[str, Tensor], info: dict[str, Any], pat
     Raises:
         OSError: it could not be written.
     """
-    metadata = {"format": kind.format, "format_version": str(kind.version), "info": json.dumps(info)}
+    metadata = {"format": kind.format, "format_version": str(kind.version), "info": to_json(info)}
     unfinished = path.with_name(path.name + ".part")
     try:
         save_file(

@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..sockets.pictures import check_numbers, read_images
+
+SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+FLOWS = "Flows are (n, 2, h, w) or (n, h, w, 2) in pixels, or pictures."
+
 
 @dataclass(frozen=True)
 class Motion:
@@ -113,24 +118,24 @@ def read_flow(flow: Any, name: str, largest: float) -> Tensor:
 
     Args:
         flow: tensor, array or sequence of them, pixels, shape (n, 2, h, w) or (n, h, w, 2); or pictures, shape
-            (n, h, w, 3 or 4), 0 ... 1, whose red is x and green y, 0.5 none and 1 `largest` to the right and down.
+            (n, h, w, 3 or 4), 0 ... 1 or uint8, whose red is x and green y, 0.5 none and 1 `largest` to the right and
+            down.
         name: of the input, for errors.
         largest: pixels.
 
     Raises:
-        ValueError: it has another shape, or values that are not finite.
+        ValueError: it has another shape or no frames, values that cannot be negative, or that are not finite.
     """
-    if isinstance(flow, Sequence):
-        flow = torch.stack([torch.as_tensor(one) for one in flow])
-    flow = torch.as_tensor(flow).float()
+    try:
+        flow = torch.stack([*map(torch.as_tensor, flow)]) if isinstance(flow, Sequence) else torch.as_tensor(flow)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} is a {type(flow).__name__} that cannot be read as flow ({error}). {FLOWS}") from error
     if flow.ndim == 4 and flow.shape[-1] in (3, 4):
-        flow = (flow[..., :2] - 0.5) * 2 * largest
+        flow = (read_images(flow, name, FLOWS)[..., :2] - 0.5) * 2 * largest
     if flow.ndim == 4 and flow.shape[-1] == 2:
         flow = flow.movedim(-1, 1)
     if flow.ndim != 4 or flow.shape[1] != 2:
-        raise ValueError(
-            f"{name} has the shape {tuple(flow.shape)}. Flows are (n, 2, h, w) or (n, h, w, 2) in pixels, or pictures."
-        )
-    if not flow.isfinite().all():
-        raise ValueError(f"{name} holds values that are not finite. Look at what made it.")
-    return flow
+        raise ValueError(f"{name} has the shape {tuple(flow.shape)}. {FLOWS}")
+    flow = flow.float() if flow.dtype in SIGNED else flow
+    check_numbers(flow, name, FLOWS)
+    return flow.float()

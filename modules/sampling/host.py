@@ -25,6 +25,7 @@ from ..inversion.host.invert import (
 )
 from ..inversion.noise_relation import smooth_edit
 from ..motion.flow import Motion
+from ..sockets.pictures import read_mask
 from .texture import texture_energy
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class RelationSettings:
         for name, factors in (("frame_strengths", self.frames), ("step_strengths", self.steps)):
             if not all(0 <= factor <= 1 for factor in factors):
                 raise ValueError(f"{name} holds {[*factors]}. Each must be from 0 to 1.")
+        check_mask(self.mask)
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,15 @@ class SampleSettings:
     end_step: int = 0
     relation: RelationSettings | None = None
     mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_mask(self.mask)
+
+
+def check_mask(mask: Tensor | None) -> None:
+    """Raise ValueError where a mask is connected that is none, before anything is sampled."""
+    if mask is not None:
+        read_mask(mask)
 
 
 class Relating:

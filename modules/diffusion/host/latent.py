@@ -10,7 +10,10 @@ from comfy.sample import fix_empty_latent_channels
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...sockets.pictures import check_numbers, read_mask
 from ..ddim import Prediction
+
+INVERSION = "consistent_video_inversion"  # the key of a LATENT that holds an inversion, see inversion/host/invert.py
 
 
 def prediction_of(model: ModelPatcher) -> Prediction:
@@ -37,18 +40,30 @@ def sigma_table(model: ModelPatcher) -> Tensor:
     return model.get_model_object("model_sampling").sigmas.cpu()
 
 
-def clip_latent(model: ModelPatcher, latent: dict[str, Any], num_frames: int, name: str = "latent") -> Tensor:
-    """Return a clip's VAE latent, shape (f, c, h, w).
+def image_latents(latent: dict[str, Any], name: str = "latent") -> Tensor:
+    """Return the samples of a LATENT, shape (f, c, h, w).
 
     Raises:
-        ValueError: it is not a batch of image latents of one clip.
+        ValueError: they are not a batch of image latents, or hold no frame or values that are not finite.
     """
     samples = latent["samples"]
-    if samples.ndim != 4:
+    if not isinstance(samples, Tensor) or samples.ndim != 4:
+        shape = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
         raise ValueError(
-            f"{name} has shape {tuple(samples.shape)}; a clip of image latents (frames, channels, height, width) is "
-            "needed. Encode the frames with the VAE of an image model."
+            f"{name} has shape {shape}; a clip of image latents (frames, channels, height, width) is needed. Encode "
+            "the frames with the VAE of an image model."
         )
+    check_numbers(samples, name, "Encode the frames with the VAE of the model; if it recurs, in float32.")
+    return samples
+
+
+def fitting_latents(model: ModelPatcher, latent: dict[str, Any], num_frames: int, name: str = "latent") -> Tensor:
+    """Return the samples of a LATENT of a model's, whatever they show, shape (f, c, h, w).
+
+    Raises:
+        ValueError: they are not a batch of image latents, or have other frames or channels.
+    """
+    samples = image_latents(latent, name)
     if num_frames and len(samples) != num_frames:
         raise ValueError(
             f"{name} has {len(samples)} frames and Inflate UNet says num_frames = {num_frames}. Make them equal, or "
@@ -60,6 +75,38 @@ def clip_latent(model: ModelPatcher, latent: dict[str, Any], num_frames: int, na
         raise ValueError(
             f"{name} has {samples.shape[1]} channels and the model's latents have {channels}. Encode the frames with "
             "the VAE that belongs to the model."
+        )
+    return samples
+
+
+def is_inverted(latent: dict[str, Any]) -> bool:
+    """Whether the samples of a LATENT are an inversion, or cut or changed from one, and not a clip sampled from it.
+
+    The host's nodes hand the key INVERSION on with whatever they make of the samples. Those that are no longer the
+    inversion's are told by their spread: that of noise is far above a clip's.
+    """
+    if INVERSION not in latent:
+        return False
+    start, source = latent[INVERSION]["start"].float(), latent[INVERSION]["source"].float()
+    samples = latent["samples"].float()
+    if samples.shape == start.shape and (samples - start).norm() <= 0.01 * start.norm():
+        return True
+    return bool(samples.std() > max(2 * source.std(), (start.std() * source.std()).sqrt()))
+
+
+def clip_latent(model: ModelPatcher, latent: dict[str, Any], num_frames: int, name: str = "latent") -> Tensor:
+    """Return a clip's VAE latent, shape (f, c, h, w).
+
+    Raises:
+        ValueError: it is not a batch of image latents of one clip, is empty, or is an inversion.
+    """
+    samples = fitting_latents(model, latent, num_frames, name)
+    if not samples.any():
+        raise ValueError(f"{name} is an empty latent, all zeros. Encode the frames of the clip with the VAE.")
+    if is_inverted(latent):
+        raise ValueError(
+            f"{name} is an inversion, which is noise. Connect the latent of the clip that was inverted, from VAE "
+            "Encode, or the edited clip."
         )
     return samples
 
@@ -77,9 +124,9 @@ def to_positions(mask: Tensor, like: Tensor) -> Tensor:
         like: latent of the clip, shape (f, c, h, w).
 
     Raises:
-        ValueError: it has other frames than the clip.
+        ValueError: it is not a mask, or has other frames than the clip.
     """
-    mask = mask.reshape(-1, *mask.shape[-2:])
+    mask = read_mask(mask)
     if len(mask) not in (1, len(like)):
         raise ValueError(
             f"mask has {len(mask)} frames and the clip {len(like)}. Give one for all frames or one for each."

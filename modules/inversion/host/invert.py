@@ -11,13 +11,20 @@ from torch import Tensor
 
 from ...clip_model.host.settings import clip_settings
 from ...diffusion.ddim import Label, ddim_trajectory, latent_to_state, sample_ddim_inversion, state_to_latent
-from ...diffusion.host.latent import clip_latent, prediction_of, sigma_table
+from ...diffusion.host.latent import (
+    INVERSION,
+    clip_latent,
+    fitting_latents,
+    image_latents,
+    prediction_of,
+    sigma_table,
+)
 from ...diffusion.host.run import ClipSampler, run_sampler, warn_of_frames
 from ...diffusion.schedule import ddim_sigmas, matched_denoise
+from ...sockets.pictures import check_numbers
 from ..noise_relation import Direction, Reading, implied_noise, smooth_noise, with_std_of
 from .identity import model_digest
 
-INVERSION = "consistent_video_inversion"
 MASKED = "The inversion has a noise mask, which cannot be used with an inverted clip. Remove the node that sets it."
 
 log = logging.getLogger(__name__)
@@ -221,8 +228,7 @@ def warn_of_model(inversion: dict[str, Any], model: ModelPatcher) -> None:
 
 def check_unchanged(samples: Tensor, start: Tensor) -> None:
     """Raise ValueError where a latent is not the inverted one any more."""
-    if not samples.isfinite().all():
-        raise ValueError("inversion holds values that are not finite. Invert again; if it recurs, use a float32 model.")
+    check_numbers(samples, "inversion", "Invert again; if it recurs, use a float32 model.")
     change = math.inf
     if samples.shape == start.shape:
         expected = start.float()
@@ -247,7 +253,7 @@ def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> T
         )
     if "noise_mask" in latent:
         raise ValueError(MASKED)
-    made, samples = latent[INVERSION], latent["samples"]
+    made, samples = latent[INVERSION], image_latents(latent, "inversion")
     if len(samples) != made["num_frames"]:
         raise ValueError(
             f"inversion was made of {made['num_frames']} frames and now has {len(samples)}. Cut or repeat frames "
@@ -256,7 +262,7 @@ def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> T
     check_unchanged(samples, made["start"])
     if model is not None:
         prediction_of(model)  # raises for a model that samples in another way
-        clip_latent(model, latent, clip_settings(model).num_frames, "inversion")
+        fitting_latents(model, latent, clip_settings(model).num_frames, "inversion")
         check_levels(made["sigmas"], sigma_table(model))
     return made["sigmas"]
 

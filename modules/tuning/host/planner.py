@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from ...clip_model.host.settings import KEY, clip_settings
-from ...diffusion.host.latent import clip_latent
+from ...diffusion.host.latent import fitting_latents
 from ..accounting import Held
 from ..losses.diffusion import diffusion_loss
 from ..settings import Precision, TuneSettings
@@ -198,7 +198,7 @@ def plan_tuning(
     Raises:
         ValueError: the latent is no clip of the model's, or nothing fits.
     """
-    samples = clip_latent(model, latent, clip_settings(model).num_frames)
+    samples = fitting_latents(model, latent, clip_settings(model).num_frames)
     precision = choose_precision(settings.precision, model, comfy.model_management.get_torch_device())
     tried: list[Plan] = []
     may_change = not clip_settings(model).tunes  # were made with the r that is
