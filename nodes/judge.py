@@ -7,6 +7,7 @@ from ..modules.judging.host.compare import compare_clips
 from ..modules.judging.host.judges import NONE, clip_folders, lpips_files, make_judges
 from ..modules.judging.plot import plot_scorecard
 from ..modules.judging.scorecard import judge_edit, report_text
+from ..modules.sockets.pictures import read_images, read_mask
 from .sample import flow_input
 from .types import MENU, PREFIX
 
@@ -28,7 +29,7 @@ class EditScorecard(io.ComfyNode):
             "name; nothing is downloaded.",
             search_aliases=["CLIP score", "warp error", "LPIPS", "metrics", "evaluate", "temporal consistency"],
             inputs=[
-                io.Image.Input("source", tooltip="The source clip."),
+                io.Image.Input("source", tooltip="The source clip. Alpha is left out."),
                 io.Image.Input("edited", tooltip="The edited clip: as many frames, of the same size."),
                 io.String.Input("edit_text", multiline=True, tooltip="Edited prompt, for CLIP-T."),
                 io.String.Input(
@@ -74,8 +75,8 @@ class EditScorecard(io.ComfyNode):
 
     @classmethod
     def execute(cls, source, edited, edit_text, source_text="", mask=None, **models) -> io.NodeOutput:
-        before, after = (clip.float().cpu().movedim(-1, 1) for clip in (source, edited))
-        where = None if mask is None else mask.float().cpu()
+        before, after = (read_images(clip, name).movedim(-1, 1) for clip, name in ((source, "source"), (edited, "edited")))
+        where = None if mask is None else read_mask(mask).cpu()
         card = judge_edit(before, after, edit_text, source_text, where, make_judges(**models))
         return io.NodeOutput(report_text(card), to_json(card.data()), plot_scorecard(card))
 
@@ -93,7 +94,7 @@ class CompareGrid(io.ComfyNode):
             "with their numbers; if wanted with heat maps of what was changed and with the optical flow.",
             search_aliases=["side by side", "contact sheet", "difference map", "heat map", "compare videos"],
             inputs=[
-                io.Image.Input("source", tooltip="The source clip."),
+                io.Image.Input("source", tooltip="The source clip. Alpha is left out."),
                 *(
                     io.Image.Input(name, optional=name != EDITS[0], tooltip="An edited clip of as many frames.")
                     for name in EDITS
@@ -102,8 +103,8 @@ class CompareGrid(io.ComfyNode):
                     "labels",
                     default="",
                     optional=True,
-                    tooltip="Comma-separated names of the edits, in the order of the inputs. Empty = the names of the "
-                    "inputs.",
+                    tooltip="Comma-separated names of the edits, in the order of the inputs; cut where they are too long. "
+                    "Empty = the names of the inputs.",
                 ),
                 io.Boolean.Input(
                     "difference",
@@ -129,5 +130,6 @@ class CompareGrid(io.ComfyNode):
 
     @classmethod
     def execute(cls, source, labels="", difference=False, flow=NONE, columns=8, **edits) -> io.NodeOutput:
-        shown = {name: edits[name].float().cpu() for name in EDITS if edits.get(name) is not None}
-        return io.NodeOutput(*compare_clips(source.float().cpu(), shown, labels, difference, flow, columns))
+        shown = {name: read_images(edits[name], name) for name in EDITS if edits.get(name) is not None}
+        first = read_images(source, "source")
+        return io.NodeOutput(*compare_clips(first, shown, labels, difference, flow, columns))

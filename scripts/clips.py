@@ -15,7 +15,7 @@ from ..modules.judging.grid import draw_strip, side_by_side
 
 
 def read_clip(path: Path, num_frames: int | None = None) -> tuple[torch.Tensor, Fraction]:
-    """Decode a video file.
+    """Decode a video file, turned as its metadata says: a phone stores upright clips lying.
 
     Args:
         path: any file that FFmpeg reads.
@@ -31,7 +31,8 @@ def read_clip(path: Path, num_frames: int | None = None) -> tuple[torch.Tensor, 
             stream = container.streams.video[0]
             rate = stream.average_rate or Fraction(8)
             for frame in container.decode(stream):
-                frames.append(torch.from_numpy(frame.to_ndarray(format="rgb24")))
+                turned = torch.from_numpy(frame.to_ndarray(format="rgb24")).rot90(round(frame.rotation / 90))
+                frames.append(turned)
                 if len(frames) == num_frames:
                     break
     except (av.error.FFmpegError, IndexError) as error:

@@ -1,8 +1,11 @@
 """Where tunes lie: the models folder `consistent_video`, beside the host's own; there lie other projects' too."""
 
 import itertools
+import pickle
 from pathlib import Path
+from typing import Any
 
+import comfy.utils
 import folder_paths
 
 from ..prompt_tokens.adapter import PromptAdapter, load_prompt_adapter, save_prompt_adapter
@@ -131,6 +134,26 @@ def import_stamp(name: str) -> tuple[int, int]:
     return stamp(IMPORTS, name)
 
 
-def import_path(name: str) -> Path:
-    """Return where a file to import lies, by its name in the folder."""
-    return Path(folder_paths.get_full_path_or_raise(IMPORTS, name))
+def read_weights(folder: str, name: str) -> dict[str, Any]:
+    """Read a file of another project's weights; a pickle only where it holds nothing but weights.
+
+    Args:
+        folder: the host's name of the models folder.
+        name: of the file in it.
+
+    Raises:
+        ValueError: it is damaged, or holds something else.
+    """
+    path = folder_paths.get_full_path_or_raise(folder, name)
+    try:
+        weights = comfy.utils.load_torch_file(path, safe_load=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{name} is damaged or holds more than weights, which could be code that runs when it is read; it was not "
+            "read. Save the weights alone, best as safetensors."
+        ) from error
+    except Exception as error:  # each format has its own, and a file may hold anything
+        raise ValueError(f"{name} is damaged or no file of weights ({error}). Copy it again.") from error
+    if not isinstance(weights, dict):
+        raise ValueError(f"{name} holds more than weights: it is a {type(weights).__name__}. Copy another file.")
+    return weights

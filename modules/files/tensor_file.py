@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .strict_json import to_json
+from ..sockets.pictures import FRACTIONS
+from .strict_json import without_undefined
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ def write_file(kind: Kind, tensors: dict[str, Tensor], info: dict[str, Any], pat
     Raises:
         OSError: it could not be written.
     """
-    metadata = {"format": kind.format, "format_version": str(kind.version), "info": to_json(info)}
+    made = json.dumps(without_undefined(info), allow_nan=False)
+    metadata = {"format": kind.format, "format_version": str(kind.version), "info": made}
     unfinished = path.with_name(path.name + ".part")
     try:
         save_file(
@@ -60,7 +63,8 @@ def read_file(kind: Kind, path: Path) -> tuple[dict[str, Tensor], Any]:
     """Return a file's tensors and how they were made.
 
     Raises:
-        ValueError: the file is damaged, of another kind, or of another version of the format.
+        ValueError: the file is damaged, of another kind, or of another version of the format, or holds numbers that
+            are not finite.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -87,4 +91,24 @@ def read_file(kind: Kind, path: Path) -> tuple[dict[str, Tensor], Any]:
             f"{path.name} has {kind.name} format {version}, this version of Consistent Video reads up to "
             f"{kind.version}. Update the node pack."
         )
+    check_tensors(tensors, path.name, kind.again)
     return tensors, info
+
+
+def check_tensors(tensors: Mapping[str, Tensor], source: str, instead: str) -> None:
+    """Refuse numbers of a file that float32 cannot hold to its precision, such as float8, or that are not finite.
+
+    Args:
+        tensors: of the file; whole numbers pass.
+        source: the file's name.
+        instead: what to do.
+
+    Raises:
+        ValueError: names the file, the first such tensor and what is wrong with it.
+    """
+    for key, value in tensors.items():
+        kind = str(value.dtype).removeprefix("torch.")
+        if (value.is_floating_point() or value.is_complex()) and value.dtype not in FRACTIONS:
+            raise ValueError(f"{source} stores {key} in {kind}; float32, float16 or bfloat16 are needed. {instead}")
+        if value.is_floating_point() and not value.float().isfinite().all():
+            raise ValueError(f"{source} holds values that are not finite (NaN or infinity) in {key}. {instead}")

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..files.tensor_file import Kind, read_file, write_file
@@ -42,6 +41,4 @@ def load_inversion(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, info = read_file(FILE, path)
     if not tensors.keys() >= set(TENSORS):
         raise ValueError(f"{path.name} is not {FILE.named} of Consistent Video: it lacks tensors. {FILE.instead}")
-    if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
-        raise ValueError(f"{path.name} holds values that are not finite. Invert again.")
     return tensors, info

@@ -1,11 +1,15 @@
 """CLIP models (Radford et al., ICML 2021) in transformers' form, from a folder."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
+
+from ..files.tensor_file import check_tensors
 
 
 class ClipModel:
@@ -28,14 +32,21 @@ class ClipModel:
                 "A CLIP folder needs the package transformers, which is not installed. Install it into ComfyUI's "
                 "Python: pip install transformers"
             ) from error
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        try:
+            kind = dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))).get("model_type")
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"config.json of {folder.name} is damaged ({error}). Copy the folder again.") from error
         if kind != "clip":
             raise ValueError(f"{folder.name} holds a model of type {kind!r}, not 'clip'. Choose a CLIP model's folder.")
         try:
-            self.model = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval().to(device)
+            model, found = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+            if found["missing_keys"]:
+                raise ValueError(f"its weights lack {min(found['missing_keys'])}")
+            check_tensors(model.state_dict(), folder.name, "Copy it again.")
+            self.model = model.float().eval().to(device)
             self.processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
             raise ValueError(
                 f"{folder.name} is no whole CLIP folder ({error}). It needs the weights, preprocessor_config.json and "
                 "the tokenizer's files."

@@ -16,6 +16,7 @@ from ..motion.flow import Motion
 
 GAP = 2  # pixels between pictures
 LEAST_LETTER, PART_OF_HEIGHT = 10, 16  # a letter is a sixteenth of a frame high
+LONGEST_LABEL, WIDEST_LABEL = 100, 40  # in signs, and in heights of a letter
 HEATMAP = "inferno"
 
 
@@ -29,8 +30,22 @@ def load_font(letter: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(findfont("DejaVu Sans"), letter)
 
 
+def fit_label(text: str, width: int, letter: int) -> str:
+    """Return a text as one line, cut to a width of pixels; what cannot be printed becomes a space."""
+    shown = text[: LONGEST_LABEL + 1]
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in shown).split())
+    font = load_font(letter)
+    if len(text) <= LONGEST_LABEL and font.getlength(line) <= width:
+        return line
+    line = line[:LONGEST_LABEL]
+    while line and font.getlength(f"{line}…") > width:
+        line = line[:-1]
+    return f"{line}…"
+
+
 def draw_label(text: str, height: int, width: int, letter: int) -> Tensor:
-    """Return a text in black on white, in the middle of a picture, shape (3, height, width) in 0 ... 1."""
+    """Return a text in black on white, in the middle of a picture and cut to it, shape (3, height, width) in 0 ... 1."""
+    text = fit_label(text, width, letter)
     picture = Image.new("RGB", (width, height), "white")
     place = width / 2, height / 2
     ImageDraw.Draw(picture).text(place, text, fill="black", font=load_font(letter), anchor="mm")
@@ -38,9 +53,9 @@ def draw_label(text: str, height: int, width: int, letter: int) -> Tensor:
 
 
 def text_width(texts: Sequence[str], letter: int) -> int:
-    """Return the pixels that the longest of some texts needs, with a margin."""
-    font = load_font(letter)
-    return letter + max(int(np.ceil(font.getlength(text))) for text in texts)
+    """Return the pixels that the longest of some texts needs, with a margin, WIDEST_LABEL letter heights at most."""
+    font, widest = load_font(letter), WIDEST_LABEL * letter
+    return letter + max(int(np.ceil(font.getlength(fit_label(text, widest, letter)))) for text in texts)
 
 
 def difference_map(edit: Tensor, source: Tensor) -> Tensor:

@@ -151,7 +151,5 @@ def load_prompt_adapter(path: Path) -> PromptAdapter:
     shapes = [tuple(tensors[key].shape) for key in NEEDED if key in tensors]
     if list(map(len, shapes)) != [2, 3] or shapes[0][-1] != shapes[1][-1] or not isinstance(info, dict):
         raise ValueError(f"{path.name} is not {FILE.named} of Consistent Video: its tensors are others. {FILE.instead}")
-    if not all(bool(tensors[key].isfinite().all()) for key in NEEDED):
-        raise ValueError(f"{path.name} holds values that are not finite. {FILE.again}")
     state = {key.removeprefix(STATE): value for key, value in tensors.items() if key.startswith(STATE)}
     return PromptAdapter(tensors["shared"], tensors["frame"], info, state)

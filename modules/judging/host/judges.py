@@ -15,10 +15,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from torch import Tensor
 
-from ...files.host import CLIP_FOLDERS, LPIPS, OPTICAL_FLOW
+from ...files.host import CLIP_FOLDERS, LPIPS, OPTICAL_FLOW, read_weights
+from ...files.tensor_file import check_tensors
 from ...motion.flow import Motion, motion_of, read_flow
 from ...motion.raft import estimate_motion_by, load_raft
 from ...motion.variational import estimate_motion
+from ...sockets.pictures import read_images
 from ..clip import ClipModel
 from ..lpips import load_lpips
 from ..scorecard import Judges
@@ -59,9 +61,15 @@ def find_clip_folder(name: str) -> Path:
     raise ValueError(f"clip_folder {name!r} is not in models/{CLIP_FOLDERS}. Copy it there, or choose {NONE}.")
 
 
-def read_weights(folder: str, name: str) -> dict[str, Tensor]:
-    """Return the weights in a file of a models folder."""
-    return comfy.utils.load_torch_file(folder_paths.get_full_path_or_raise(folder, name), safe_load=True)
+def read_network(folder: str, name: str) -> dict[str, Tensor]:
+    """Return the weights in a file of a models folder.
+
+    Raises:
+        ValueError: it is damaged, holds something else, or numbers that are not finite or too coarse.
+    """
+    weights = {key: value for key, value in read_weights(folder, name).items() if isinstance(value, Tensor)}
+    check_tensors(weights, name, "Copy it again, or choose another file.")
+    return weights
 
 
 def clip_motion(
@@ -99,6 +107,7 @@ def clip_motion(
             "Neither images nor forward and backward are connected. Connect the frames of the clip to images, or "
             "optical flow to both forward and backward."
         )
+    images = read_images(images, "images")
     if optical_flow is None:
         return flow_by(method)(images)
     load_model_gpu(optical_flow)
@@ -111,7 +120,7 @@ def flow_by(method: str) -> Callable[[Tensor], Motion]:
     device = get_torch_device()
     if method == VARIATIONAL:
         return partial(estimate_motion, device=device, between=throw_exception_if_processing_interrupted)
-    network = load_raft(read_weights(OPTICAL_FLOW, method), method).to(device)
+    network = load_raft(read_network(OPTICAL_FLOW, method), method).to(device)
     return lambda images: estimate_motion_by(network, images.to(device))
 
 
@@ -210,5 +219,5 @@ def make_judges(
     elif not find_spec("torchmetrics"):
         absent["lpips"] = "torchmetrics is not installed"
     else:
-        given["lpips"], models["lpips"] = load_lpips(read_weights(LPIPS, lpips), lpips), f"LPIPS by {lpips}"
+        given["lpips"], models["lpips"] = load_lpips(read_network(LPIPS, lpips), lpips), f"LPIPS by {lpips}"
     return Judges(**{**given, "models": models, "absent": absent})

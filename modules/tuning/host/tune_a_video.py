@@ -1,8 +1,6 @@
 """Tune-A-Video's files on the host's models."""
 
 import logging
-import pickle
-from typing import Any
 
 import comfy.lora
 import comfy.utils
@@ -12,7 +10,8 @@ from torch import Tensor
 
 from ...clip_model.host.attach import check_supported
 from ...diffusion.host.latent import prediction_of
-from ...files.host import free_path, import_path
+from ...files.host import IMPORTS, free_path, read_weights
+from ...files.tensor_file import check_tensors
 from ..tune_a_video import (
     PREFIX,
     check_exportable,
@@ -33,32 +32,21 @@ from .private_copy import check_precision
 log = logging.getLogger(__name__)
 
 
-def is_weight(value: Any) -> bool:
-    """Whether a value is a tensor of fractions."""
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def read_weights(name: str) -> dict[str, Tensor]:
-    """Read a file of weights by its name in the folder; a pickle only where it holds nothing but weights.
+def read_unet(name: str) -> dict[str, Tensor]:
+    """Read a file of a UNet's weights by its name in the folder.
 
     Raises:
-        ValueError: it is damaged, or holds something else.
+        ValueError: it is damaged, or holds something else, numbers that are not fractions or not finite among it.
     """
-    path = import_path(name)
-    try:
-        weights = comfy.utils.load_torch_file(str(path), safe_load=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{name} is damaged or holds more than weights, which could be code that runs when it is read; it was not "
-            "read. Save the weights alone, best as safetensors."
-        ) from error
-    except Exception as error:  # each format has its own, and a file may hold anything
-        raise ValueError(f"{name} is damaged or no file of weights ({error}). Copy it again.") from error
-    if not isinstance(weights, dict) or not all(map(is_weight, weights.values())):
-        raise ValueError(
-            f"{name} holds more than weights, perhaps the state of a training. Choose the file that Tune-A-Video's "
-            "training wrote at its end, unet/diffusion_pytorch_model."
-        )
+    weights = read_weights(IMPORTS, name)
+    for key, value in weights.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"{name} holds more than weights, {key} is {kind}: perhaps it is the state of a training, or quantized. "
+                "Choose the file that Tune-A-Video's training wrote at its end, unet/diffusion_pytorch_model."
+            )
+    check_tensors(weights, name, "Choose the file that Tune-A-Video's training wrote, unet/diffusion_pytorch_model.")
     return weights
 
 
@@ -95,7 +83,7 @@ def import_tune_a_video(model: ModelPatcher, name: str) -> tuple[Tune, str]:
     """
     check_supported(model)
     check_precision(model)
-    unet, weights = unet_weights(model), read_weights(name)
+    unet, weights = unet_weights(model), read_unet(name)
     names = file_names(diffusers_table(model), unet)
     check_file(weights, names, file_shapes(unet), name)
     apart = compare_frozen(weights, unet, names)

@@ -36,7 +36,7 @@ def make_tune() -> Tune:
         f"{block}.attn1.to_q.diff": torch.randn(3, 5, generator=generator).T,
         f"{block}.attn2.to_q.diff": torch.randn(2, 4, generator=generator).half(),
         f"{block}.attn_temp.to_out.bias": torch.randn(7, generator=generator).bfloat16(),
-        f"{block}.attn_temp.to_v.weight": torch.tensor([-0.0, 1e-40, float("inf"), 3.1]),
+        f"{block}.attn_temp.to_v.weight": torch.tensor([-0.0, 1e-40, 3e38, 3.1]),
     }
     info = {"frames": 8, "temporal": {"norm": "EI² layer"}, "loss": [0.1, 1 / 3, 2e-17], "seed": 2**53}
     return Tune(tensors, MADE | info)
