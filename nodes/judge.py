@@ -75,7 +75,9 @@ class EditScorecard(io.ComfyNode):
 
     @classmethod
     def execute(cls, source, edited, edit_text, source_text="", mask=None, **models) -> io.NodeOutput:
-        before, after = (read_images(clip, name).movedim(-1, 1) for clip, name in ((source, "source"), (edited, "edited")))
+        before, after = (
+            read_images(clip, name).movedim(-1, 1) for clip, name in ((source, "source"), (edited, "edited"))
+        )
         where = None if mask is None else read_mask(mask).cpu()
         card = judge_edit(before, after, edit_text, source_text, where, make_judges(**models))
         return io.NodeOutput(report_text(card), to_json(card.data()), plot_scorecard(card))

@@ -25,9 +25,14 @@ def read_setting(text: str) -> tuple[tuple[str, str], object]:
     if not (title and key and value):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form Title.input=value")
     try:
-        return (title, key), json.loads(value)
-    except ValueError:
+        return (title, key), json.loads(value, parse_constant=refuse_constant)
+    except json.JSONDecodeError:
         return (title, key), value
+
+
+def refuse_constant(name: str) -> None:
+    """Refuse NaN and infinity, which Python reads in JSON and which no input can be."""
+    raise argparse.ArgumentTypeError(f"{name} is not a number that an input can have")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -69,8 +74,8 @@ def main() -> int:
     for path in (options.clip, options.checkpoint, options.workflow):
         if path and not path.is_file():
             parser.error(f"there is no file {path}")
-    if options.size is not None and (options.size < 64 or options.size % 8):
-        parser.error(f"--size must be a multiple of 8 from 64 on, got {options.size}")
+    if options.size is not None and (not 64 <= options.size <= 2048 or options.size % 8):
+        parser.error(f"--size must be a multiple of 8 from 64 to 2048, got {options.size}")
     if options.frames is not None and options.frames < 1:
         parser.error(f"--frames must be at least 1, got {options.frames}")
     if options.checkpoint and options.checkpoint.suffix not in (".safetensors", ".ckpt"):

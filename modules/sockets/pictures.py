@@ -23,7 +23,7 @@ def check_numbers(values: Tensor, name: str, instead: str) -> None:
         raise ValueError(f"{name} is empty, of shape {tuple(values.shape)}. {instead}")
     if values.dtype not in FRACTIONS:
         kind = str(values.dtype).removeprefix("torch.")
-        raise ValueError(f"{name} holds {kind} values; fractions are needed, float32 or the like. {instead}")
+        raise ValueError(f"{name} holds {kind} values, not floating-point ones such as float32. {instead}")
     if not values.isfinite().all():
         raise ValueError(f"{name} holds values that are not finite (NaN or infinity). {instead}")
 

@@ -13,6 +13,7 @@ from .losses.smoothing import LEAST_FRAMES, Coupling, Smoothing
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 Optimizer = Literal["AdamW", "AdamW 8-bit", "gradient descent"]
 OnOutOfMemory = Literal["step down", "stop"]
+MOST_SNAPSHOTS = 32
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,10 @@ def read_steps(text: str, steps: int) -> tuple[int, ...]:
         if not 0 < step < steps:
             raise ValueError(f"snapshots has {entry!r}, which is not inside the tuning of {steps} steps. Remove it.")
         found.add(max(1, round(step)))
+    if len(found) > MOST_SNAPSHOTS:
+        raise ValueError(
+            f"snapshots has {len(found)} entries, each as large as the tune. Give {MOST_SNAPSHOTS} or fewer."
+        )
     return tuple(sorted(found - {steps}))
 
 

@@ -1,6 +1,5 @@
 """Tunes as files of the Tune-A-Video project (Wu et al., ICCV 2023): UNets in diffusers' names, whole."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from torch import Tensor
 from ..clip_model.attention.spatial import SpatialConfig
 from ..clip_model.methods import name_of
 from ..clip_model.temporal import TUNE_A_VIDEO
+from ..files.strict_json import to_json
 from .weights import Tune, hash_tensors
 
 PREFIX = "diffusion_model."
@@ -224,20 +224,17 @@ def check_exportable(info: Mapping[str, Any]) -> None:
     Raises:
         ValueError: says what that code does not know.
     """
-    spatial, temporal = info["spatial"] or {"kind": "per frame"}, info["temporal"]
-    foreign = []
-    if spatial["kind"] != SPATIAL.kind:
-        foreign.append(f"self-attention {spatial['kind']} (it has {SPATIAL.kind})")
-    if temporal is None:
-        foreign.append("blocks without a temporal module")
-    elif temporal["norm"] not in NORMS:
-        foreign.append(f"{temporal['norm']} in a temporal module (it has layer norm)")
-    if temporal is not None and temporal["spectral"]:
-        foreign.append("spectral norm")
-    if (info["spatial_strength"], info["temporal_strength"]) != (1, 1):
-        foreign.append("strengths other than 1")
-    if tuple(info.get("percents", (0, 1))) != (0, 1):
-        foreign.append("parts of sampling")
+    spatial = info["spatial"] or {"kind": "per frame"}
+    temporal = info["temporal"] or {"norm": NORMS[0], "spectral": False}
+    unlike = {
+        f"self-attention {spatial['kind']} (it has {SPATIAL.kind})": spatial["kind"] != SPATIAL.kind,
+        "blocks without a temporal module": not info["temporal"],
+        f"{temporal['norm']} in a temporal module (it has layer norm)": temporal["norm"] not in NORMS,
+        "spectral norm": temporal["spectral"],
+        "strengths other than 1": (info["spatial_strength"], info["temporal_strength"]) != (1, 1),
+        "parts of sampling": tuple(info.get("percents", (0, 1))) != (0, 1),
+    }
+    foreign = [what for what, is_there in unlike.items() if is_there]
     if foreign:
         raise ValueError(
             f"The tune cannot be exported: Tune-A-Video's code does not know {', '.join(foreign)}. Tune with the "
@@ -258,13 +255,12 @@ def check_structure(unet: Mapping[str, Any]) -> None:
     depths = unet["transformer_depth"], unet["transformer_depth_output"]
     sides = zip(depths, (blocks[0], blocks[0] + 1), strict=True)
     levels = [set(side[first : first + size]) for side, size in sides for first in range(0, len(side), size)]
-    foreign = [f"{key} = {unet[key]}" for key in ("num_classes", "disable_self_attentions") if unet.get(key)]
-    if set(blocks) != {blocks[0]}:
-        foreign.append(f"{blocks} residual blocks in its levels")
-    if any(level not in ({0}, {1}) for level in levels):
-        foreign.append(f"transformers of depths {depths[0]} and {depths[1]}")
-    if middle != 1:
-        foreign.append(f"a transformer of depth {middle} in the middle")
+    unlike = {f"{key} = {unet.get(key)}": bool(unet.get(key)) for key in ("num_classes", "disable_self_attentions")} | {
+        f"{blocks} residual blocks in its levels": set(blocks) != {blocks[0]},
+        f"transformers of depths {depths[0]} and {depths[1]}": any(level not in ({0}, {1}) for level in levels),
+        f"a transformer of depth {middle} in the middle": middle != 1,
+    }
+    foreign = [what for what, is_there in unlike.items() if is_there]
     if foreign:
         raise ValueError(
             f"model cannot be exported: it has {', '.join(foreign)}, which Tune-A-Video's UNet cannot have. Load a "
@@ -345,11 +341,9 @@ def save_unet(weights: Mapping[str, Tensor], config: Mapping[str, Any], folder: 
         unet = unfinished / "unet"
         unet.mkdir(parents=True, exist_ok=True)
         save_file(dict(weights), unet / FILE, {"format": "pt"})
-        (unet / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (unet / "config.json").write_text(to_json(config, indent=2) + "\n", encoding="utf-8")
         os.replace(unfinished, folder)
     except (SafetensorError, OSError) as error:
-        raise OSError(
-            f"{folder.name} could not be written ({error}). Make room in {folder.parent} and run again."
-        ) from error
+        raise OSError(f"{folder.name} could not be written ({error}). Make room in {folder.parent}.") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -6,7 +6,6 @@ import torch
 from comfy.model_management import get_torch_device
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import EPS, V_PREDICTION
-from comfy.sample import fix_empty_latent_channels
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -69,7 +68,6 @@ def fitting_latents(model: ModelPatcher, latent: dict[str, Any], num_frames: int
             f"{name} has {len(samples)} frames and Inflate UNet says num_frames = {num_frames}. Make them equal, or "
             "set num_frames to 0."
         )
-    samples = fix_empty_latent_channels(model, samples)
     channels = model.get_model_object("latent_format").latent_channels
     if samples.shape[1] != channels:
         raise ValueError(
@@ -82,15 +80,17 @@ def fitting_latents(model: ModelPatcher, latent: dict[str, Any], num_frames: int
 def is_inverted(latent: dict[str, Any]) -> bool:
     """Whether the samples of a LATENT are an inversion, or cut or changed from one, and not a clip sampled from it.
 
-    The host's nodes hand the key INVERSION on with whatever they make of the samples. Those that are no longer the
-    inversion's are told by their spread: that of noise is far above a clip's.
+    The host's nodes hand the key INVERSION on with whatever they make of the samples. An inversion has one of its
+    frames still, or where these were changed the spread of noise, far above a clip's.
     """
     if INVERSION not in latent:
         return False
     start, source = latent[INVERSION]["start"].float(), latent[INVERSION]["source"].float()
     samples = latent["samples"].float()
-    if samples.shape == start.shape and (samples - start).norm() <= 0.01 * start.norm():
-        return True
+    if samples.shape[1:] == start.shape[1:]:
+        apart = torch.cdist(samples.flatten(1), start.flatten(1)).amin()
+        if apart <= 0.01 * start.flatten(1).norm(dim=1).mean():
+            return True
     return bool(samples.std() > max(2 * source.std(), (start.std() * source.std()).sqrt()))
 
 

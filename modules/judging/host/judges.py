@@ -147,7 +147,8 @@ def host_text(clip: CLIP, prompt: str) -> Tensor:
 
     Unless it is told so, the host's encoder of SD1.x stops before the projection, even where it has one.
     """
-    encoder, tokens = clip.cond_stage_model, clip.tokenize(prompt)
+    encoder = clip.cond_stage_model
+    tokens = {name: pieces[:1] for name, pieces in clip.tokenize(prompt).items()}  # the pooled output is the first's
     clip.load_model(tokens)
     encoder.reset_clip_options()
     encoder.set_clip_options({"projected_pooled": True, "execution_device": clip.patcher.load_device})
