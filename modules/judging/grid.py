@@ -44,7 +44,7 @@ def fit_label(text: str, width: int, letter: int) -> str:
 
 
 def draw_label(text: str, height: int, width: int, letter: int) -> Tensor:
-    """Return a text in black on white, in the middle of a picture and cut to it, shape (3, height, width) in 0 ... 1."""
+    """Return a text in black on white, in the middle of a picture and cut to it, (3, height, width) in 0 ... 1."""
     text = fit_label(text, width, letter)
     picture = Image.new("RGB", (width, height), "white")
     place = width / 2, height / 2

@@ -43,7 +43,7 @@ def read_unet(name: str) -> dict[str, Tensor]:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             kind = str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"{name} holds more than weights, {key} is {kind}: perhaps it is the state of a training, or quantized. "
+                f"{name} holds more than weights, {key} is {kind}: perhaps the state of a training, or quantized. "
                 "Choose the file that Tune-A-Video's training wrote at its end, unet/diffusion_pytorch_model."
             )
     check_tensors(weights, name, "Choose the file that Tune-A-Video's training wrote, unet/diffusion_pytorch_model.")
