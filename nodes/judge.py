@@ -75,9 +75,8 @@ class EditScorecard(io.ComfyNode):
 
     @classmethod
     def execute(cls, source, edited, edit_text, source_text="", mask=None, **models) -> io.NodeOutput:
-        before, after = (
-            read_images(clip, name).movedim(-1, 1) for clip, name in ((source, "source"), (edited, "edited"))
-        )
+        before = read_images(source, "source").movedim(-1, 1)
+        after = read_images(edited, "edited").movedim(-1, 1)
         where = None if mask is None else read_mask(mask).cpu()
         card = judge_edit(before, after, edit_text, source_text, where, make_judges(**models))
         return io.NodeOutput(report_text(card), to_json(card.data()), plot_scorecard(card))
@@ -105,8 +104,8 @@ class CompareGrid(io.ComfyNode):
                     "labels",
                     default="",
                     optional=True,
-                    tooltip="Comma-separated names of the edits, in the order of the inputs; cut where they are too long. "
-                    "Empty = the names of the inputs.",
+                    tooltip="Comma-separated names of the edits, in the order of the inputs; long ones are cut. Empty = "
+                    "the names of the inputs.",
                 ),
                 io.Boolean.Input(
                     "difference",

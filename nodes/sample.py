@@ -276,8 +276,8 @@ class ClipMotion(io.ComfyNode):
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="The source clip: the frames that are inverted; alpha is left out. Not needed where forward and "
-                    "backward are connected.",
+                    tooltip="The source clip: the frames that are inverted; alpha is left out. Not needed where "
+                    "forward and backward are connected.",
                 ),
                 flow_input("method"),
                 OpticalFlow.Input(

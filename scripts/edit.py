@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from ..demo.clips import save_video
 from ..demo.reader import ShapeReader
@@ -120,7 +121,18 @@ def place_inputs(options: argparse.Namespace, workflow: Json) -> None:
         clip = options.clip or CLIPS / find_source_name(workflow)
         shutil.copyfile(clip, folders[0] / (PLACED if options.clip else clip.name))
     if options.checkpoint:
+        check_checkpoint(options.checkpoint)
         lend_file(options.checkpoint.resolve(), folders[1] / options.checkpoint.name)
+
+
+def check_checkpoint(path: Path) -> None:
+    """Raise ValueError where a checkpoint in safetensors is damaged, which shows without reading its weights."""
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged or not a checkpoint ({error}). Copy it again.") from error
 
 
 def get_side(options: argparse.Namespace) -> int:
