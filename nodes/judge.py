@@ -29,7 +29,7 @@ class EditScorecard(io.ComfyNode):
             "name; nothing is downloaded.",
             search_aliases=["CLIP score", "warp error", "LPIPS", "metrics", "evaluate", "temporal consistency"],
             inputs=[
-                io.Image.Input("source", tooltip="The source clip. Alpha is left out."),
+                io.Image.Input("source", tooltip="The source clip. Its alpha and the edits' are left out."),
                 io.Image.Input("edited", tooltip="The edited clip: as many frames, of the same size."),
                 io.String.Input("edit_text", multiline=True, tooltip="Edited prompt, for CLIP-T."),
                 io.String.Input(
@@ -95,7 +95,7 @@ class CompareGrid(io.ComfyNode):
             "with their numbers; if wanted with heat maps of what was changed and with the optical flow.",
             search_aliases=["side by side", "contact sheet", "difference map", "heat map", "compare videos"],
             inputs=[
-                io.Image.Input("source", tooltip="The source clip. Alpha is left out."),
+                io.Image.Input("source", tooltip="The source clip. Its alpha and the edits' are left out."),
                 *(
                     io.Image.Input(name, optional=name != EDITS[0], tooltip="An edited clip of as many frames.")
                     for name in EDITS
@@ -104,8 +104,8 @@ class CompareGrid(io.ComfyNode):
                     "labels",
                     default="",
                     optional=True,
-                    tooltip="Comma-separated names of the edits, in the order of the inputs; long ones are cut. Empty = "
-                    "the names of the inputs.",
+                    tooltip="Comma-separated names of the edits, in the order of the inputs; long ones are cut. Empty "
+                    "= the names of the inputs.",
                 ),
                 io.Boolean.Input(
                     "difference",

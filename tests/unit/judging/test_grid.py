@@ -1,5 +1,6 @@
 """Clips beside each other and below each other, with labels, maps and numbers."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -8,8 +9,10 @@ from consistent_video.modules.judging.grid import (
     difference_map,
     draw_label,
     draw_strip,
+    fit_label,
     flow_maps,
     letter_height,
+    load_font,
     side_by_side,
 )
 from consistent_video.modules.motion.flow import motion_of
@@ -68,5 +71,22 @@ def test_a_strip_shows_frames_spread_over_the_clip_under_their_numbers() -> None
 
 
 def test_labels_have_the_letters_of_method_names() -> None:
-    one, other, unknown = (draw_label(f"EI{letter}", 20, 60, 14) for letter in ("²", "³", "\U0010fffd"))
+    one, other, unknown = (draw_label(f"EI{letter}", 20, 60, 14) for letter in ("²", "³", "圆"))
     assert not torch.equal(one, other) and not torch.equal(one, unknown)
+
+
+def test_long_labels_are_cut_to_their_cell() -> None:
+    word = "a method with a long name "
+    cut = fit_label(word * 5000, 120, 12)
+    assert word.startswith(cut[:-1]) and cut[-1] == "…" and 6 < len(cut) < 24
+    assert load_font(12).getlength(cut) <= 120 < load_font(12).getlength(word)
+    assert fit_label("short", 120, 12) == "short" and fit_label(word, 10000, 12) == word.strip()
+    strip = draw_strip({word * 5000: plain(RED), "b": plain(BLUE)}, columns=2, side=40)
+    assert strip.shape[2] < 700
+    assert side_by_side([{word * 5000: plain(RED)}]).shape == side_by_side([{"a": plain(RED)}]).shape
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\r\n b", "a\0b", "a\ud800b", "a\u202eb", " a\tb "])
+def test_a_label_is_one_line_of_what_can_be_drawn(text: str) -> None:
+    assert fit_label(text, 100, 12) == "a b"
+    assert torch.equal(draw_label(text, 20, 60, 12), draw_label("a b", 20, 60, 12))

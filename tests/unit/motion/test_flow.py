@@ -133,6 +133,30 @@ def test_flows_are_read_in_every_form() -> None:
         torch.testing.assert_close(read_flow(pictures, "forward", 9.0), flow)
 
 
+def test_flows_of_other_precisions_are_the_same() -> None:
+    flow = (8 * draw(3, 2, 5, 7)).round()
+    for dtype in (torch.float16, torch.float64, torch.int16, torch.int8):
+        assert torch.equal(read_flow(flow.to(dtype), "forward", 9.0), flow.float())
+    pictures = (255 * draw(3, 5, 7, 3).sigmoid()).byte()
+    assert torch.equal(read_flow(pictures, "forward", 9.0), read_flow(pictures / 255, "forward", 9.0))
+
+
+@pytest.mark.parametrize(
+    ("flow", "said"),
+    [
+        (torch.ones(2, 2, 5, 7, dtype=torch.uint8), "forward holds uint8 values"),
+        (torch.ones(2, 2, 5, 7, dtype=torch.complex64), "forward holds complex64 values"),
+        (torch.zeros(0, 2, 5, 7), "forward is empty"),
+        ({"samples": torch.ones(2, 2, 5, 7)}, "forward is a dict that cannot be read as flow"),
+        ("flow", "forward is a str that cannot be read as flow"),
+        ([None], "forward is a list that cannot be read as flow"),
+    ],
+)
+def test_what_cannot_be_flow_is_refused(flow, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{said}.*Flows are"):
+        read_flow(flow, "forward", 1.0)
+
+
 def test_what_is_no_flow_is_refused() -> None:
     for shape in ((2, 5, 7), (3, 4, 5, 7), (3, 5, 7, 1), (1, 3, 2, 5, 7)):
         with pytest.raises(ValueError, match="backward has the shape"):

@@ -1,5 +1,6 @@
 """Clips survive a file, and are fitted and drawn as they should."""
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -25,6 +26,21 @@ def test_a_written_clip_reads_back(frames: torch.Tensor, tmp_path: Path) -> None
     assert rate == 10
     torch.testing.assert_close(found, frames, atol=0.02, rtol=0)
     torch.testing.assert_close(read_clip(tmp_path / "clip.mp4", 2)[0], found[:2])
+
+
+# A track's display matrix: first row, then second, in 16.16 fixed point, for clips shown turned clockwise.
+MATRICES = {1: (0, 1, 0, -1, 0, 0), 2: (-1, 0, 0, 0, -1, 0), 3: (0, -1, 0, 1, 0, 0)}
+
+
+@pytest.mark.parametrize("quarters", MATRICES)
+def test_a_clip_that_is_turned_by_its_metadata_is_read_upright(frames, tmp_path: Path, quarters: int) -> None:
+    path = tmp_path / "clip.mp4"
+    save_video(path, frames, Fraction(10))
+    plain, written = read_clip(path)[0], bytearray(path.read_bytes())
+    matrix = written.index(b"tkhd") + 44
+    written[matrix : matrix + 24] = struct.pack(">6i", *(65536 * value for value in MATRICES[quarters]))
+    path.write_bytes(written)
+    assert torch.equal(read_clip(path)[0], plain.rot90(-quarters, (2, 3)))
 
 
 def test_a_frame_is_cropped_about_its_centre(frames: torch.Tensor) -> None:

@@ -142,3 +142,10 @@ def test_snapshots_outside_the_tuning_are_refused(entry: str) -> None:
 def test_snapshots_that_are_no_numbers_are_refused(entry: str) -> None:
     with pytest.raises(ValueError, match=f"'{entry}'. Write comma-separated steps or percentages"):
         read_steps(f"{entry}, 10", 500)
+
+
+def test_snapshots_are_limited() -> None:
+    text = ", ".join(map(str, range(1, 34)))
+    assert len(read_steps(text.removesuffix(", 33"), 500)) == 32
+    with pytest.raises(ValueError, match="snapshots has 33 entries, each as large as the tune. Give 32 or fewer"):
+        read_steps(text, 500)

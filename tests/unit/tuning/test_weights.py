@@ -61,6 +61,13 @@ def test_any_info_is_read_as_it_was_written(info: dict, tmp_path: Path) -> None:
     assert load_tune(tmp_path / "clip.safetensors").info == MADE | info
 
 
+@pytest.mark.parametrize("value", [torch.full((2,), torch.nan), torch.ones(2).to(torch.float8_e4m3fn)])
+def test_a_tune_of_damaged_or_too_coarse_numbers_is_refused(value: torch.Tensor, tmp_path: Path) -> None:
+    save_tune(Tune({"a.diff": value}, MADE), tmp_path / "clip.safetensors")
+    with pytest.raises(ValueError, match=r"^clip.safetensors (stores a.diff in float8|holds .*not finite.* in a.diff)"):
+        load_tune(tmp_path / "clip.safetensors")
+
+
 @pytest.mark.parametrize("missing", list(MADE))
 def test_a_file_that_does_not_say_how_it_was_made_is_refused(missing: str, tmp_path: Path) -> None:
     info = {key: value for key, value in MADE.items() if key != missing}
