@@ -156,6 +156,21 @@ def test_raft_and_lpips_measure_with_weights_from_files(models: Path) -> None:
     assert not torch.allclose(motion.forward, ClipMotion.execute(source)[0].forward)
 
 
+@pytest.mark.parametrize("spoil", ["cut", "text", "fp8", "nan"])
+@pytest.mark.parametrize(("place", "given"), [(OPTICAL_FLOW, "flow"), (LPIPS, "lpips")])
+def test_damaged_weights_are_refused_by_the_files_name(models: Path, place: str, given: str, spoil: str) -> None:
+    weights = torchvision.models.optical_flow.raft_small(weights=None).state_dict()
+    key = max(weights, key=lambda key: weights[key].numel())
+    changed = {"fp8": weights[key].to(torch.float8_e4m3fn), "nan": weights[key] * torch.nan}
+    file = models / place / "raft.safetensors"
+    save_file({**weights, key: changed.get(spoil, weights[key])}, file)
+    if spoil in ("cut", "text"):
+        file.write_bytes(file.read_bytes()[:-1000] if spoil == "cut" else b"no weights")
+    said = {"fp8": f"stores {key} in float8_e4m3fn", "nan": f"holds values that are not finite .* in {key}"}
+    with pytest.raises(ValueError, match=rf"^raft\.safetensors {said.get(spoil, 'is damaged')}"):
+        judges.make_judges(**{given: file.name})
+
+
 def test_without_packages_the_measures_are_left_out_by_name(models: Path, monkeypatch) -> None:
     (models / LPIPS / "alex.pth").write_bytes(b"")
     monkeypatch.setattr(judges, "find_spec", lambda name: None)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from consistent_video.modules.judging.clip import ClipModel
 
@@ -63,6 +64,28 @@ def test_a_long_prompt_is_cut_and_wide_frames_are_cropped(folder: Path) -> None:
 def test_nothing_else_than_a_clip_model_is_taken(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "siglip"}')
     with pytest.raises(ValueError, match="clip holds a model of type 'siglip'"):
+        ClipModel(folder, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("spoil", ["cut", "lacking", "nan"])
+def test_damaged_weights_are_refused(folder: Path, spoil: str) -> None:
+    write_clip(folder)
+    path, key = folder / "model.safetensors", "text_projection.weight"
+    weights = load_file(path)
+    if spoil == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif spoil == "lacking":
+        save_file({name: value for name, value in weights.items() if name != key}, path, {"format": "pt"})
+    else:
+        save_file({**weights, key: weights[key] * torch.nan}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"no whole CLIP folder .*({key}|[Ii]ncomplete|[Cc]orrupt)"):
+        ClipModel(folder, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3"])
+def test_a_damaged_configuration_is_told(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="config.json of clip is damaged|holds a model of type None"):
         ClipModel(folder, torch.device("cpu"))
 
 

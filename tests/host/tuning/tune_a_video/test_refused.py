@@ -13,7 +13,7 @@ from consistent_video.modules.files import host as files
 from consistent_video.modules.tuning.host.apply import apply_tune
 
 from ...small import Small, lively_weights, make_model, random_model
-from .exchange import NAME, TAV_UNET, draw_tune, export, is_temporal, make_file, read, small_model, write
+from .exchange import NAME, TAV_UNET, assert_close, draw_tune, export, is_temporal, make_file, read, small_model, write
 
 
 def test_the_wrong_checkpoint_is_reported(folder, caplog) -> None:
@@ -113,6 +113,35 @@ def test_a_file_that_holds_more_than_weights_is_refused(folder, content) -> None
     torch.save(content, folder / "state.pt")
     with pytest.raises(ValueError, match=r"^state.pt (holds more than weights|is damaged or no file of weights)"):
         read(small_model(), "state.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("place", ["conv_in.bias", "attn1.to_q.weight", "attn_temp.to_v.weight"])
+def test_one_tensor_of_another_type_is_exact_or_refused(folder, place: str, dtype: torch.dtype) -> None:
+    model = small_model()
+    file = make_file(model)
+    key = next(key for key in file if key.endswith(place))
+    file[key] = file[key].to(dtype)
+    name = write(file, folder)
+    if dtype in (torch.float16, torch.bfloat16):
+        written = write({**file, key: file[key].float()}, folder / "as_float32")
+        assert_close(read(model, name)[0], read(model, f"as_float32/{written}")[0], rtol=0, atol=0)
+        return
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=f"^{name} .*{key} (in|is) {kind}"):
+        read(model, name)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", ["conv_in.bias", "attn1.to_q.weight", "attn_temp.to_v.weight"])
+def test_one_value_that_is_not_finite_is_refused_by_its_key(folder, place: str, value: float) -> None:
+    model = small_model()
+    file = make_file(model)
+    key = next(key for key in file if key.endswith(place))
+    file[key].view(-1)[3] = value
+    name = write(file, folder)
+    with pytest.raises(ValueError, match=f"^{name} holds values that are not finite .* in {key}"):
+        read(model, name)
 
 
 def test_models_that_do_not_fit_are_refused(folder) -> None:
