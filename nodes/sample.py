@@ -322,4 +322,4 @@ def read_numbers(name: str, text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(",") if part.strip()) or (1.0,)
     except ValueError as error:
-        raise ValueError(f"{name} {text!r} is not a list of numbers. Separate them by commas: 1, 1, 0.5.") from error
+        raise ValueError(f"{name} {text[:80]!r} is not a list of numbers. Separate by commas: 1, 1, 0.5.") from error

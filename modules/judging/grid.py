@@ -17,6 +17,7 @@ from ..motion.flow import Motion
 GAP = 2  # pixels between pictures
 LEAST_LETTER, PART_OF_HEIGHT = 10, 16  # a letter is a sixteenth of a frame high
 LONGEST_LABEL, WIDEST_LABEL = 100, 40  # in signs, and in heights of a letter
+WIDEST_FRAME = 8  # in its heights; wider ones are squeezed in a strip
 HEATMAP = "inferno"
 
 
@@ -131,7 +132,7 @@ def draw_strip(rows: Mapping[str, Tensor], columns: int = 8, side: int = 160) ->
     margin, widest = text_width(list(rows), letter), 0
     lines = []
     for label, frames in rows.items():
-        width = round(side * frames.shape[-1] / frames.shape[-2])
+        width = min(max(1, round(side * frames.shape[-1] / frames.shape[-2])), WIDEST_FRAME * side)
         widest = max(widest, width)
         resized = F.interpolate(frames[shown].float().cpu(), size=(side, width), mode="bilinear", antialias=True)
         strip = rearrange(F.pad(resized.clamp(0, 1), (0, GAP, 0, GAP), value=0.5), "f c h w -> c h (f w)")

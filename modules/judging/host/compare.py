@@ -27,7 +27,7 @@ def name_clips(edits: Mapping[str, Tensor], labels: str) -> dict[str, Tensor]:
     names = [*(given or []), *list(edits)[len(given) :]]
     names = [name or key for name, key in zip(names, edits, strict=True)]
     if len({SOURCE, *names}) <= len(names):
-        raise ValueError(f"labels gives two clips one name, or the name {SOURCE!r}: {names}. Give each its own.")
+        raise ValueError(f"labels gives two clips one name, or the name {SOURCE!r}. Give each its own.")
     return dict(zip(names, edits.values(), strict=True))
 
 

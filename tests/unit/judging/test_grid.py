@@ -90,3 +90,9 @@ def test_long_labels_are_cut_to_their_cell() -> None:
 def test_a_label_is_one_line_of_what_can_be_drawn(text: str) -> None:
     assert fit_label(text, 100, 12) == "a b"
     assert torch.equal(draw_label(text, 20, 60, 12), draw_label("a b", 20, 60, 12))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 4000), (4000, 1)])
+def test_frames_of_any_shape_make_a_strip_of_bounded_size(height: int, width: int) -> None:
+    strip = draw_strip({"a": plain(RED, 2, height, width)}, columns=2, side=40)
+    assert strip.shape[1] < 100 and strip.shape[2] < 2 * 8 * 40 + 100
