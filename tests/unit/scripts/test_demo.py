@@ -1,9 +1,13 @@
 """The demo's command line."""
 
 import argparse
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from consistent_video.scripts.edit import check_checkpoint
 from consistent_video.scripts.environment import ROOT
 
 SETTINGS = [("Edit.cfg=5", 5), ("Edit.cfg=0.5", 0.5), ("Prompt.text=a red circle", "a red circle"), ("A.b=null", None)]
@@ -35,3 +39,14 @@ def test_a_size_out_of_reach_is_refused(demo, size: str, monkeypatch, capsys) ->
     with pytest.raises(SystemExit):
         demo.main()
     assert f"--size must be a multiple of 8 from 64 to 2048, got {size}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"a text", bytes(200), b"\xff" * 200])
+def test_a_damaged_checkpoint_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(3)}, path)
+    check_checkpoint(path)
+    for damaged in (path.read_bytes()[:-1], content):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="model.safetensors is damaged or not a checkpoint .*Copy it again"):
+            check_checkpoint(path)
