@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from consistent_video.bench import edit, edit_cost, edit_document, methods
+from consistent_video.bench import edit, edit_cost, edit_document, methods, tasks
 from consistent_video.bench.tasks import KINDS, draw_task
 from consistent_video.bench.world import World
 
@@ -17,8 +17,9 @@ UNSTEADY = methods.gamma_row("both", 0.5)  # in the stand-in table less steady t
 
 
 @pytest.fixture
-def editing(tmp_path: Path) -> argparse.Namespace:
-    """Options of the smallest measurement of edits: one clip, few steps."""
+def editing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """Options of the smallest measurement of edits: one short clip, few steps."""
+    monkeypatch.setattr(tasks, "FRAMES", 4)
     return argparse.Namespace(
         quick=True, clips_of_kind=1, kinds=("colour",), methods=(), seeds=2, validation=1, steps=2, ddim_steps=2,
         timed=1, state=tmp_path / "state", document=tmp_path / "benchmark.md", json=tmp_path / "edit.json",

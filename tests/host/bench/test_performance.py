@@ -21,8 +21,8 @@ NARROW = {
     "model_channels": 32,
     "num_res_blocks": [1, 1],
     "channel_mult": [1, 2],
-    "transformer_depth": [1, 1],
-    "transformer_depth_output": [1, 1, 1, 1],
+    "transformer_depth": [1, 0],
+    "transformer_depth_output": [1, 1, 0, 0],
 }
 
 
