@@ -11,7 +11,7 @@ from typing import Any
 
 from ..modules.attention_control.host.call import SelfAttention
 from ..modules.clip_model.methods import EI2, FULL, NORMS, PER_FRAME, TUNE_A_VIDEO_PRESET
-from ..modules.inversion.host.invert import Start
+from ..modules.inversion.inversion import Start
 from ..modules.inversion.noise_relation import Direction, Reading
 from ..modules.tuning.losses.smoothing import Smoothing
 

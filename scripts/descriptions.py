@@ -10,6 +10,7 @@ from typing import Any
 from .graph import Group, Node
 from .parts import (
     CFG,
+    CFG_END,
     DEMO,
     EDITED,
     EMPTY,
@@ -388,10 +389,10 @@ def custom_sampler(task: Task) -> list[Group]:
             [
                 Node("Guide", "CFGGuider", guider, {"cfg": CFG}),
                 Node("No noise", "DisableNoise"),
-                Node("Sampler", OURS + "SmoothSampler", given),
+                Node("Sampler", OURS + "SmoothSampler", given, {"cfg_end": CFG_END}),
                 Node("Edit", "SamplerCustomAdvanced", sampler),
             ],
-            "Any other guider may replace CFGGuider. It guides at every step; Smooth Sample can end guidance earlier.",
+            "Any other guider may replace CFGGuider where cfg_end is 1, which guides at every step.",
         ),
         Group("4 Edited clip", save("edit", ("Edit", "output"))),
     ]
