@@ -1,6 +1,7 @@
 """Classifier-free guidance whose contrast is brought back (Lin et al., "Common Diffusion Noise Schedules and Sample
 Steps are Flawed", WACV 2024)."""
 
+import torch
 from torch import Tensor
 
 from ..diffusion.ddim import unet_output
@@ -19,7 +20,7 @@ def rescale_guidance(positive: Tensor, negative: Tensor, cfg: float, rescale: fl
     """
     guided = negative + cfg * (positive - negative)
     contrast, own = (output.std(dim=(1, 2, 3), keepdim=True) for output in (positive, guided))
-    return rescale * guided * (contrast / own) + (1 - rescale) * guided
+    return torch.lerp(guided, guided * (contrast / own), rescale)
 
 
 def guide_rescaled(x: Tensor, positive: Tensor, negative: Tensor, sigma: Tensor, cfg: float, rescale: float) -> Tensor:

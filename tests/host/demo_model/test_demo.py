@@ -13,7 +13,8 @@ from consistent_video.demo.reader import ShapeReader, find_object, read_colour
 from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.methods import EI2, method
 from consistent_video.modules.demo_model.host import WEIGHTS, load_demo_controlnet, load_demo_model
-from consistent_video.modules.inversion.host.invert import InversionSettings, invert_clip
+from consistent_video.modules.inversion.host.invert import invert_clip
+from consistent_video.modules.inversion.inversion import InversionSettings
 from consistent_video.modules.sampling.host import SampleSettings, sample_clip
 from consistent_video.modules.tuning.host.apply import apply_tune
 from consistent_video.modules.tuning.host.preview import find_previewer

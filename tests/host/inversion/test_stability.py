@@ -11,8 +11,9 @@ from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.methods import EI2, method
 from consistent_video.modules.demo_model.host import load_demo_model
 from consistent_video.modules.inversion.host import stability
-from consistent_video.modules.inversion.host.invert import INVERSION, InversionSettings, invert_clip, trajectory
+from consistent_video.modules.inversion.host.invert import INVERSION, invert_clip, trajectory
 from consistent_video.modules.inversion.host.stability import measure_stability
+from consistent_video.modules.inversion.inversion import InversionSettings
 from consistent_video.modules.inversion.stability import Stability
 from consistent_video.modules.prompt_tokens.adapter import PromptAdapter
 from consistent_video.modules.prompt_tokens.host.tokens import apply_prompt_tokens
@@ -47,7 +48,7 @@ def found(model, inversion) -> Stability:
 
 def way_back(model, inversion, prompt) -> list[float]:
     """How far the host's own sampling is from the inversion at each noise level, model latent, ascending."""
-    states, clean_first = trajectory(model, inversion), []
+    states, clean_first = trajectory(model.model, inversion[INVERSION]), []
     with torch.inference_mode():
         sample_clip(
             model,
@@ -153,4 +154,4 @@ def test_the_node_reports_it(model, inversion, found, monkeypatch) -> None:
     assert plot.shape == (1, 480, 800, 3)
     data = json.loads(data)
     assert data["bound"] == pytest.approx(found.bound) and data["lipschitz"] == pytest.approx(found.lipschitz)
-    assert data["sigmas"] == pytest.approx(inversion[INVERSION]["sigmas"].flip(0).tolist())
+    assert data["sigmas"] == pytest.approx(inversion[INVERSION].sigmas.flip(0).tolist())
