@@ -199,17 +199,7 @@ def sample_ddim(model, x, sigmas, extra_args=None, callback=None, disable=None, 
 
 @torch.no_grad()
 def sample_ddim_inversion(model, x, sigmas, extra_args=None, callback=None, disable=None, options=InversionOptions()):
-    """Invert DDIM sampling, clean to noise; but for the options, k-diffusion's sampler contract, ascending sigmas.
-
-    Args:
-        model: k-diffusion denoiser.
-        x: clean state, at sigmas[0].
-        sigmas: noise levels, ascending.
-        extra_args: keyword arguments of every model call.
-        callback: called before each step with a dict of x, i, sigma, sigma_hat and denoised.
-        disable: accepted for the contract; the callback is the progress bar.
-        options: of this inversion.
-    """
+    """Invert DDIM sampling, clean to noise; arguments as those of `sample_ddim`, but for sigmas that ascend."""
     denoiser = Denoiser(model, extra_args, options.prediction)
     for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         # Predict.

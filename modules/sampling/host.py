@@ -19,7 +19,7 @@ from ..inversion.host.invert import INVERSION, MASKED, inversion_of, trajectory,
 from ..inversion.inversion import Inversion
 from ..inversion.noise_relation import smooth_edit
 from ..motion.flow import Motion
-from .guidance import guide_rescaled
+from .guidance import rescaled_guidance
 from .texture import texture_energy
 
 log = logging.getLogger(__name__)
@@ -258,7 +258,7 @@ class InvertedClipSampler(ClipSampler):
 
 
 def with_rescaled_guidance(model: ModelPatcher, rescale: float) -> ModelPatcher:
-    """Return a clone whose guidance is that of `guidance.guide_rescaled`.
+    """Return a clone whose guidance is that of `guidance.rescaled_guidance`.
 
     Raises:
         ValueError: another node put a guidance on the model.
@@ -271,7 +271,7 @@ def with_rescaled_guidance(model: ModelPatcher, rescale: float) -> ModelPatcher:
 
     def guide(given: dict[str, Any]) -> Tensor:
         x, positive, negative = given["input"], given["cond_denoised"], given["uncond_denoised"]
-        return x - guide_rescaled(x, positive, negative, given["sigma"], given["cond_scale"], rescale)
+        return x - rescaled_guidance(x, positive, negative, given["sigma"], given["cond_scale"], rescale)
 
     clone = model.clone()
     clone.set_model_sampler_cfg_function(guide)
