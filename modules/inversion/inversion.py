@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..diffusion.ddim import Label, ddim_trajectory, state_to_latent
+from ..diffusion.ddim import Label, state_to_latent
 from .noise_relation import Direction, Reading, implied_noise, smooth_noise, with_std_of
 
 Noise = Literal["implied", "Gaussian"]
@@ -140,19 +140,11 @@ class Inversion:
         """Number of steps."""
         return len(self.noises)
 
-    def trajectory(self, clean: Tensor) -> Tensor:
-        """Return the states that the inversion went through, model latent, one for each of its sigmas, noise first.
-
-        Args:
-            clean: the source as model latent.
-        """
-        return ddim_trajectory(clean, self.noises.float(), self.sigmas)
-
     def start_at(self, states: Tensor, step: int) -> Tensor:
         """Return the state that sampling starts from at a step after the first, model latent.
 
         Args:
-            states: the trajectory.
+            states: that the inversion went through, noise first.
             step: number of the step.
         """
         if self.settings.start == "every step" or not self.settings.relates(self.num_frames):

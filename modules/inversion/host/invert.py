@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...clip_model.host.settings import clip_settings
-from ...diffusion.ddim import InversionOptions, latent_to_state, sample_ddim_inversion
+from ...diffusion.ddim import InversionOptions, ddim_trajectory, latent_to_state, sample_ddim_inversion
 from ...diffusion.host.latent import clip_latent, prediction_of, sigma_table
 from ...diffusion.host.run import ClipSampler, run_sampler, warn_of_frames
 from ...diffusion.schedule import ddim_sigmas, matched_denoise
@@ -70,7 +70,8 @@ def invert_clip(
 
 def trajectory(model: BaseModel, inversion: Inversion) -> Tensor:
     """Return the states that the inversion went through, model latent, one for each of its sigmas, noise first."""
-    return inversion.trajectory(model.process_latent_in(inversion.source.float()))
+    clean = model.process_latent_in(inversion.source.float())
+    return ddim_trajectory(clean, inversion.noises.float(), inversion.sigmas)
 
 
 def warn_of_model(inversion: Inversion, model: ModelPatcher) -> None:
