@@ -26,22 +26,21 @@ from ..demo.clips import save_video
 from ..scripts.clips import fit_square, read_clip
 from ..scripts.edit import lend_file
 from ..scripts.environment import ROOT, comfyui_tree, link, say
-from ..scripts.graph import Group, Node, build
+from ..scripts.graph import Group, Workflow, build
 from ..scripts.host import GraphError, Host, HostError, Server, device_arguments
 from ..scripts.parts import (
     DEMO,
     INFLATE,
-    OURS,
-    SD15,
+    PATCH,
     SOURCE,
     Task,
-    edit_from_source,
+    checkpoint,
     invert_source,
-    relation,
-    relink,
+    ours,
+    sample_edit,
+    sample_tied,
     save,
     show,
-    tune,
 )
 from ..scripts.workflow import WorkflowError, find_node, to_prompt
 from .table import add_row, load_rows, mean_and_error, write_table
@@ -155,40 +154,33 @@ def find_video(folder: Path, name: str) -> Path:
     raise FileNotFoundError(f"there is no video {name} below {folder}")
 
 
-def describe(case: Case) -> list[Group]:
+def describe(case: Case) -> Workflow:
     """Return the graph of a case, for the builder of workflows."""
     how = METHODS[case.method]
-    checkpoint = Node(SD15.title, SD15.kind, {}, {"ckpt_name": case.checkpoint})
-    model = DEMO if case.checkpoint == DEMO_MODEL else checkpoint
+    model = DEMO if case.checkpoint == DEMO_MODEL else checkpoint(case.checkpoint)
     task = Task(model, case.file, None, case.before, case.after, {}, {})
-    patch = {key: value for key, value in how.items() if key in ("preset", "temporal")}
-    nodes = [INFLATE, Node("Patch", OURS + "STAMFFAMPatch", {"model": ("Inflate", "clip_model")}, patch)]
     clip_model = "Patch"
+    nodes = [INFLATE, PATCH.but(**{key: value for key, value in how.items() if key in ("preset", "temporal")})]
     if how.get("tuned"):
         values = {"steps": case.steps, "learning_rate": case.learning_rate, "smoothing": how.get("smoothing", "none")}
-        options = {"gradient_checkpointing": case.checkpoint != DEMO_MODEL}
-        nodes += [
-            Node("Options", OURS + "TuningOptions", {}, options),
-            tune({"options": ("Options", "options")}, **values),
-        ]
+        options = task.tuning_options(gradient_checkpointing=case.checkpoint != DEMO_MODEL)
+        nodes += [options, task.tune(options="Options", **values)]
         clip_model = "Tune"
     nodes.append(invert_source(clip_model, steps=case.ddim_steps))
+    texts = {"source_text": case.before, "edit_text": case.after}
     if how.get("control"):
-        links = {"model": (clip_model, "clip_model"), "inversion": ("Invert", "inversion"), "clip": ("Model", "CLIP")}
-        links |= {"source_positive": (SOURCE, "CONDITIONING")}
-        texts = {"source_text": case.before, "edit_text": case.after}
-        nodes.append(Node("Control", OURS + "AttentionControl", links, texts))
+        given = {"model": clip_model, "inversion": "Invert", "clip": "Model", "source_positive": SOURCE}
+        nodes.append(ours("Control", "AttentionControl", **given, **texts))
         clip_model = "Control"
-    edit = edit_from_source(clip_model)
     if how.get("relation"):
-        nodes += relation(task)
-        edit = relink(edit, relation=("Relation", "relation"))
-    clips = {"source": task.pixels, "edited": ("Decode edit", "IMAGE")}
+        nodes += [*task.relation(), sample_tied(clip_model)]
+    else:
+        nodes.append(sample_edit(clip_model))
     folder, flow, lpips = json.loads(case.judges)
-    values = {"edit_text": case.after, "source_text": case.before, "flow": flow}
-    values |= {"clip_folder": folder or "none", "lpips": lpips or "none"}
-    judge = [Node("Scorecard", OURS + "EditScorecard", clips, values), show("Figures", "Scorecard", "data")]
-    return [task.nodes(), Group("", [*nodes, edit, *save("edit", ("Edit", "latent")), *judge])]
+    judges = {"clip_folder": folder or "none", "lpips": lpips or "none", "flow": flow}
+    scorecard = ours("Scorecard", "EditScorecard", source=task.pixels, edited="Decode edit", **texts, **judges)
+    edit = [*save("edit", "Edit"), scorecard, show("Figures", "Scorecard", "data")]
+    return [*task.nodes(), Group(""), *nodes, *edit]
 
 
 def run_case(server: Server, case: Case, folder: Path, output: Path) -> dict[str, Any]:
