@@ -20,9 +20,9 @@ from ..modules.clip_model.attention.sparse_causal import sparse_causal_attention
 from . import attention_scaling
 from .attention_scaling import DIM, HEADS, PER_FRAME, coarse_keys
 from .baselines import naive_fine_coarse
-from .document import judge
+from .document import judge, write_section
 from .memory_count import MIB, extra_memory, measured_peak, without_values
-from .performance import Row, Setting, complete_rows, finish, half_on_gpu, read_setting
+from .performance import Row, Setting, complete_rows, half_on_gpu, read_setting
 from .table import write_table
 from .timing import Call, ratios, time_rounds, write_milliseconds, write_spread
 
@@ -159,7 +159,7 @@ def measure_attention(options: argparse.Namespace) -> None:
     plot = options.document.with_name(f"{options.document.stem}_attention.png")
     attention_scaling.save_plot(setting, grown, plot)
     growth = attention_scaling.make_lines(grown, plot.name)
-    finish("attention", options, [*rows, grown], "\n".join([make_section(setting, rows), *growth]))
+    write_section(options.document, "attention", "\n".join([make_section(setting, rows), *growth]))
 
 
 def make_section(setting: Setting, rows: list[Row]) -> str:

@@ -22,9 +22,9 @@ from ..modules.tuning.host import planner
 from ..modules.tuning.host.private_copy import choose_precision
 from ..scripts.environment import ROOT
 from ..scripts.regions import write_region
-from .document import judge
+from .document import judge, write_section
 from .memory_count import GIB, MIB, measured_peak
-from .performance import Row, Setting, complete_rows, finish, read_setting
+from .performance import Row, Setting, complete_rows, read_setting
 from .sd15 import guided_call, load, make_model
 from .table import write_table
 from .tune import (
@@ -148,7 +148,7 @@ def measure_memory(options: argparse.Namespace) -> None:
     rows = complete_rows("memory", options, list_cases(setting), run_case)
     plot = options.document.with_name(f"{options.document.stem}_memory.png")
     save_plot(rows, setting, plot)
-    finish("memory", options, rows, make_section(setting, rows, plot))
+    write_section(options.document, "memory", make_section(setting, rows, plot))
     if options.document == PUBLISHED:
         write_region("memory", make_brief(setting, rows))
 

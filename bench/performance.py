@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import re
 from collections.abc import Callable, Sequence
@@ -15,7 +14,6 @@ import comfy.model_management
 import torch
 
 from ..scripts.environment import say
-from .document import write_section
 from .table import add_row, load_rows
 
 Row = dict[str, Any]
@@ -110,10 +108,3 @@ def name_parts(case: Any) -> list[str]:
     """Return what tells a case from others of the same setting."""
     common = {field.name for field in fields(Setting)} - {"frames", "size"}
     return [f"{field.name} {getattr(case, field.name)}" for field in fields(case) if field.name not in common]
-
-
-def finish(command: str, options: argparse.Namespace, rows: Sequence[Row], body: str) -> None:
-    """Write a command's section, and its rows where --json asks for them."""
-    write_section(options.document, command, f"Written by `python -m bench {command}`. {body}")
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")

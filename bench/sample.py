@@ -21,9 +21,9 @@ from ..modules.clip_model.host.settings import clip_settings
 from ..modules.clip_model.methods import EI2, FULL, TUNE_A_VIDEO_PRESET, method
 from ..modules.diffusion.host.run import run_sampler
 from ..modules.tuning.host.learned import sdpa_override
-from .document import judge
+from .document import judge, write_section
 from .memory_count import MIB, extra_memory, measured_peak
-from .performance import Row, Setting, complete_rows, finish, read_setting
+from .performance import Row, Setting, complete_rows, read_setting
 from .sd15 import guided_call, load, make_latent, make_model, make_prompt
 from .table import write_table
 from .timing import Call, ratios, time_rounds, write_milliseconds, write_spread
@@ -125,7 +125,7 @@ def measure_sample(options: argparse.Namespace) -> None:
     """Measure what is not measured yet, and write the section."""
     setting = read_setting(options, cpu_size=16)
     rows = complete_rows("sample", options, [setting], run_case)
-    finish("sample", options, rows, make_section(setting, rows[0]))
+    write_section(options.document, "sample", make_section(setting, rows[0]))
 
 
 def make_section(setting: Setting, row: Row) -> str:

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..modules.clip_model.temporal import STAM, Norm, TemporalModule, attend_frames
 from .attention import DIM, HEADS
 from .baselines import naive_temporal
-from .document import judge
-from .performance import Row, Setting, complete_rows, finish, half_on_gpu, read_setting
+from .document import judge, write_section
+from .performance import Row, Setting, complete_rows, half_on_gpu, read_setting
 from .table import write_table
 from .timing import Call, ratios, time_rounds, write_milliseconds, write_spread
 
@@ -79,7 +79,7 @@ def measure_temporal(options: argparse.Namespace) -> None:
     """Measure what is not measured yet, and write the section."""
     setting = read_setting(options, cpu_size=32)
     rows = complete_rows("temporal", options, [setting], run_case)
-    finish("temporal", options, rows, make_section(setting, rows))
+    write_section(options.document, "temporal", make_section(setting, rows))
 
 
 def make_section(setting: Setting, rows: list[Row]) -> str:

@@ -1,13 +1,14 @@
 """Edits are measured, kept and written, at the smallest size."""
 
 import argparse
-import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
 from consistent_video.bench import edit, edit_cost, edit_document, methods, tasks
+from consistent_video.bench.edit_rows import Case
 from consistent_video.bench.tasks import KINDS, draw_task
 from consistent_video.bench.world import World
 
@@ -22,7 +23,7 @@ def editing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespa
     monkeypatch.setattr(tasks, "FRAMES", 4)
     return argparse.Namespace(
         quick=True, clips_of_kind=1, kinds=("colour",), methods=(), seeds=2, validation=1, steps=2, ddim_steps=2,
-        timed=1, state=tmp_path / "state", document=tmp_path / "benchmark.md", json=tmp_path / "edit.json",
+        timed=1, state=tmp_path / "state", document=tmp_path / "benchmark.md",
     )  # fmt: skip
 
 
@@ -37,18 +38,22 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     for steps in ("DDIM_STEPS", "TUNING_STEPS", "COUNTED_TUNING_STEPS"):
         monkeypatch.setattr(edit_cost, steps, 1)
     monkeypatch.setattr(edit_document, "write_region", brief.__setitem__)
+    given: list[tuple] = []
+    monkeypatch.setattr(edit, "write_document", lambda *all: (given.append(all), edit_document.write_document(*all)))
     edit.measure_edit(editing)
     assert "| 1 do nothing | 0 |" in brief["benchmark"] and "- Undecided: INR Smooth" in brief["benchmark"]
-    rows = json.loads(editing.json.read_text())["rows"]
+    rows = [row for own in given[0][2].values() for row in own]
     drawn = [(row["method"], row["seed"]) for row in rows]
     assert len(set(drawn)) == len(drawn)
-    once = {methods.DO_NOTHING, methods.AS_DRAWN, methods.REFERENCE, methods.FFAM}
+    once = {*methods.BOUNDS, methods.REFERENCE, methods.FFAM}
     assert {name for name, seed in drawn if seed == 1} == {methods.EI2, methods.MOTION}
     assert {name for name, seed in drawn if seed == 0} == once | {methods.EI2, methods.MOTION}
     by_name = {row["method"]: row for row in rows if row["seed"] == 0}
     nothing, right = by_name[methods.DO_NOTHING], by_name[methods.AS_DRAWN]
     assert nothing["obeyed"] == 0 and nothing["background"] == 100 and nothing["cost"] is None
     assert right["obeyed"] > 0.85 and right["motion_error"] < 1
+    read = {key for key, value in by_name[methods.FROM_TEXT].items() if value is not None}
+    assert read == {"obeyed", "kept", *nothing.keys() & {field.name for field in fields(Case)}}
     assert by_name[methods.REFERENCE]["cost"] == 1 and by_name[methods.REFERENCE]["tuning_cost"] is None
     assert by_name[methods.EI2]["tuning_cost"] == pytest.approx(by_name[methods.MOTION]["tuning_cost"]), "tuned once"
     assert by_name[methods.EI2]["memory"] > by_name[methods.REFERENCE]["memory"] > 0, "tuning takes memory"
@@ -151,7 +156,7 @@ def test_methods_that_nobody_asks_for_are_neither_tuned_nor_chosen_for(editing) 
     chosen, _ = edit.choose(Table(), editing)
     assert asked == {methods.DEFAULT} and chosen["rate"] == FIRST["rate"]
     named = {case.method for case in edit.list_cases(editing, chosen)}
-    assert named == {methods.FFAM, methods.DEFAULT, methods.DO_NOTHING, methods.AS_DRAWN}
+    assert named == {methods.FFAM, methods.DEFAULT, *methods.BOUNDS}
     editing.methods = ["FFAN"]
     with pytest.raises(ValueError, match="--methods FFAN: there are per frame, "):
         edit.selected(editing)
@@ -179,13 +184,13 @@ def test_a_shared_inversion_gives_the_same_edit(name: str, editing) -> None:
 
 def test_every_claim_names_methods_and_figures_that_are_measured() -> None:
     for gamma in (0.5, 1.0):
-        for claim in edit_document.claims({f"gamma {way}": gamma for way in methods.WAYS}).values():
+        for claim in methods.claims({f"gamma {way}": gamma for way in methods.WAYS}).values():
             for part in claim.parts:
                 assert {part.better, part.worse} <= set(methods.METHODS) and part.key in edit_document.COLUMNS
-    assert set(edit_document.SHOWN) <= {methods.DO_NOTHING, methods.AS_DRAWN, *methods.METHODS}
+    assert set(methods.SHOWN) <= {*methods.BOUNDS, *methods.METHODS}
     assert {how.takes for how in methods.METHODS.values()} <= {"", *FIRST}
     quick = {name for name, how in methods.METHODS.items() if how.quick}
-    assert {part.better for claim in edit_document.claims(FIRST).values() for part in claim.parts} <= quick
+    assert {part.better for claim in methods.claims(FIRST).values() for part in claim.parts} <= quick
 
 
 @pytest.mark.parametrize("base", [methods.REFERENCE, methods.FFAM, methods.EI2])

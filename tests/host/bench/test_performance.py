@@ -45,7 +45,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
         monkeypatch.setattr(part, "FULL_SIZE", 8)
     return argparse.Namespace(
         device="auto", size=8, frames=4, rounds=2, again=False, document=tmp_path / "performance.md",
-        json=tmp_path / "rows.json", state=tmp_path / "state",
+        state=tmp_path / "state",
     )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def test_a_performance_benchmark_writes_its_section_from_its_rows(part, tiny, mo
     assert set(sections.values()) == {UNKNOWN}
     assert own.startswith(f"Written by `python -m bench {name}`.") and "| target | met |" in own
     assert not re.search(r"\bnan\b|\binf\b|/home|/work|/tmp", own)
-    rows = json.loads(tiny.json.read_text())
+    rows = [json.loads(line) for path in tiny.state.iterdir() for line in path.read_text().splitlines()]
     assert rows and all(row["frames"] <= 4 and row["size"] <= 8 for row in rows)
     for done in (part, attention_scaling):
         monkeypatch.setattr(done, "run_case", lambda *_: pytest.fail("what is done is not done again"))
@@ -68,25 +68,22 @@ def test_a_performance_benchmark_writes_its_section_from_its_rows(part, tiny, mo
     assert tiny.document.read_text(encoding="utf-8") == written
 
 
-def test_performance_runs_every_part_with_rows_of_its_own(tmp_path: Path, monkeypatch) -> None:
+def test_performance_runs_every_part(monkeypatch) -> None:
     monkeypatch.syspath_prepend(ROOT)
     command = importlib.import_module("consistent_video.bench.__main__")
     ran = []
     for part in (attention, temporal, sample, tune, memory):
         name = part.__name__.rsplit(".", 1)[1]
-        failed = name == "tune"
-        monkeypatch.setattr(
-            part, f"measure_{name}", lambda given, name=name, failed=failed: ran.append((name, given.json)) or failed
-        )
+        monkeypatch.setattr(part, f"measure_{name}", lambda _, name=name: ran.append(name) or name == "tune")
     for what in ("stop_on_signals", "enter", "register_pack"):
         monkeypatch.setattr(command.environment, what, lambda *_: None)
     monkeypatch.setattr("consistent_video.scripts.in_process.use_host", lambda *_, **__: None)
-    monkeypatch.setattr("sys.argv", ["bench", "performance", "--json", str(tmp_path / "rows.json")])
+    monkeypatch.setattr("sys.argv", ["bench", "performance"])
     assert command.main() == 1, "a part's failure is told"
-    assert ran == [(name, tmp_path / f"rows-{name}.json") for name in command.PERFORMANCE]
+    assert ran == list(command.PERFORMANCE)
     ran.clear()
-    monkeypatch.setattr("sys.argv", ["bench", "memory", "--json", str(tmp_path / "rows.json")])
-    assert not command.main() and ran == [("memory", tmp_path / "rows.json")]
+    monkeypatch.setattr("sys.argv", ["bench", "memory"])
+    assert not command.main() and ran == ["memory"]
 
 
 def test_more_frames_and_tokens_take_more_memory(tiny) -> None:
