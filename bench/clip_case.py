@@ -14,7 +14,6 @@ from typing import Any
 from ..demo.clips import save_video
 from ..scripts.clips import fit_square, read_clip
 from ..scripts.graph import Group, Workflow, build
-from ..scripts.host import Server
 from ..scripts.parts import (
     DEMO,
     INFLATE,
@@ -29,6 +28,7 @@ from ..scripts.parts import (
     save,
     show,
 )
+from ..scripts.server import Server
 from ..scripts.workflow import find_node, to_prompt
 
 VIDEO, CAPTION = "Video name", "Our GT caption"

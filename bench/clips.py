@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from ..scripts.edit import lend_file
 from ..scripts.environment import ROOT, comfyui_tree, link, say
-from ..scripts.host import GraphError, Host, HostError, Server, device_arguments
+from ..scripts.host import Host, device_arguments
+from ..scripts.server import GraphError, HostError, Server
 from ..scripts.workflow import WorkflowError
 from .clip_case import DEMO_MODEL, METHODS, Case, list_cases, run_case
 from .table import add_row, load_rows, mean_and_error, write_table

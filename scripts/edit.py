@@ -18,9 +18,10 @@ from ..demo.clips import save_video
 from ..demo.reader import ShapeReader
 from .clips import fit_square, read_clip, save_animation, save_strip
 from .environment import ROOT, SetupError, comfyui_tree, say
-from .host import GraphError, Host, HostError, Progress, Run, device_arguments
+from .host import Host, device_arguments
 from .judge import get_mean, get_motion_errors, get_psnr, get_turns, list_remarks, read_edit
 from .regions import write_region
+from .server import GraphError, HostError, Progress, Run
 from .workflow import WorkflowError, find_node, replace_node, set_values, to_prompt
 
 BASE = ROOT / ".comfyui-data"

@@ -13,7 +13,8 @@ from consistent_video.bench import clips
 from consistent_video.bench.clip_case import CAPTION, DEMO_MODEL, KINDS, VIDEO
 from consistent_video.scripts.clips import read_clip
 from consistent_video.scripts.environment import ROOT
-from consistent_video.scripts.host import Host, HostError, Server
+from consistent_video.scripts.host import Host
+from consistent_video.scripts.server import HostError, Server
 
 ROW = {
     VIDEO: "red_circle",
@@ -148,8 +149,7 @@ def test_what_a_dead_server_had_goes_to_another(options, monkeypatch) -> None:
     monkeypatch.setattr(clips, "run_case", run_case)
     monkeypatch.setattr(Server, "answers", lambda self: self.address != "dead")
     cases = list(clips.list_cases(options)) * 3
-    options.state.mkdir()
     done = list(clips.run_on_servers([Server("dead"), Server("a")], cases, options))
-    assert {case for case, *_ in done} == set(cases) and all(row for _, row, _ in done)
+    assert len(done) == len(cases) and all(row for _, row, _ in done)
     failed = list(clips.run_on_servers([Server("dead")], cases, options))
     assert {case for case, *_ in failed} == set(cases) and not any(row for _, row, _ in failed)
