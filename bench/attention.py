@@ -125,7 +125,7 @@ def run_case(case: Case) -> Row:
 
 
 def beyond_output(setting: Setting, frames: int, r: int) -> int:
-    """Return the bytes that FFAM holds at most beside its inputs and output, at full size; without a GPU accounted."""
+    """Return the bytes that FFAM holds at most besides its inputs and output, at full size; without a GPU accounted."""
 
     def measure(device: str) -> int:
         q, k, v = (torch.zeros(frames, FULL_SIZE**2, DIM, device=device, dtype=torch.float16) for _ in range(3))
@@ -139,7 +139,7 @@ def beyond_output(setting: Setting, frames: int, r: int) -> int:
 
 
 def kept_for_backward(setting: Setting, frames: int, r: int) -> float:
-    """Return the bytes for each frame that FFAM keeps for its backward, at full size, its inputs and output not among
+    """Return the bytes for each frame that FFAM keeps for the backward pass, at full size, its inputs and output not among
     them; without a GPU accounted."""
     with measured_peak(setting.device) as peak:
         shape = frames, FULL_SIZE**2, DIM
@@ -174,19 +174,19 @@ def make_section(setting: Setting, rows: list[Row]) -> str:
         [
             f"{setting}; {half_on_gpu(setting)}, rounds: {setting.rounds}. {DIM} channels in {HEADS} heads. A large "
             f"matrix product ran at {rate:.3g} TFLOP/s; *of the matmul rate*: the time that the attention's own matrix "
-            "products would take at that rate, as a part of its time. *MiB*: held at most beside the inputs.",
+            "products would take at that rate, as a part of its time. *MiB*: held at most besides the inputs.",
             "",
             write_table([*headings, "MiB", "target", "met"], body),
             "",
-            f"What FFAM holds at most beside inputs and output, {how} at {FULL_SIZE} × {FULL_SIZE} in float16:",
+            f"What FFAM holds at most besides inputs and output, {how} at {FULL_SIZE} × {FULL_SIZE} in float16:",
             "",
             write_table(["attention", low, high, "growth", "target", "met"], growth),
             "",
-            f"What FFAM keeps of each frame for its backward beside inputs and output, {how} likewise:",
+            f"What FFAM keeps of each frame for the backward pass besides inputs and output, {how} likewise:",
             "",
             write_table(["attention", low, high, "growth", "target", "met"], kept),
             "",
-            f"- *{BOUND}*: keys and values of that number beforehand side by side, in the layout of the kernel.",
+            f"- *{BOUND}*: that number of keys and values, concatenated beforehand, in the layout of the kernel.",
             f"- *{NAIVE}*: a loop over the frames that projects keys and values of all it sees, as EI² (10) reads; "
             f"*{PROJECTED}*: ours from the same tokens on.",
         ]

@@ -104,7 +104,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
         rows = list(csv.DictReader(text.splitlines())) if path.suffix == ".csv" else json.loads(text)
         rows = [{key: str(value or "").strip() for key, value in row.items() if key} for row in rows]
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path.name} is no list of objects in JSON ({error}).") from error
+        raise ValueError(f"{path.name} is not a list of objects in JSON ({error}).") from error
     missing = {VIDEO, CAPTION} - set().union(*rows) if rows else {VIDEO}
     if missing:
         raise ValueError(

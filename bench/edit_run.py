@@ -47,7 +47,7 @@ from .timing import synchronise
 from .world import Row, World
 
 TOKEN_RATE, MASK_THRESHOLD = 1e-2, 0.7
-STRENGTH = 0.5  # of the relation: above it, what alternates from frame to frame is turned round
+STRENGTH = 0.5  # of the relation: above it, what alternates from frame to frame is inverted
 
 
 class Watch:

@@ -55,7 +55,7 @@ CURVES = {
 FRAMES, RS = (4, 8, 16, 24, 32, 64), (1, 2, 4, 8)
 SHOWN = (8, 16, 24, 32)
 SIZES = (0.5, 0.75, 1.0, 1.5)  # of the size given
-PARTS = (16, 64, 256)  # MiB that layers in chunks make at a time, and that FFAM puts side by side
+PARTS = (16, 64, 256)  # MiB that layers in chunks make at a time, and that FFAM concatenates
 USUAL_FRAMES, USUAL_R, USUAL_SIZE = 8, 4, 64
 MORE_FRAMES = 24  # for r, of which little is seen with few
 USUAL_PART = CHUNK_BYTES // MIB
@@ -73,7 +73,7 @@ class Case:
         device, chip, torch: as in Setting.
         what: "sampling" or a way to tune.
         frames, size, r: of the clip and its attention.
-        part: MiB that layers in chunks make at a time, and that the attention puts side by side.
+        part: MiB that layers in chunks make at a time, and that the attention concatenates.
     """
 
     device: str
@@ -248,8 +248,8 @@ def make_section(setting: Setting, rows: Sequence[Row], plot: Path) -> str:
             write_table(["what", "frames", "latent", "r", "GiB", "target", "met"], list(make_lines(rows))),
             "",
             f"The same with {min(USUAL_FRAMES, setting.frames)} frames and r = {USUAL_R}, GiB, where layers in chunks "
-            "make other amounts of activations at a time, and FFAM puts other amounts of keys and values side by "
-            f"side; the nodes take {USUAL_PART} MiB:",
+            "make other amounts of activations at a time, and FFAM concatenates other amounts of keys and "
+            f"values; the nodes take {USUAL_PART} MiB:",
             "",
             write_table(["what", *(f"{part} MiB" for part in PARTS)], make_part_lines(rows, setting)),
             "",

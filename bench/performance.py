@@ -105,6 +105,6 @@ def complete_rows(
 
 
 def name_parts(case: Any) -> list[str]:
-    """Return what tells a case from others of the same setting."""
+    """Return what identifies a case among others of the same setting."""
     common = {field.name for field in fields(Setting)} - {"frames", "size"}
     return [f"{field.name} {getattr(case, field.name)}" for field in fields(case) if field.name not in common]

@@ -158,11 +158,11 @@ def make_section(setting: Setting, row: Row) -> str:
             "",
             "Layers that treat each frame, or each position, for itself work on as much at a time as makes "
             f"{chunks.CHUNK_BYTES // MIB} MiB of activations. The last of each kind, {FULL_SIZE} × {FULL_SIZE}, with "
-            "what they hold at most beside their inputs:",
+            "what they hold at most besides their inputs:",
             "",
             write_table(["layer", "ms", "× all at once", "MiB all at once", "MiB"], parts),
             "",
-            f"Long clips, {OURS}, in the host's context windows of {WINDOW} frames that overlap by {OVERLAP}, {size} × "
+            f"Long clips, {OURS}, in ComfyUI's context windows of {WINDOW} frames that overlap by {OVERLAP}, {size} × "
             f"{size}: held at most beyond the model, {how}. *Latents a frame*: what each frame beyond {LONG[0]} adds, "
             "in latents of a frame; the sampler itself holds some of the whole clip.",
             "",

@@ -30,7 +30,7 @@ def time_calls(call: Call, calls: int, device: torch.device) -> float:
 
 
 def balanced_order(names: Sequence[str], round_number: int) -> list[str]:
-    """Return the order of a round: every second one is turned round, so that each place is shared over two rounds."""
+    """Return the order of a round: every second one is reversed, so that each place is shared over two rounds."""
     return list(names) if round_number % 2 == 0 else list(reversed(names))
 
 

@@ -119,7 +119,7 @@ def decode_again(model: DemoModel, pictures: torch.Tensor, generator: torch.Gene
 
 
 class LatentPool:
-    """Latents of drawn pictures with the kind of each, partly drawn afresh all the time."""
+    """Latents of drawn pictures with the kind of each, some drawn again all the time."""
 
     def __init__(self, model: DemoModel, size: int, generator: torch.Generator) -> None:
         self.model, self.generator, self.oldest = model, generator, 0

@@ -50,7 +50,7 @@ class AttentionControl(io.ComfyNode):
                     default="replace",
                     optional=True,
                     advanced=True,
-                    tooltip="replace: queries and keys are the source's everywhere. fusion: outside of the mask only "
+                    tooltip="replace: queries and keys are the source's everywhere. fusion: outside the mask only "
                     "(FateZero).",
                 ),
                 io.Boolean.Input(
@@ -58,7 +58,7 @@ class AttentionControl(io.ComfyNode):
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Keep the source itself outside of the mask, from a fifth of the steps on. For Smooth "
+                    tooltip="Keep the source itself outside the mask, from a fifth of the steps on. For Smooth "
                     "Sample with eta 0.",
                 ),
                 io.String.Input(

@@ -40,7 +40,7 @@ class Display:
 
     Args:
         prompt: API form, for the titles of its nodes.
-        pause: seconds between two lines where the output is no terminal.
+        pause: seconds between two lines where the output is not a terminal.
     """
 
     def __init__(self, prompt: Json, pause: float = 10) -> None:

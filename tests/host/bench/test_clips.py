@@ -83,7 +83,7 @@ def test_loveus_own_table_gives_the_same_edits(options: argparse.Namespace, tmp_
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("[1]", "no list of objects"), ('[{"video": "x"}]', "has no column"), ("[]", VIDEO)]
+    ("text", "told"), [("[1]", "not a list of objects"), ('[{"video": "x"}]', "has no column"), ("[]", VIDEO)]
 )
 def test_other_prompts_are_refused_in_words(options, tmp_path: Path, text: str, told: str) -> None:
     options.prompts.write_text(text)
