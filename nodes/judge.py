@@ -24,8 +24,8 @@ class EditScorecard(io.ComfyNode):
             display_name="Edit Scorecard",
             category=MENU + "report",
             description="Measures an edited clip against its source: whether it follows the prompt, keeps the motion "
-            "and the background, flickers, or lost its texture. The source as its own edit is always measured as well: it "
-            "tells how much a measure rewards doing nothing. What needs weights that are not there is left out by "
+            "and the background, flickers, or lost its texture. The source as its own edit is always measured as well: "
+            "it tells how much a measure rewards doing nothing. What needs weights that are not there is left out by "
             "name; nothing is downloaded.",
             search_aliases=["CLIP score", "warp error", "LPIPS", "metrics", "evaluate", "temporal consistency"],
             inputs=[
