@@ -24,7 +24,7 @@ from .document import judge, write_section
 from .memory_count import MIB, extra_memory, measured_peak, without_values
 from .performance import Row, Setting, complete_rows, half_on_gpu, read_setting
 from .table import write_table
-from .timing import Call, ratios, time_rounds, write_milliseconds, write_spread
+from .timing import Call, ratios, time_rounds, with_gradients, write_milliseconds, write_spread
 
 RS = (2, 4)
 BOUND, NAIVE, PROJECTED = "SDPA of as many pairs", "naive FFAM", "FFAM with projections"
@@ -56,12 +56,7 @@ class Contender:
         if not backward:
             return torch.no_grad()(partial(self.attend, *self.inputs))
         inputs = [x.detach().requires_grad_() for x in self.inputs]
-
-        def run() -> Any:
-            attended = self.attend(*inputs)
-            return torch.autograd.grad(attended, inputs, torch.ones_like(attended))
-
-        return run
+        return with_gradients(partial(self.attend, *inputs), inputs)
 
 
 def make_contenders(case: Case) -> Iterator[tuple[str, Contender]]:
@@ -139,8 +134,8 @@ def beyond_output(setting: Setting, frames: int, r: int) -> int:
 
 
 def kept_for_backward(setting: Setting, frames: int, r: int) -> float:
-    """Return the bytes for each frame that FFAM keeps for the backward pass, at full size, its inputs and output not among
-    them; without a GPU accounted."""
+    """Return the bytes a frame that FFAM keeps for the backward pass besides its inputs and output, at full size;
+    without a GPU accounted."""
     with measured_peak(setting.device) as peak:
         shape = frames, FULL_SIZE**2, DIM
         given = (torch.zeros(shape, device=setting.device, dtype=torch.float16, requires_grad=True) for _ in range(3))

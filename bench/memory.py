@@ -153,13 +153,6 @@ def measure_memory(options: argparse.Namespace) -> None:
         write_region("memory", make_brief(setting, rows))
 
 
-def limit_of(row: Row) -> float | None:
-    """Return the target of a row, GiB."""
-    if (row["size"], row["r"]) != (USUAL_SIZE, USUAL_R):
-        return None
-    return LIMITS.get((row["what"], row["frames"]))
-
-
 def make_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
     """Yield the lines of the table, what belongs together one after another."""
     rows = sorted(
@@ -169,8 +162,9 @@ def make_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
     for what in kinds:
         for row in (row for row in rows if row["what"] == what):
             gib = math.inf if row["bytes"] is None else row["bytes"] / GIB
-            clip = [str(row[key]) for key in ("frames", "size", "r")]
-            yield [CURVES.get(what, what), *clip, write_gib(row), *judge(gib, limit_of(row))]
+            frames, *shape = clip = [row[key] for key in ("frames", "size", "r")]
+            limit = LIMITS.get((what, frames)) if shape == [USUAL_SIZE, USUAL_R] else None
+            yield [CURVES.get(what, what), *map(str, clip), write_gib(row), *judge(gib, limit)]
 
 
 def write_gib(row: Row) -> str:

@@ -86,6 +86,7 @@ def half_on_gpu(setting: Setting) -> torch.dtype:
 
 
 CaseType = TypeVar("CaseType")
+COMMON = {field.name for field in fields(Setting)} - {"frames", "size"}  # of all cases of a run
 
 
 def complete_rows(
@@ -100,11 +101,6 @@ def complete_rows(
         if case not in done:
             done[case] = {**asdict(case), **run_case(case)}  # type: ignore[call-overload]
             add_row(path, done[case])
-        say(f"{number:4} of {len(cases)}  {', '.join(name_parts(case))}")
+        own = {key: value for key, value in asdict(case).items() if key not in COMMON}  # type: ignore[call-overload]
+        say(f"{number:4} of {len(cases)}  {', '.join(f'{key} {value}' for key, value in own.items())}")
     return [done[case] for case in cases]
-
-
-def name_parts(case: Any) -> list[str]:
-    """Return what identifies a case among others of the same setting."""
-    common = {field.name for field in fields(Setting)} - {"frames", "size"}
-    return [f"{field.name} {getattr(case, field.name)}" for field in fields(case) if field.name not in common]
