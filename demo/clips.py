@@ -8,6 +8,7 @@ import math
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -112,11 +113,12 @@ def describe(recipe: Recipe, clip: Clip) -> dict:
 
 def read_recipes() -> list[Recipe]:
     """Return the recipes of the demo's clips, each the "scene" of a JSON file."""
-    scenes = [json.loads(path.read_text())["scene"] for path in sorted(CLIPS.glob("*.json"))]
-    return [
-        Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in scene.items()})
-        for scene in scenes
-    ]
+    recipes = []
+    for path in sorted(CLIPS.glob("*.json")):
+        scene: dict[str, Any] = json.loads(path.read_text())["scene"]
+        scene |= {key: tuple(value) for key, value in scene.items() if isinstance(value, list)}
+        recipes.append(Recipe(**scene))
+    return recipes
 
 
 def main() -> None:
