@@ -64,7 +64,7 @@ def add_outputs(command: argparse.ArgumentParser, document: Path) -> None:
 
 def add_performance(command: argparse.ArgumentParser) -> None:
     """Add what the measurements of time and memory take."""
-    command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: the host's")
+    command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: ComfyUI's")
     command.add_argument("--size", type=int, default=0, help="of the latent (default by device: 64 on a GPU)")
     command.add_argument("--frames", type=int, default=0, help="of the clip; of memory the most (default by device)")
     command.add_argument("--rounds", type=int, default=0, help="of each timing (default by device)")
