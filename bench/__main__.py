@@ -59,13 +59,12 @@ def add_outputs(command: argparse.ArgumentParser, document: Path) -> None:
     command.add_argument(
         "--document", type=Path, default=document, help=f"default {document.relative_to(environment.ROOT)}"
     )
-    command.add_argument("--json", type=Path, help="file for every row")
     command.add_argument("--state", type=Path, default=STATE, help="folder of the rows that are done")
 
 
 def add_performance(command: argparse.ArgumentParser) -> None:
     """Add what the measurements of time and memory take."""
-    command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: the host's")
+    command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: ComfyUI's")
     command.add_argument("--size", type=int, default=0, help="of the latent (default by device: 64 on a GPU)")
     command.add_argument("--frames", type=int, default=0, help="of the clip; of memory the most (default by device)")
     command.add_argument("--rounds", type=int, default=0, help="of each timing (default by device)")
@@ -127,10 +126,7 @@ def main() -> int:
     status = 0
     for command in PERFORMANCE if options.command == ALL else (options.command,):
         module = importlib.import_module(f"consistent_video.bench.{command}")
-        given = argparse.Namespace(**vars(options))
-        if options.json and command != options.command:
-            given.json = options.json.with_stem(f"{options.json.stem}-{command}")
-        status = getattr(module, f"measure_{command}")(given) or status
+        status = getattr(module, f"measure_{command}")(options) or status
     return status
 
 

@@ -20,11 +20,11 @@ from ..modules.clip_model.attention.sparse_causal import sparse_causal_attention
 from . import attention_scaling
 from .attention_scaling import DIM, HEADS, PER_FRAME, coarse_keys
 from .baselines import naive_fine_coarse
-from .document import judge
+from .document import judge, write_section
 from .memory_count import MIB, extra_memory, measured_peak, without_values
-from .performance import Row, Setting, complete_rows, finish, half_on_gpu, read_setting
+from .performance import Row, Setting, complete_rows, half_on_gpu, read_setting
 from .table import write_table
-from .timing import Call, ratios, time_rounds, write_milliseconds, write_spread
+from .timing import Call, ratios, time_rounds, with_gradients, write_milliseconds, write_spread
 
 RS = (2, 4)
 BOUND, NAIVE, PROJECTED = "SDPA of as many pairs", "naive FFAM", "FFAM with projections"
@@ -56,12 +56,7 @@ class Contender:
         if not backward:
             return torch.no_grad()(partial(self.attend, *self.inputs))
         inputs = [x.detach().requires_grad_() for x in self.inputs]
-
-        def run() -> Any:
-            attended = self.attend(*inputs)
-            return torch.autograd.grad(attended, inputs, torch.ones_like(attended))
-
-        return run
+        return with_gradients(partial(self.attend, *inputs), inputs)
 
 
 def make_contenders(case: Case) -> Iterator[tuple[str, Contender]]:
@@ -125,7 +120,7 @@ def run_case(case: Case) -> Row:
 
 
 def beyond_output(setting: Setting, frames: int, r: int) -> int:
-    """Return the bytes that FFAM holds at most beside its inputs and output, at full size; without a GPU accounted."""
+    """Return the bytes that FFAM holds at most besides its inputs and output, at full size; without a GPU accounted."""
 
     def measure(device: str) -> int:
         q, k, v = (torch.zeros(frames, FULL_SIZE**2, DIM, device=device, dtype=torch.float16) for _ in range(3))
@@ -139,8 +134,8 @@ def beyond_output(setting: Setting, frames: int, r: int) -> int:
 
 
 def kept_for_backward(setting: Setting, frames: int, r: int) -> float:
-    """Return the bytes for each frame that FFAM keeps for its backward, at full size, its inputs and output not among
-    them; without a GPU accounted."""
+    """Return the bytes a frame that FFAM keeps for the backward pass besides its inputs and output, at full size;
+    without a GPU accounted."""
     with measured_peak(setting.device) as peak:
         shape = frames, FULL_SIZE**2, DIM
         given = (torch.zeros(shape, device=setting.device, dtype=torch.float16, requires_grad=True) for _ in range(3))
@@ -159,7 +154,7 @@ def measure_attention(options: argparse.Namespace) -> None:
     plot = options.document.with_name(f"{options.document.stem}_attention.png")
     attention_scaling.save_plot(setting, grown, plot)
     growth = attention_scaling.make_lines(grown, plot.name)
-    finish("attention", options, [*rows, grown], "\n".join([make_section(setting, rows), *growth]))
+    write_section(options.document, "attention", "\n".join([make_section(setting, rows), *growth]))
 
 
 def make_section(setting: Setting, rows: list[Row]) -> str:
@@ -174,19 +169,19 @@ def make_section(setting: Setting, rows: list[Row]) -> str:
         [
             f"{setting}; {half_on_gpu(setting)}, rounds: {setting.rounds}. {DIM} channels in {HEADS} heads. A large "
             f"matrix product ran at {rate:.3g} TFLOP/s; *of the matmul rate*: the time that the attention's own matrix "
-            "products would take at that rate, as a part of its time. *MiB*: held at most beside the inputs.",
+            "products would take at that rate, as a part of its time. *MiB*: held at most besides the inputs.",
             "",
             write_table([*headings, "MiB", "target", "met"], body),
             "",
-            f"What FFAM holds at most beside inputs and output, {how} at {FULL_SIZE} × {FULL_SIZE} in float16:",
+            f"What FFAM holds at most besides inputs and output, {how} at {FULL_SIZE} × {FULL_SIZE} in float16:",
             "",
             write_table(["attention", low, high, "growth", "target", "met"], growth),
             "",
-            f"What FFAM keeps of each frame for its backward beside inputs and output, {how} likewise:",
+            f"What FFAM keeps of each frame for the backward pass besides inputs and output, {how} likewise:",
             "",
             write_table(["attention", low, high, "growth", "target", "met"], kept),
             "",
-            f"- *{BOUND}*: keys and values of that number beforehand side by side, in the layout of the kernel.",
+            f"- *{BOUND}*: that number of keys and values, concatenated beforehand, in the layout of the kernel.",
             f"- *{NAIVE}*: a loop over the frames that projects keys and values of all it sees, as EI² (10) reads; "
             f"*{PROJECTED}*: ours from the same tokens on.",
         ]

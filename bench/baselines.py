@@ -24,7 +24,7 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 def naive_fine_coarse(
     z: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor, heads: int, height: int, width: int, r: int
 ) -> Tensor:
-    """Return FFAM as EI² (10) reads: for each frame, keys and values of its tokens beside all others, downsampled.
+    """Return FFAM as EI² (10) reads: for each frame, keys and values of its tokens and of all others, downsampled.
 
     Args:
         z: tokens of the frames of one clip, shape (f, h*w, d).

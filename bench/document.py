@@ -39,7 +39,7 @@ def read_sections(text: str) -> dict[str, str]:
 def write_section(document: Path, command: str, body: str) -> None:
     """Put a command's section into the document; the others stay as they are."""
     sections = read_sections(document.read_text(encoding="utf-8")) if document.is_file() else {}
-    sections[TITLES[command]] = body.strip()
+    sections[TITLES[command]] = f"Written by `python -m bench {command}`. {body.strip()}"
     written = [f"## {title}\n\n{sections.get(title, UNKNOWN)}\n" for title in TITLES.values()]
     document.write_text("\n".join(["# Performance\n", INTRODUCTION + "\n", *written]), encoding="utf-8")
     say(f"Wrote {TITLES[command]} of {document}")

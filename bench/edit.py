@@ -12,13 +12,12 @@ from functools import cache
 from statistics import fmean
 from typing import Any
 
-from ..modules.files.strict_json import to_json
 from ..scripts.environment import say
 from .edit_cost import Costs
-from .edit_document import CURVE, PUBLISHED, PUBLISHED_ROWS, SHOWN, write_document
+from .edit_document import CURVE, PUBLISHED, PUBLISHED_ROWS, write_document
 from .edit_rows import Case, Rows
 from .edit_run import Bench, make_case
-from .methods import BOUNDS, CHOICES, CHOSEN, CLOSE, METHODS, SHARED, Choice
+from .methods import BOUNDS, CHOICES, CHOSEN, CLOSE, METHODS, SHARED, SHOWN, Choice
 from .tasks import KINDS, list_tasks
 from .world import Row, World
 
@@ -112,7 +111,4 @@ def measure_edit(options: argparse.Namespace) -> None:
     write_document(rows, cases, groups, tasks, chosen, measured, options)
     if options.document == PUBLISHED:
         rows.publish(PUBLISHED_ROWS)
-    if options.json:
-        every = {"chosen": chosen, "validation": measured, "rows": [row for own in groups.values() for row in own]}
-        options.json.write_text(to_json(every, indent=1), encoding="utf-8")
     say(f"Wrote {options.document}")

@@ -17,38 +17,12 @@ from ..scripts.environment import ROOT
 from ..scripts.regions import write_region
 from .edit_cost import DDIM_STEPS, TUNING_STEPS
 from .edit_rows import Case, Rows
-from .methods import (
-    AS_DRAWN,
-    BOUNDS,
-    CENTERING,
-    CLOSE,
-    DEFAULT,
-    DO_NOTHING,
-    EI2,
-    FFAM,
-    FREE_CONTROL,
-    FROM_TEXT,
-    HALF,
-    INR,
-    LAYER_NORM,
-    MOTION,
-    OLD,
-    PLAIN,
-    REFERENCE,
-    SMOOTH_VIDEO,
-    SPARSE,
-    TEXT_CFG,
-    WAYS,
-    gamma_row,
-)
+from .methods import AS_DRAWN, BOUNDS, CLOSE, DO_NOTHING, FROM_TEXT, HALF, SHOWN, TEXT_CFG, claims
 from .table import mean_and_error, median_and_quartiles, write_table
 from .tasks import FRAMES, HELD_OUT, KINDS, LOST, VALIDATION, Task
-from .verdict import DRAWS, LEAST_CLIPS, LEVEL, Claim, Part, clip_means
+from .verdict import DRAWS, LEAST_CLIPS, LEVEL, clip_means
 from .world import Row
 
-TEXTURE_LOST, GHOSTS_ADDED, COST_ADDED = 0.05, 0.02, 0.1
-OBEYED_LOST, MOTION_ADDED = 0.05, 1.0  # share; pixels
-SHOWN = (*BOUNDS, REFERENCE, OLD, FFAM, DEFAULT, FREE_CONTROL, "Tune-A-Video", EI2, INR, MOTION)
 PUBLISHED = ROOT / "docs" / "benchmark.md"  # whose figures the README shows as well
 PUBLISHED_ROWS = PUBLISHED.with_suffix(".jsonl")
 CURVE = ("obeyed", "kept", "motion_error", "warp_error", "flicker", "texture")
@@ -69,57 +43,6 @@ COLUMNS = {
     "tuning_cost": "time of tuning",
     "memory": "memory, GiB",
 }
-
-
-def claims(chosen: Mapping[str, float]) -> dict[str, Claim]:
-    """Return the papers' claims and ours by their letters, with the gammas that were chosen."""
-    forward, backward, both = (gamma_row(way, chosen[f"gamma {way}"]) for way in WAYS)
-    return {
-        "a": Claim(
-            "EI²: Instance Centering instead of Layer Norm raises text obedience",
-            (Part(CENTERING, LAYER_NORM, "obeyed", 1),),
-        ),
-        "b": Claim("EI²: spectral norm raises it further", (Part(EI2, CENTERING, "obeyed", 1),)),
-        "c": Claim(
-            "EI²: FFAM lowers flicker against sparse-causal attention at like cost (without tuning; a tenth of an edit "
-            "per frame more at most)",
-            (Part(FFAM, SPARSE, "flicker", -1), Part(FFAM, SPARSE, "cost", -1, COST_ADDED), *still_edits(FFAM, SPARSE)),
-        ),
-        "d": Claim(
-            "INR Smooth: its loss beats none and SmoothVideo on consistency without losing texture (a twentieth)",
-            (
-                Part(INR, EI2, "warp_error", -1),
-                Part(INR, SMOOTH_VIDEO, "warp_error", -1),
-                Part(INR, EI2, "texture", 1, TEXTURE_LOST),
-                *still_edits(INR, EI2),
-            ),
-        ),
-        "e": Claim(
-            "INR Smooth: both directions beat one on consistency (training-free, each with its own gamma)",
-            (
-                Part(both, forward, "warp_error", -1),
-                Part(both, backward, "warp_error", -1),
-                *still_edits(both, forward),
-                *still_edits(both, backward),
-            ),
-        ),
-        "f": Claim(
-            "Ours: motion compensation of the relation at sampling lowers flicker further, without ghosts (a fiftieth "
-            "of the object) or lost texture (a twentieth)",
-            (
-                Part(MOTION, PLAIN, "flicker", -1),
-                Part(MOTION, EI2, "flicker", -1),
-                Part(MOTION, EI2, "ghosts", -1, GHOSTS_ADDED),
-                Part(MOTION, EI2, "texture", 1, TEXTURE_LOST),
-                *still_edits(MOTION, EI2),
-            ),
-        ),
-    }
-
-
-def still_edits(method: str, rival: str) -> tuple[Part, Part]:
-    """Return what every claim of steadiness rests on as well: an edit that is not made is steady, too."""
-    return Part(method, rival, "obeyed", 1, OBEYED_LOST), Part(method, rival, "motion_error", -1, MOTION_ADDED)
 
 
 LEGEND = f"""\
@@ -265,6 +188,24 @@ def summary(groups: Mapping[str, Sequence[Row]], chosen: Mapping[str, float], cl
     )
 
 
+def introduction(tasks: Mapping[str, Task], chosen: Mapping[str, float], options: argparse.Namespace) -> str:
+    """Return what was measured, and how."""
+    kinds = list(dict.fromkeys(task.kind for task in tasks.values()))
+    clips = min(options.timed, len(tasks))
+    timed = f"Times on {clips} of the clips, on a {get_torch_device().type.upper()}. " if clips else ""
+    command = f"python -m bench edit {command_options(options)}"
+    return (
+        f"Written by `{command}`. The demo model edits {len(tasks)} drawn clips of {FRAMES} frames "
+        f"({', '.join(kinds)}); their seeds begin at {HELD_OUT}, the model was trained from seed 0, and each "
+        f"wanted object is a pair of colour and shape that it never saw. Seeds of each tuning: {options.seeds}; "
+        f"methods that draw nothing are measured once. {options.ddim_steps} DDIM steps, CFG {chosen['cfg']:g}, denoise "
+        f"{chosen['denoise']:g}, {chosen['passes']:g} passes of the relation to {chosen['end']:g} of the steps, tuning "
+        f"for {options.steps} steps at {chosen['rate']:g}. {timed}A cell holds the mean over clips ± its standard "
+        "error, each clip the mean of its seeds. The rows of some ablations are measured on every third clip of a "
+        f"kind. Every row lies in [{PUBLISHED_ROWS.name}]({PUBLISHED_ROWS.name})."
+    )
+
+
 def write_document(
     rows: Rows,
     cases: Sequence[Case],
@@ -288,22 +229,10 @@ def write_document(
     document.parent.mkdir(parents=True, exist_ok=True)
     plot = document.with_suffix(".png")
     draw_plot(groups, plot)
-    kinds = list(dict.fromkeys(task.kind for task in tasks.values()))
-    validation = len(KINDS) * options.validation
-    clips = min(options.timed, len(tasks))
-    timed = f"Times on {clips} of the clips, on a {get_torch_device().type.upper()}. " if clips else ""
-    command = f"python -m bench edit {command_options(options)}"
     lines = [
         "# Edits, judged by the world that drew them",
         "",
-        f"Written by `{command}`. The demo model edits {len(tasks)} drawn clips of {FRAMES} frames "
-        f"({', '.join(kinds)}); their seeds begin at {HELD_OUT}, the model was trained from seed 0, and each "
-        f"wanted object is a pair of colour and shape that it never saw. Seeds of each tuning: {options.seeds}; "
-        f"methods that draw nothing are measured once. {options.ddim_steps} DDIM steps, CFG {chosen['cfg']:g}, denoise "
-        f"{chosen['denoise']:g}, {chosen['passes']:g} passes of the relation to {chosen['end']:g} of the steps, tuning "
-        f"for {options.steps} steps at {chosen['rate']:g}. {timed}A cell holds the mean over clips ± its standard "
-        "error, each clip the mean of its seeds. The rows of some ablations are measured on every third clip of a "
-        f"kind. Every row lies in [{PUBLISHED_ROWS.name}]({PUBLISHED_ROWS.name}).",
+        introduction(tasks, chosen, options),
         "",
         "## Verdicts",
         "",
@@ -328,7 +257,7 @@ def write_document(
         "",
         f"None was chosen on these clips (validation seeds begin at {VALIDATION}).",
         "",
-        *validation_lines(measured, chosen, validation),
+        *validation_lines(measured, chosen, len(KINDS) * options.validation),
         "",
         "## Pictures",
         "",

@@ -39,7 +39,7 @@ class Case:
         denoise: part of the noise levels that is walked.
         passes, end: of the relation at sampling, 0 where there is none.
         value: of the method's own hyper-parameter, 0 where it has none.
-        world: what tells the demo model and the way of measuring from others, see `world_stamp`.
+        world: identifies the demo model and the way of measuring, see `world_stamp`.
     """
 
     method: str

@@ -25,7 +25,8 @@ from ..modules.clip_model.methods import method
 from ..modules.diffusion.ddim import sample_ddim
 from ..modules.diffusion.host.latent import sigma_table
 from ..modules.diffusion.schedule import ddim_sigmas
-from ..modules.inversion.host.invert import InversionSettings, invert_clip
+from ..modules.inversion.host.invert import invert_clip
+from ..modules.inversion.inversion import InversionSettings
 from ..modules.judging.covariate_shift import average_shift
 from ..modules.judging.host.report import measure_clip
 from ..modules.judging.reconstruction import psnr
@@ -46,7 +47,7 @@ from .timing import synchronise
 from .world import Row, World
 
 TOKEN_RATE, MASK_THRESHOLD = 1e-2, 0.7
-STRENGTH = 0.5  # of the relation: above it, what alternates from frame to frame is turned round
+STRENGTH = 0.5  # of the relation: above it, what alternates from frame to frame is inverted
 
 
 class Watch:

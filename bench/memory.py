@@ -22,9 +22,9 @@ from ..modules.tuning.host import planner
 from ..modules.tuning.host.private_copy import choose_precision
 from ..scripts.environment import ROOT
 from ..scripts.regions import write_region
-from .document import judge
+from .document import judge, write_section
 from .memory_count import GIB, MIB, measured_peak
-from .performance import Row, Setting, complete_rows, finish, read_setting
+from .performance import Row, Setting, complete_rows, read_setting
 from .sd15 import guided_call, load, make_model
 from .table import write_table
 from .tune import (
@@ -55,7 +55,7 @@ CURVES = {
 FRAMES, RS = (4, 8, 16, 24, 32, 64), (1, 2, 4, 8)
 SHOWN = (8, 16, 24, 32)
 SIZES = (0.5, 0.75, 1.0, 1.5)  # of the size given
-PARTS = (16, 64, 256)  # MiB that layers in chunks make at a time, and that FFAM puts side by side
+PARTS = (16, 64, 256)  # MiB that layers in chunks make at a time, and that FFAM concatenates
 USUAL_FRAMES, USUAL_R, USUAL_SIZE = 8, 4, 64
 MORE_FRAMES = 24  # for r, of which little is seen with few
 USUAL_PART = CHUNK_BYTES // MIB
@@ -73,7 +73,7 @@ class Case:
         device, chip, torch: as in Setting.
         what: "sampling" or a way to tune.
         frames, size, r: of the clip and its attention.
-        part: MiB that layers in chunks make at a time, and that the attention puts side by side.
+        part: MiB that layers in chunks make at a time, and that the attention concatenates.
     """
 
     device: str
@@ -148,16 +148,9 @@ def measure_memory(options: argparse.Namespace) -> None:
     rows = complete_rows("memory", options, list_cases(setting), run_case)
     plot = options.document.with_name(f"{options.document.stem}_memory.png")
     save_plot(rows, setting, plot)
-    finish("memory", options, rows, make_section(setting, rows, plot))
+    write_section(options.document, "memory", make_section(setting, rows, plot))
     if options.document == PUBLISHED:
         write_region("memory", make_brief(setting, rows))
-
-
-def limit_of(row: Row) -> float | None:
-    """Return the target of a row, GiB."""
-    if (row["size"], row["r"]) != (USUAL_SIZE, USUAL_R):
-        return None
-    return LIMITS.get((row["what"], row["frames"]))
 
 
 def make_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
@@ -169,8 +162,9 @@ def make_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
     for what in kinds:
         for row in (row for row in rows if row["what"] == what):
             gib = math.inf if row["bytes"] is None else row["bytes"] / GIB
-            clip = [str(row[key]) for key in ("frames", "size", "r")]
-            yield [CURVES.get(what, what), *clip, write_gib(row), *judge(gib, limit_of(row))]
+            frames, *shape = clip = [row[key] for key in ("frames", "size", "r")]
+            limit = LIMITS.get((what, frames)) if shape == [USUAL_SIZE, USUAL_R] else None
+            yield [CURVES.get(what, what), *map(str, clip), write_gib(row), *judge(gib, limit)]
 
 
 def write_gib(row: Row) -> str:
@@ -248,8 +242,8 @@ def make_section(setting: Setting, rows: Sequence[Row], plot: Path) -> str:
             write_table(["what", "frames", "latent", "r", "GiB", "target", "met"], list(make_lines(rows))),
             "",
             f"The same with {min(USUAL_FRAMES, setting.frames)} frames and r = {USUAL_R}, GiB, where layers in chunks "
-            "make other amounts of activations at a time, and FFAM puts other amounts of keys and values side by "
-            f"side; the nodes take {USUAL_PART} MiB:",
+            "make other amounts of activations at a time, and FFAM concatenates other amounts of keys and "
+            f"values; the nodes take {USUAL_PART} MiB:",
             "",
             write_table(["what", *(f"{part} MiB" for part in PARTS)], make_part_lines(rows, setting)),
             "",

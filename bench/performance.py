@@ -13,9 +13,7 @@ from typing import Any, TypeVar
 import comfy.model_management
 import torch
 
-from ..modules.files.strict_json import to_json
 from ..scripts.environment import say
-from .document import write_section
 from .table import add_row, load_rows
 
 Row = dict[str, Any]
@@ -88,6 +86,7 @@ def half_on_gpu(setting: Setting) -> torch.dtype:
 
 
 CaseType = TypeVar("CaseType")
+COMMON = {field.name for field in fields(Setting)} - {"frames", "size"}  # of all cases of a run
 
 
 def complete_rows(
@@ -102,18 +101,6 @@ def complete_rows(
         if case not in done:
             done[case] = {**asdict(case), **run_case(case)}  # type: ignore[call-overload]
             add_row(path, done[case])
-        say(f"{number:4} of {len(cases)}  {', '.join(name_parts(case))}")
+        own = {key: value for key, value in asdict(case).items() if key not in COMMON}  # type: ignore[call-overload]
+        say(f"{number:4} of {len(cases)}  {', '.join(f'{key} {value}' for key, value in own.items())}")
     return [done[case] for case in cases]
-
-
-def name_parts(case: Any) -> list[str]:
-    """Return what tells a case from others of the same setting."""
-    common = {field.name for field in fields(Setting)} - {"frames", "size"}
-    return [f"{field.name} {getattr(case, field.name)}" for field in fields(case) if field.name not in common]
-
-
-def finish(command: str, options: argparse.Namespace, rows: Sequence[Row], body: str) -> None:
-    """Write a command's section, and its rows where --json asks for them."""
-    write_section(options.document, command, f"Written by `python -m bench {command}`. {body}")
-    if options.json:
-        options.json.write_text(to_json(rows, indent=1), encoding="utf-8")

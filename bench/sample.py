@@ -21,9 +21,9 @@ from ..modules.clip_model.host.settings import clip_settings
 from ..modules.clip_model.methods import EI2, FULL, TUNE_A_VIDEO_PRESET, method
 from ..modules.diffusion.host.run import run_sampler
 from ..modules.tuning.host.learned import sdpa_override
-from .document import judge
+from .document import judge, write_section
 from .memory_count import MIB, extra_memory, measured_peak
-from .performance import Row, Setting, complete_rows, finish, read_setting
+from .performance import Row, Setting, complete_rows, read_setting
 from .sd15 import guided_call, load, make_latent, make_model, make_prompt
 from .table import write_table
 from .timing import Call, ratios, time_rounds, write_milliseconds, write_spread
@@ -125,7 +125,7 @@ def measure_sample(options: argparse.Namespace) -> None:
     """Measure what is not measured yet, and write the section."""
     setting = read_setting(options, cpu_size=16)
     rows = complete_rows("sample", options, [setting], run_case)
-    finish("sample", options, rows, make_section(setting, rows[0]))
+    write_section(options.document, "sample", make_section(setting, rows[0]))
 
 
 def make_section(setting: Setting, row: Row) -> str:
@@ -158,11 +158,11 @@ def make_section(setting: Setting, row: Row) -> str:
             "",
             "Layers that treat each frame, or each position, for itself work on as much at a time as makes "
             f"{chunks.CHUNK_BYTES // MIB} MiB of activations. The last of each kind, {FULL_SIZE} × {FULL_SIZE}, with "
-            "what they hold at most beside their inputs:",
+            "what they hold at most besides their inputs:",
             "",
             write_table(["layer", "ms", "× all at once", "MiB all at once", "MiB"], parts),
             "",
-            f"Long clips, {OURS}, in the host's context windows of {WINDOW} frames that overlap by {OVERLAP}, {size} × "
+            f"Long clips, {OURS}, in ComfyUI's context windows of {WINDOW} frames that overlap by {OVERLAP}, {size} × "
             f"{size}: held at most beyond the model, {how}. *Latents a frame*: what each frame beyond {LONG[0]} adds, "
             "in latents of a frame; the sampler itself holds some of the whole clip.",
             "",

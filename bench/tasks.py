@@ -13,14 +13,13 @@ from torch.nn import functional as F
 
 from ..demo.captions import caption
 from ..demo.clips import Recipe, build_scene, draw_recipe
-from ..demo.palette import BACKGROUNDS, COLOURS, SHAPES, STYLES, TEXTURES
+from ..demo.palette import BACKGROUNDS, COLOURS, SHAPES, STYLES, TEXTURES, WORDS
 from ..demo.reader import ShapeReader, find_object, read_colour
 from ..demo.shapes import EXTENT
 from ..demo.world import SIDE, Clip, is_held_out
 from ..modules.judging.scorecard import background_psnr, texture_kept, warp_error
 from ..modules.motion.flow import motion_of
 
-WORDS = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "background": BACKGROUNDS, "style": STYLES}
 KINDS = ("colour", "shape", "texture", "background", "style", "several")
 KEEP_GROUND = ("colour", "shape", "texture")
 FRAMES = 8

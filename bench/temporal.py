@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
 
 from ..modules.clip_model.temporal import STAM, Norm, TemporalModule, attend_frames
 from .attention import DIM, HEADS
 from .baselines import naive_temporal
-from .document import judge
-from .performance import Row, Setting, complete_rows, finish, half_on_gpu, read_setting
+from .document import judge, write_section
+from .performance import Row, Setting, complete_rows, half_on_gpu, read_setting
 from .table import write_table
-from .timing import Call, ratios, time_rounds, write_milliseconds, write_spread
+from .timing import Call, ratios, time_rounds, with_gradients, write_milliseconds, write_spread
 
 COPY, ATTENTION = "copy of q, k, v and what is attended", "attention"
 LIMITS = {ATTENTION: 1.3}
@@ -31,22 +29,6 @@ def make_module(case: Setting, norm: Norm = "instance centering") -> Any:
     return module.to(case.device, half_on_gpu(case))
 
 
-def copy_all(sources: list[Tensor], targets: list[Tensor]) -> None:
-    """Copy tensors on their device."""
-    for source, target in zip(sources, targets, strict=True):
-        target.copy_(source)
-
-
-def with_gradients(function: Callable[..., Tensor], inputs: list[Tensor]) -> Call:
-    """Return a call of a function and of the gradients of its inputs."""
-
-    def run() -> object:
-        given = function()
-        return torch.autograd.grad(given, inputs, torch.ones_like(given))
-
-    return torch.enable_grad()(run)
-
-
 def make_contenders(case: Setting) -> dict[str, Call]:
     """Return the parts of a module, and the module whole."""
     rows, dtype = case.size**2, half_on_gpu(case)
@@ -54,10 +36,11 @@ def make_contenders(case: Setting) -> dict[str, Call]:
     x = torch.randn(case.frames, rows, DIM, device=case.device, dtype=dtype, requires_grad=True)
     q, k, v, attended = (torch.randn_like(z) for _ in range(4))
     copies = [torch.empty_like(z) for _ in range(4)]
+    sources = [q, k, v, attended]
     module, tuned = make_module(case), make_module(case).float()
     tuned.tune_spectral_norm()
     parts: dict[str, Call] = {
-        COPY: partial(copy_all, [q, k, v, attended], copies),
+        COPY: lambda: [copy.copy_(source) for source, copy in zip(sources, copies, strict=True)],
         ATTENTION: partial(attend_frames, q, k, v, HEADS),
         "attention with the matrix of scores, and projections": partial(naive_temporal, module, x, case.frames),
         "module": partial(module, x, case.frames),
@@ -79,7 +62,7 @@ def measure_temporal(options: argparse.Namespace) -> None:
     """Measure what is not measured yet, and write the section."""
     setting = read_setting(options, cpu_size=32)
     rows = complete_rows("temporal", options, [setting], run_case)
-    finish("temporal", options, rows, make_section(setting, rows))
+    write_section(options.document, "temporal", make_section(setting, rows))
 
 
 def make_section(setting: Setting, rows: list[Row]) -> str:

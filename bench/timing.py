@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median, quantiles
 
 import torch
+from torch import Tensor
 
 Call = Callable[[], object]
 Times = dict[str, list[float]]
@@ -30,8 +31,18 @@ def time_calls(call: Call, calls: int, device: torch.device) -> float:
 
 
 def balanced_order(names: Sequence[str], round_number: int) -> list[str]:
-    """Return the order of a round: every second one is turned round, so that each place is shared over two rounds."""
+    """Return the order of a round: every second one is reversed, so that each place is shared over two rounds."""
     return list(names) if round_number % 2 == 0 else list(reversed(names))
+
+
+def with_gradients(function: Callable[..., Tensor], inputs: list[Tensor]) -> Call:
+    """Return a call of a function and of the gradients of its inputs."""
+
+    def run() -> object:
+        found = function()
+        return torch.autograd.grad(found, inputs, torch.ones_like(found))
+
+    return torch.enable_grad()(run)
 
 
 def time_rounds(contenders: Mapping[str, Call], rounds: int, device: torch.device) -> Times:

@@ -28,9 +28,9 @@ from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.losses.smoothing import Smoothing, inr_loss
 from ..modules.tuning.settings import Precision, TuneSettings
 from .baselines import naive_temporal, norms_in_float32, softmax_attention
-from .document import judge
+from .document import judge, write_section
 from .memory_count import GIB, measured_peak
-from .performance import Row, Setting, complete_rows, finish, read_setting
+from .performance import Row, Setting, complete_rows, read_setting
 from .sd15 import encoding_call, make_latent, make_model, make_prompt
 from .table import write_table
 from .timing import Call, Times, balanced_order, ratios, time_calls, time_rounds, write_milliseconds, write_spread
@@ -252,7 +252,7 @@ def measure_tune(options: argparse.Namespace) -> None:
     setting = read_setting(options, cpu_size=16, cpu_frames=4)
     case = Case(**asdict(setting), steps=5 if setting.device == "cuda" else 1)
     rows = complete_rows("tune", options, [case], run_case)
-    finish("tune", options, rows, make_section(setting, rows[0]))
+    write_section(options.document, "tune", make_section(setting, rows[0]))
 
 
 def compare_ways(row: Row) -> Iterator[list[str]]:

@@ -51,7 +51,7 @@ def clip_means(rows: Sequence[Mapping], key: str) -> dict[str, float]:
 def compare(better: Values, worse: Values, sign: int, margin: float = 0.0) -> Finding:
     """Return how much better one method is than another, by a bootstrap over the clips that both have.
 
-    Clips are what is resampled, not rows: seeds and frames of one clip are no independent evidence.
+    Clips are what is resampled, not rows: seeds and frames of one clip are not independent evidence.
 
     Args:
         better, worse: a figure of each clip.

@@ -4,7 +4,7 @@ from itertools import product
 
 import torch
 
-from .palette import BACKGROUNDS, COLOURS, SHAPES, STYLES, TEXTURES
+from .palette import WORDS
 from .world import Scene
 
 PLACES = {
@@ -28,7 +28,6 @@ OPENINGS = {
     "pencil": "a pencil drawing of",
     "mosaic": "a mosaic of",
 }
-SIZES = (len(SHAPES), len(COLOURS), len(TEXTURES), len(BACKGROUNDS), len(STYLES))
 
 
 def name_object(*words: str) -> str:
@@ -63,15 +62,15 @@ PHRASINGS = len(phrase("circle", "red", "plain", "white", "flat"))
 
 def get_kind(scene: Scene) -> torch.Tensor:
     """Return the number of each picture's kind, (b), the row of it in `list_captions`."""
-    kind = scene.shape
-    for size, part in zip(SIZES[1:], (scene.colour, scene.texture, scene.background, scene.style), strict=True):
-        kind = kind * size + part
+    kind = torch.zeros_like(scene.shape)
+    for name, words in WORDS.items():
+        kind = kind * len(words) + getattr(scene, name)
     return kind
 
 
 def list_captions() -> list[list[str]]:
     """Return the PHRASINGS captions of every kind of scene, in the order of `get_kind`."""
-    return [phrase(*names) for names in product(SHAPES, COLOURS, TEXTURES, BACKGROUNDS, STYLES)]
+    return [phrase(*names) for names in product(*WORDS.values())]
 
 
 def caption(scene: Scene, phrasing: int = 0) -> list[str]:
@@ -81,7 +80,5 @@ def caption(scene: Scene, phrasing: int = 0) -> list[str]:
         scene: b pictures.
         phrasing: which of the PHRASINGS; 0 is the canonical one.
     """
-    columns = (scene.shape, scene.colour, scene.texture, scene.background, scene.style)
-    names = (SHAPES, COLOURS, TEXTURES, BACKGROUNDS, STYLES)
-    indices = zip(*(column.tolist() for column in columns), strict=True)
-    return [phrase(*(words[i] for words, i in zip(names, row, strict=True)))[phrasing] for row in indices]
+    columns = [[words[i] for i in getattr(scene, name).tolist()] for name, words in WORDS.items()]
+    return [phrase(*names)[phrasing] for names in zip(*columns, strict=True)]

@@ -1,20 +1,21 @@
-"""Draw the demonstration's clips: an mp4 and a JSON file with the truth about each.
+"""Draw the demonstration's clips from their JSON files, and write the truth about each into them: python -m demo.clips
 
-Run: python -m demo.clips
+A further clip is a further JSON file with a "scene".
 """
 
-import argparse
+import json
 import math
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
 
 from ..modules.files.strict_json import to_json
 from .captions import caption
-from .palette import BACKGROUNDS, COLOURS, SHAPES, STYLES, TEXTURES
+from .palette import WORDS
 from .world import SIDE, Clip, Scene, draw_clip
 
 CLIPS = Path(__file__).parent / "clips"
@@ -56,73 +57,12 @@ class Recipe:
     seed: int = 0
 
 
-RECIPES = (
-    Recipe(
-        name="red_circle",
-        shape="circle",
-        colour="red",
-        edit="a blue square on a white background",
-        frames=8,
-        start=(40.0, 52.0),
-        end=(86.0, 72.0),
-    ),
-    Recipe(
-        name="yellow_star",
-        shape="star",
-        colour="yellow",
-        background="night",
-        edit="a pink heart in the night sky",
-        frames=8,
-        start=(44.0, 80.0),
-        end=(84.0, 76.0),
-        bow=(0.0, -16.0),
-        angle=(-12.0, 12.0),
-        seed=1,
-    ),
-    Recipe(
-        name="orange_triangle",
-        shape="triangle",
-        colour="orange",
-        background="sea",
-        edit="an orange triangle on the sea, mosaic style",
-        frames=16,
-        start=(84.0, 48.0),
-        end=(46.0, 80.0),
-        size=(22.0, 29.0),
-        pan=(24.0, 0.0),
-        seed=2,
-    ),
-    Recipe(
-        name="striped_cross",
-        shape="cross",
-        colour="blue",
-        texture="striped",
-        background="brick",
-        edit="a striped red ring on a brick wall",
-        frames=24,
-        start=(42.0, 46.0),
-        end=(88.0, 78.0),
-        bow=(12.0, -14.0),
-        size=(26.0, 24.0),
-        angle=(0.0, 18.0),
-        seed=3,
-    ),
-)
-
-
 def build_scene(recipe: Recipe) -> Scene:
     """Return the scene of a recipe's first frame."""
 
-    def find(words: tuple[str, ...], word: str) -> torch.Tensor:
-        return torch.tensor([words.index(word)])
-
     generator = torch.Generator().manual_seed(recipe.seed)
     return Scene(
-        shape=find(SHAPES, recipe.shape),
-        colour=find(COLOURS, recipe.colour),
-        texture=find(TEXTURES, recipe.texture),
-        background=find(BACKGROUNDS, recipe.background),
-        style=find(STYLES, recipe.style),
+        **{name: torch.tensor([known.index(getattr(recipe, name))]) for name, known in WORDS.items()},
         centre=torch.tensor([recipe.start]),
         size=torch.tensor([recipe.size[0]]),
         angle=torch.tensor([math.radians(recipe.angle[0])]),
@@ -172,17 +112,22 @@ def describe(recipe: Recipe, clip: Clip) -> dict:
     }
 
 
+def read_recipes() -> list[Recipe]:
+    """Return the recipes of the demo's clips, each the "scene" of a JSON file."""
+    recipes = []
+    for path in sorted(CLIPS.glob("*.json")):
+        scene: dict[str, Any] = json.loads(path.read_text())["scene"]
+        scene |= {key: tuple(value) for key, value in scene.items() if isinstance(value, list)}
+        recipes.append(Recipe(**scene))
+    return recipes
+
+
 def main() -> None:
     """Draw every clip."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=CLIPS)
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
-    for recipe in RECIPES:
+    for recipe in read_recipes():
         clip = draw_recipe(recipe)
-        save_video(out / f"{recipe.name}.mp4", clip.frames)
-        text = to_json(describe(recipe, clip), indent=2)
-        (out / f"{recipe.name}.json").write_text(text + "\n")
+        save_video(CLIPS / f"{recipe.name}.mp4", clip.frames)
+        (CLIPS / f"{recipe.name}.json").write_text(to_json(describe(recipe, clip), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,12 +5,10 @@
 The rest of the model stays as it is. The edges are those of ComfyUI's node Canny with its own values.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +17,10 @@ from ..modules.files.strict_json import to_json
 from .captions import caption, get_kind
 from .course import Course, run_course
 from .evaluate import CHUNK, sample_pictures
-from .model import WEIGHTS, DemoModel, build_control, load_config, load_host, load_model, save_weights
+from .model import DemoModel, build_control, load_config, load_model, save_weights
 from .reader import find_object
 from .stages import CaptionTable, autocast
-from .train import open_log, tokenize_captions
+from .train import make_parser, open_run, tokenize_captions
 from .world import draw, sample_scene
 
 LOW, HIGH = 0.4, 0.8  # Canny's thresholds
@@ -122,24 +120,16 @@ def measure(model: DemoModel, net: nn.Module, count: int, seed: int, config: dic
 
 def main() -> None:
     """Train, export and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the weights and the log")
-    parser.add_argument("--state", type=Path, required=True, help="folder of the checkpoint; kept, a run goes on")
-    parser.add_argument("--comfyui", type=Path, default=Path(".comfyui"), help="a ComfyUI tree")
+    parser = make_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=2.0)
-    parser.add_argument("--steps", type=int, help="instead of minutes")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pool", type=int, default=1024, help="pictures")
     parser.add_argument("--samples", type=int, default=64, help="pictures sampled for the measurement")
     parser.add_argument("--seed", type=int, default=3)
     given = parser.parse_args()
-    given.state.mkdir(parents=True, exist_ok=True)
-    log = open_log(given.out / "train.log")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    load_host(given.comfyui, device.type == "cpu")
+    log, device = open_run(given)
     from diffusers import DDPMScheduler
 
-    torch.manual_seed(given.seed)
     config, model = load_config(given.out), load_model(given.out, device)
     for network in (model.unet, model.clip, model.vae):
         network.requires_grad_(False)
@@ -147,10 +137,8 @@ def main() -> None:
     generator = torch.Generator(device).manual_seed(given.seed)
     pool, table = EdgePool(model, given.pool, generator), tokenize_captions(generator, None)
     loss = control_loss(model, net, pool, table, DDPMScheduler(**config["schedule"]), given.batch)
-    deadline = time.monotonic() + 60 * given.minutes
-    report = run_course(
-        Course("control", net, loss, 1e-3, 0.995), given.steps, given.minutes, given.state, deadline, log
-    )
+    course = Course("control", net, loss, 1e-3, 0.995)
+    report = run_course(course, None, given.minutes, given.state, time.monotonic() + 60 * given.minutes, log)
     origin = "begun as the first half of demo/train.py's UNet, trained by demo/control.py on pictures by demo/world.py"
     save_weights(net, given.out / FILE, {"origin": origin, "steps": str(report.steps)})
     provenance = json.loads((given.out / "provenance.json").read_text())

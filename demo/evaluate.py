@@ -9,7 +9,7 @@ import torch
 from ..modules.files.strict_json import to_json
 from .captions import caption
 from .model import WEIGHTS, DemoModel, load_config, load_host, load_model, tokenize
-from .palette import BACKGROUNDS, COLOURS, SHAPES, STYLES, TEXTURES
+from .palette import WORDS
 from .reader import ShapeReader, find_object, read_colour
 from .sheet import save_sheet
 from .world import Scene, draw, get_centroid, sample_scene
@@ -50,8 +50,7 @@ def sample_pictures(
 
 def get_names(scene: Scene) -> dict[str, list[str]]:
     """Return the names of every attribute of each picture."""
-    words = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "background": BACKGROUNDS, "style": STYLES}
-    return {name: [known[i] for i in getattr(scene, name).tolist()] for name, known in words.items()}
+    return {name: [known[i] for i in getattr(scene, name).tolist()] for name, known in WORDS.items()}
 
 
 def judge(pictures: torch.Tensor, scene: Scene, reader: ShapeReader) -> dict[str, float]:
@@ -84,17 +83,16 @@ def judge_judges(model: DemoModel, reader: ShapeReader, count: int, generator: t
     }
 
 
-def evaluate(folder: Path, sheet: Path, device: torch.device, count: int, steps: int, cfg: float, seed: int) -> dict:
-    """Sample and judge pictures for captions with held-out and with known pairs.
+def evaluate(folder: Path, device: torch.device, count: int, seed: int, steps: int = 50, cfg: float = 7.5) -> dict:
+    """Sample and judge pictures for captions with held-out and with known pairs; samples.png shows the former.
 
     Args:
         folder: the weights.
-        sheet: where the contact sheet of the held-out captions goes.
         device: where to sample.
         count: pictures for each of the two sets.
+        seed: of the captions and the noise.
         steps: DDIM steps.
         cfg: guidance scale.
-        seed: of the captions and the noise.
     """
     model, config = load_model(folder, device), load_config(folder)
     reader = ShapeReader.load(folder / "reader.safetensors").to(device)
@@ -109,7 +107,7 @@ def evaluate(folder: Path, sheet: Path, device: torch.device, count: int, steps:
             for i in range(0, count, CHUNK)
         ]
         result[name] = judge(torch.cat(parts), scene, reader)
-    save_sheet(sheet, torch.cat(parts)[:64], texts[:64])
+    save_sheet(folder / "samples.png", torch.cat(parts)[:64], texts[:64])
     return result
 
 
@@ -117,16 +115,13 @@ def main() -> None:
     """Evaluate a folder of weights and write what was measured into its provenance."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--sheet", type=Path, default=WEIGHTS / "samples.png")
     parser.add_argument("--comfyui", type=Path, default=Path(".comfyui"))
     parser.add_argument("--count", type=int, default=512)
-    parser.add_argument("--ddim-steps", type=int, default=50)
-    parser.add_argument("--cfg", type=float, default=7.5)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     load_host(given.comfyui, device.type == "cpu")
-    measured = evaluate(given.weights, given.sheet, device, given.count, given.ddim_steps, given.cfg, given.seed)
+    measured = evaluate(given.weights, device, given.count, given.seed)
     path = given.weights / "provenance.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(to_json(known | {"measured": measured}, indent=2) + "\n")

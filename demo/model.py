@@ -76,9 +76,10 @@ class DemoModel:
 
 def build_model(config: dict, device: torch.device) -> DemoModel:
     """Build the networks with fresh weights; call load_host first."""
-    return DemoModel(
-        build_unet(config).to(device), build_clip(config).to(device), build_vae().to(device), config["latent_scale"]
-    )
+    from comfy.taesd.taesd import TAESD
+
+    unet, clip, vae = build_unet(config), build_clip(config), reset(TAESD())
+    return DemoModel(unet.to(device), clip.to(device), vae.to(device), config["latent_scale"])
 
 
 def build_unet(config: dict) -> nn.Module:
@@ -120,13 +121,6 @@ def build_clip(config: dict) -> nn.Module:
         for norm in (layer.layer_norm1, layer.layer_norm2):
             norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(),))
     return clip
-
-
-def build_vae() -> nn.Module:
-    """Build the autoencoder, TAESD's architecture."""
-    from comfy.taesd.taesd import TAESD
-
-    return reset(TAESD())
 
 
 def reset(network: nn.Module) -> nn.Module:

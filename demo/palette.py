@@ -7,6 +7,7 @@ COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 BACKGROUNDS = ("white", "grey", "night", "meadow", "sand", "brick", "sea")
 STYLES = ("flat", "outlined", "pencil", "mosaic")
+WORDS = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "background": BACKGROUNDS, "style": STYLES}
 
 RGB = torch.tensor(
     [

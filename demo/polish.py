@@ -5,12 +5,10 @@
 The encoder stays as it is, so the UNet that was trained on its latents stays right.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,9 +16,9 @@ from torch import nn
 from ..modules.files.strict_json import to_json
 from .course import Course, run_course
 from .evaluate import evaluate
-from .model import WEIGHTS, load_host, load_model, save_weights
+from .model import load_model, save_weights
 from .stages import LATENT_NOISE, autocast, reconstruct_loss
-from .train import open_log
+from .train import make_parser, open_run
 from .world import draw, sample_scene
 
 
@@ -42,20 +40,13 @@ def decoder_loss(vae: nn.Module, batch: int, generator: torch.Generator) -> Call
 
 def main() -> None:
     """Polish, export and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the weights, the log and the samples")
-    parser.add_argument("--state", type=Path, required=True, help="folder of the checkpoint; kept, a run goes on")
-    parser.add_argument("--comfyui", type=Path, default=Path(".comfyui"), help="a ComfyUI tree")
+    parser = make_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=2.5)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--samples", type=int, default=512, help="pictures sampled for each measurement")
     parser.add_argument("--seed", type=int, default=2)
     given = parser.parse_args()
-    given.state.mkdir(parents=True, exist_ok=True)
-    log = open_log(given.out / "train.log")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    load_host(given.comfyui, device.type == "cpu")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    log, device = open_run(given)
     model = load_model(given.out, device)
     decoder = model.vae.taesd_decoder.to(memory_format=torch.channels_last)
     loss = decoder_loss(model.vae, given.batch, torch.Generator(device).manual_seed(given.seed))
@@ -66,7 +57,7 @@ def main() -> None:
     save_weights(model.vae, given.out / "vae.safetensors", {"origin": origin, "steps": str(report.steps)})
     provenance["script"] = "demo/train.py, then demo/polish.py"
     provenance["courses"]["decoder"] = asdict(report) | {"batch": given.batch, "seed": given.seed}
-    provenance["measured"] = evaluate(given.out, given.out / "samples.png", device, given.samples, 50, 7.5, 1)
+    provenance["measured"] = evaluate(given.out, device, given.samples, 1)
     (given.out / "provenance.json").write_text(to_json(provenance, indent=2) + "\n")
     log(to_json(provenance["measured"], indent=2))
 

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from .palette import BACKGROUNDS, COLOURS, RGB, SHAPES, STYLES, TEXTURES, get_chroma, get_hues
+from .palette import COLOURS, RGB, WORDS, get_chroma, get_hues
 from .world import get_centroid
 
 VIVID = 0.2  # grounds stay below, objects above
 NOTHING = "nothing"
-NAMES = {"shape": SHAPES, "texture": TEXTURES, "background": BACKGROUNDS, "style": STYLES}
+NAMES = {name: words for name, words in WORDS.items() if name != "colour"}
 
 
 def get_vividness(frames: torch.Tensor) -> torch.Tensor:

@@ -84,6 +84,10 @@ def get_distance(shape: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch
     Returns:
         (b, h, w) in units of the object's size.
     """
-    every = torch.stack([DISTANCES[name](x, y) for name in SHAPES], dim=1)
-    index = shape.view(-1, 1, 1, 1).expand(-1, 1, *x.shape[1:])
-    return every.gather(1, index).squeeze(1)
+    return choose([DISTANCES[name](x, y) for name in SHAPES], shape)
+
+
+def choose(maps: list[torch.Tensor], index: torch.Tensor) -> torch.Tensor:
+    """Return each picture's own of several maps (b, h, w), given its number (b)."""
+    every = torch.stack(maps, dim=1)
+    return every[torch.arange(len(index), device=index.device), index]

@@ -79,11 +79,6 @@ def spoil(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (pictures + 0.12 * chance[:, 2:].square() * noise).clamp(0, 1)
 
 
-def get_labels(scene: Scene) -> dict[str, torch.Tensor]:
-    """Return what the reader must name, (b) indices for each attribute."""
-    return {name: getattr(scene, name) for name in NAMES}
-
-
 def sample_any(count: int, generator: torch.Generator) -> Scene:
     """Draw scenes of which an eighth has a held-out pair; the reader must know all of them."""
     rare = sample_scene(count // 8, generator, held_out=True)
@@ -102,8 +97,7 @@ def reader_loss(reader: ShapeReader, model: DemoModel, batch: int, generator: to
             pictures = torch.cat([decode_again(model, pictures[::2], generator), pictures[1::2]])
             logits = reader(spoil(pictures, generator))
         order = torch.cat([torch.arange(0, batch, 2), torch.arange(1, batch, 2)]).to(generator.device)
-        labels = get_labels(scene[order])
-        losses = {name: F.cross_entropy(logits[name].float(), labels[name]) for name in NAMES}
+        losses = {name: F.cross_entropy(logits[name].float(), getattr(scene, name)[order]) for name in NAMES}
         return losses.pop("shape") + 0.3 * sum(losses.values())
 
     return get_loss
@@ -119,7 +113,7 @@ def decode_again(model: DemoModel, pictures: torch.Tensor, generator: torch.Gene
 
 
 class LatentPool:
-    """Latents of drawn pictures with the kind of each, partly drawn afresh all the time."""
+    """Latents of drawn pictures with the kind of each, some drawn again all the time."""
 
     def __init__(self, model: DemoModel, size: int, generator: torch.Generator) -> None:
         self.model, self.generator, self.oldest = model, generator, 0

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from .palette import BACKGROUNDS, TEXTURES
+from .shapes import choose
 
 CELL = 16  # pixels between the scattered details of night, meadow and sand
 TABLE = 8  # the scatter repeats after this many cells
@@ -88,9 +89,7 @@ def get_detail(background: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> to
     Returns:
         (b, h, w) in [0, 1].
     """
-    every = torch.stack([PATTERNS[name](x, y) for name in BACKGROUNDS], dim=1)
-    index = background.view(-1, 1, 1, 1).expand(-1, 1, *x.shape[1:])
-    return every.gather(1, index).squeeze(1)
+    return choose([PATTERNS[name](x, y) for name in BACKGROUNDS], background)
 
 
 def get_shade(texture: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -111,9 +110,7 @@ def get_shade(texture: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.
         "dotted": cover(3.4 - torch.hypot(dots_x, dots_y)),
         "checkered": cover(3.0 * (u / 1.3).sin() * (v / 1.3).sin()),
     }
-    every = torch.stack([kinds[name] for name in TEXTURES], dim=1)
-    index = texture.view(-1, 1, 1, 1).expand(-1, 1, *x.shape[1:])
-    return every.gather(1, index).squeeze(1)
+    return choose([kinds[name] for name in TEXTURES], texture)
 
 
 def outline(picture: torch.Tensor, distance: torch.Tensor, width: float, ink: float) -> torch.Tensor:

@@ -33,12 +33,18 @@ from .stages import (
 Log = Callable[[str], None]
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the weights, the log and the samples")
+def make_parser(says: str | None) -> argparse.ArgumentParser:
+    """Return a command line that says where a training reads and writes."""
+    parser = argparse.ArgumentParser(description=says, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder of the weights, the log and the samples")
     parser.add_argument("--state", type=Path, required=True, help="folder of the checkpoints; kept, a run goes on")
     parser.add_argument("--comfyui", type=Path, default=Path(".comfyui"), help="a ComfyUI tree")
+    return parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser(__doc__)
     parser.add_argument("--minutes-total", type=float, default=8.5, help="training stops early after this long")
     parser.add_argument("--seed", type=int, default=0)
     for stage, minutes, batch in (("autoencoder", 1.5, 64), ("reader", 0.3, 128), ("diffusion", 5.5, 256)):
@@ -47,7 +53,6 @@ def parse_arguments() -> argparse.Namespace:
         parser.add_argument(f"--batch-{stage}", type=int, default=batch)
     parser.add_argument("--pool", type=int, default=131072, help="latents held ready for the diffusion stage")
     parser.add_argument("--samples", type=int, default=512, help="pictures sampled for each measurement")
-    parser.add_argument("--ddim-steps", type=int, default=50)
     parser.add_argument("--captions", type=int, help="use only so many kinds of scene, for a quick trial")
     return parser.parse_args()
 
@@ -61,6 +66,17 @@ def open_log(path: Path) -> Log:
             file.write(line + "\n")
 
     return log
+
+
+def open_run(given: argparse.Namespace) -> tuple[Log, torch.device]:
+    """Prepare a training as the command line says; return its log and device."""
+    given.out.mkdir(parents=True, exist_ok=True)
+    given.state.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    load_host(given.comfyui, device.type == "cpu")
+    torch.manual_seed(given.seed)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return open_log(given.out / "train.log"), device
 
 
 def tokenize_captions(generator: torch.Generator, kinds: int | None) -> CaptionTable:
@@ -120,13 +136,7 @@ def export(
 def main() -> None:
     """Train, export and measure."""
     given = parse_arguments()
-    given.out.mkdir(parents=True, exist_ok=True)
-    given.state.mkdir(parents=True, exist_ok=True)
-    log = open_log(given.out / "train.log")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    load_host(given.comfyui, device.type == "cpu")
-    torch.manual_seed(given.seed)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    log, device = open_run(given)
     torch.backends.cudnn.benchmark = True
     if given.out.resolve() != WEIGHTS.resolve():
         shutil.copy(WEIGHTS / "config.json", given.out / "config.json")
@@ -134,9 +144,7 @@ def main() -> None:
     model, reader = build_model(config, device), ShapeReader().to(device)
     reports = train_all(given, model, reader, config, log)
     parameters = export(given.out, model, reader, given.seed, reports)
-    measured = evaluate(
-        given.out, given.out / "samples.png", device, given.samples, given.ddim_steps, 7.5, given.seed + 1
-    )
+    measured = evaluate(given.out, device, given.samples, given.seed + 1)
     write_provenance(given, reports, parameters, measured)
     log(to_json(measured, indent=2))
 

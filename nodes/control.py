@@ -7,12 +7,7 @@ from comfy_api.latest import io
 from ..modules.attention_control.host.call import ControlSettings, Cross, SelfAttention
 from ..modules.attention_control.host.control import attach_control
 from ..modules.attention_control.host.prompts import read_prompts
-from .types import MENU, PREFIX
-
-
-def part_input(name: str, default: float, tooltip: str) -> io.Input:
-    """Return an input for a number from 0 to 1."""
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+from .types import MENU, PREFIX, part_input
 
 
 class AttentionControl(io.ComfyNode):
@@ -55,7 +50,7 @@ class AttentionControl(io.ComfyNode):
                     default="replace",
                     optional=True,
                     advanced=True,
-                    tooltip="replace: queries and keys are the source's everywhere. fusion: outside of the mask only "
+                    tooltip="replace: queries and keys are the source's everywhere. fusion: outside the mask only "
                     "(FateZero).",
                 ),
                 io.Boolean.Input(
@@ -63,7 +58,7 @@ class AttentionControl(io.ComfyNode):
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Keep the source itself outside of the mask, from a fifth of the steps on. For Smooth "
+                    tooltip="Keep the source itself outside the mask, from a fifth of the steps on. For Smooth "
                     "Sample with eta 0.",
                 ),
                 io.String.Input(
@@ -91,15 +86,12 @@ class AttentionControl(io.ComfyNode):
                     tooltip="Comma-separated words of either prompt, whose cross-attention makes the mask of fusion "
                     "and local blend. Empty = the words that are only in one of the prompts.",
                 ),
-                io.Float.Input(
+                part_input(
                     "mask_threshold",
-                    default=0.3,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
+                    0.3,
+                    "Part of a frame's largest attention from which a place is in the mask. Higher = smaller.",
                     optional=True,
                     advanced=True,
-                    tooltip="Part of a frame's largest attention from which a place is in the mask. Higher = smaller.",
                 ),
             ],
             outputs=[io.Model.Output("clip_model", tooltip="For Smooth Sample. The input is unchanged.")],

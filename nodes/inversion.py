@@ -7,12 +7,24 @@ from comfy_api.latest import io
 
 from ..modules.diffusion.ddim import Label
 from ..modules.files.strict_json import to_json
-from ..modules.inversion.host.invert import INVERSION, InversionSettings, Noise, Start, describe, invert_clip
+from ..modules.inversion.host.invert import INVERSION, invert_clip, to_latent
 from ..modules.inversion.host.saved import inversion_files, inversion_stamp, read_inversion, write_inversion
+from ..modules.inversion.inversion import InversionSettings, Noise, Start
 from ..modules.inversion.noise_relation import Reading
-from .types import MENU, PREFIX
+from .types import MENU, PREFIX, part_input
 
 CATEGORY = MENU + "sample"
+
+
+def denoise_input(**options: bool) -> io.Input:
+    """Return the input for the part of the noise levels that an inversion walks."""
+    return part_input(
+        "denoise",
+        0.0,
+        "Part of the noise levels that is walked, as in KSampler: less keeps more of the clip's layout and "
+        "motion, more leaves the edit freer. 0 = auto, matched to the latent's size; 1 from 512 x 512 pixels on.",
+        **options,
+    )
 
 
 class INRBidirectionalDDIMInversion(io.ComfyNode):
@@ -44,23 +56,11 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     max=999,
                     tooltip="DDIM steps; the edit takes the same number. More reconstruct better.",
                 ),
-                io.Float.Input(
-                    "denoise",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Part of the noise levels that is walked, as in KSampler: less keeps more of the clip's "
-                    "layout and motion, more leaves the edit freer. 0 = auto, matched to the latent's size; 1 from "
-                    "512 x 512 pixels on.",
-                ),
-                io.Float.Input(
+                denoise_input(),
+                part_input(
                     "gamma",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Inverse noise weight: share of the neighbours in each frame's noise. The paper uses 0.5 "
+                    0.5,
+                    "Inverse noise weight: share of the neighbours in each frame's noise. The paper uses 0.5 "
                     "and 1. 0 = plain DDIM inversion, with the reading mean.",
                 ),
                 io.Combo.Input(
@@ -162,9 +162,10 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
         settings = InversionSettings(**values)
         if settings.cfg > 1 and negative is None:
             raise ValueError(f"cfg {settings.cfg:g} of the inversion needs a negative. Connect one, or set cfg to 1.")
-        inversion = invert_clip(model, positive, negative or positive, latent, settings)
-        report = {**describe(settings, inversion), "seconds": round(time.monotonic() - began, 2)}
-        return io.NodeOutput(inversion, inversion[INVERSION]["sigmas"], to_json(report))
+        inverted = invert_clip(model, positive, negative or positive, latent, settings)
+        inversion = inverted[INVERSION]
+        report = {**inversion.report(settings), "seconds": round(time.monotonic() - began, 2)}
+        return io.NodeOutput(inverted, inversion.sigmas, to_json(report))
 
 
 class SaveInversion(io.ComfyNode):
@@ -228,4 +229,4 @@ class LoadInversion(io.ComfyNode):
     @classmethod
     def execute(cls, inversion_name) -> io.NodeOutput:
         inversion = read_inversion(inversion_name)
-        return io.NodeOutput(inversion, inversion[INVERSION]["sigmas"])
+        return io.NodeOutput(to_latent(inversion), inversion.sigmas)

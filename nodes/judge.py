@@ -24,8 +24,8 @@ class EditScorecard(io.ComfyNode):
             display_name="Edit Scorecard",
             category=MENU + "report",
             description="Measures an edited clip against its source: whether it follows the prompt, keeps the motion "
-            "and the background, flickers, or lost its texture. Beside it always the source as its own edit, which "
-            "tells how much a measure rewards doing nothing. What needs weights that are not there is left out by "
+            "and the background, flickers, or lost its texture. The source as its own edit is always measured as well: "
+            "it tells how much a measure rewards doing nothing. What needs weights that are not there is left out by "
             "name; nothing is downloaded.",
             search_aliases=["CLIP score", "warp error", "LPIPS", "metrics", "evaluate", "temporal consistency"],
             inputs=[
@@ -44,8 +44,8 @@ class EditScorecard(io.ComfyNode):
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="Text encoder of the same CLIP model, with its text projection: clip_l.safetensors by Load "
-                    "CLIP beside ViT-L/14. A checkpoint of SD1.x has no projection.",
+                    tooltip="Text encoder of the same CLIP model, with its text projection: for ViT-L/14 "
+                    "clip_l.safetensors by Load CLIP. A checkpoint of SD1.x has no projection.",
                 ),
                 io.Combo.Input(
                     "clip_folder",
@@ -69,7 +69,7 @@ class EditScorecard(io.ComfyNode):
             outputs=[
                 io.String.Output("report", tooltip="Markdown table, what its columns mean and what measured them."),
                 io.String.Output("data", tooltip="The same as JSON."),
-                io.Image.Output("plot", tooltip="Each measure of the edit beside that of doing nothing."),
+                io.Image.Output("plot", tooltip="Each measure of the edit next to that of doing nothing."),
             ],
         )
 
@@ -124,7 +124,7 @@ class CompareGrid(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("clip", tooltip="The clips beside each other, for Create Video."),
+                io.Image.Output("clip", tooltip="The clips next to each other, for Create Video."),
                 io.Image.Output("strip", tooltip="One picture: a row for each clip, with frame numbers."),
             ],
         )

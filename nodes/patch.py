@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..modules.clip_model.host.attach import attach
 from ..modules.clip_model.methods import AS_PRESET, EI2, NORMS, PRESETS, SPATIAL_KINDS, TEMPORAL_KINDS, method
-from .types import MENU, PREFIX
+from .types import MENU, PREFIX, part_input
 
 
 class STAMFFAMPatch(io.ComfyNode):
@@ -47,21 +47,13 @@ class STAMFFAMPatch(io.ComfyNode):
                     tooltip="FFAM only: how the other frames' tokens are shrunk. Area averages r x r tokens.",
                     advanced=True,
                 ),
-                io.Float.Input(
+                part_input(
                     "attention_strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Weight of the attention across frames against the model's own. 0 = the model's own.",
+                    1.0,
+                    "Weight of the attention across frames against the model's own. 0 = the model's own.",
                 ),
-                io.Float.Input(
-                    "temporal_strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Factor of what the temporal module adds. 0 = no temporal module.",
+                part_input(
+                    "temporal_strength", 1.0, "Factor of what the temporal module adds. 0 = no temporal module."
                 ),
                 io.Float.Input(
                     "start_percent",

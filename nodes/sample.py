@@ -3,9 +3,10 @@
 from comfy_api.latest import io
 
 from ..modules.files.strict_json import to_json
+from ..modules.inversion.host.invert import inversion_of
 from ..modules.judging.host.judges import LARGEST, VARIATIONAL, clip_motion, flow_methods
 from ..modules.sampling.host import InvertedClipSampler, RelationSettings, SampleSettings, sample_clip
-from .types import MENU, PREFIX, Motion, NoiseRelation, OpticalFlow
+from .types import MENU, PREFIX, Motion, NoiseRelation, OpticalFlow, part_input
 
 CATEGORY = MENU + "sample"
 
@@ -25,16 +26,21 @@ def flow_input(name: str, *others: str) -> io.Input:
 def step_inputs() -> list[io.Input]:
     """Return the inputs of the nodes that sample an inversion."""
     return [
-        io.Float.Input(
+        part_input(
+            "cfg_end",
+            1.0,
+            "Part of the steps that are guided; the rest use only the positive prompt, at CFG 1, and take half "
+            "as long. Guidance decides the layout early and redraws texture late: ending it earlier makes the clip "
+            "steadier.",
+            optional=True,
+        ),
+        part_input(
             "eta",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.01,
+            0.0,
+            "Fresh noise at each step: 0 = deterministic DDIM, 1 = ancestral sampling. It loosens the hold of "
+            "the clip.",
             optional=True,
             advanced=True,
-            tooltip="Fresh noise at each step: 0 = deterministic DDIM, 1 = ancestral sampling. It loosens the hold of "
-            "the clip.",
         ),
         io.Int.Input(
             "seed",
@@ -107,26 +113,12 @@ class SmoothSample(io.ComfyNode):
                     "prompt, as in the papers. Higher follows the prompt more and the clip less; 1 = none, for "
                     "reconstruction.",
                 ),
-                io.Float.Input(
+                part_input(
                     "cfg_rescale",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
+                    0.0,
+                    "How far the contrast that guidance adds is taken back, as in ComfyUI's RescaleCFG.",
                     optional=True,
                     advanced=True,
-                    tooltip="How far the contrast that guidance adds is taken back, as in ComfyUI's RescaleCFG.",
-                ),
-                io.Float.Input(
-                    "cfg_end",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    optional=True,
-                    tooltip="Part of the steps that are guided; the rest use only the positive prompt, at CFG 1, and "
-                    "take half as long. Guidance decides the layout early and redraws texture late: ending it earlier "
-                    "makes the clip steadier.",
                 ),
                 *step_inputs(),
             ],
@@ -167,7 +159,7 @@ class SmoothSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, inversion, **values) -> io.NodeOutput:
-        sampler = InvertedClipSampler(inversion, SampleSettings(**values))
+        sampler = InvertedClipSampler(inversion_of(inversion), SampleSettings(**values))
         return io.NodeOutput(sampler, sampler.sigmas)
 
 
@@ -185,34 +177,23 @@ class InterframeNoiseRelation(io.ComfyNode):
             "motion if that is connected. Made of INR Smooth's relation (PLoS One 2025); its use in sampling is ours.",
             search_aliases=["temporal smoothing", "deflicker", "INR Smooth", "consistency"],
             inputs=[
-                io.Float.Input(
+                part_input(
                     "strength",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Weight of the neighbours. 0 changes nothing. Above 0.5 the clip breaks: what alternates "
+                    0.5,
+                    "Weight of the neighbours. 0 changes nothing. Above 0.5 the clip breaks: what alternates "
                     "from frame to frame is turned round. For more, raise passes.",
                 ),
-                io.Float.Input(
-                    "start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Part of the steps where it begins."
-                ),
-                io.Float.Input(
+                part_input("start", 0.0, "Part of the steps where it begins."),
+                part_input(
                     "end",
-                    default=0.8,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Part of the steps where it ceases. In the last steps it blends fine texture too and may "
+                    0.8,
+                    "Part of the steps where it ceases. In the last steps it blends fine texture too and may "
                     "leave specks.",
                 ),
-                io.Float.Input(
+                part_input(
                     "keep_texture",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Guard against over-smoothing: where the relation would leave less than this part of the "
+                    0.0,
+                    "Guard against over-smoothing: where the relation would leave less than this part of the "
                     "texture that the step has without it, the strength is halved, at last to 0. 0 = no guard.",
                 ),
                 io.String.Input(

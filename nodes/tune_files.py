@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..modules.files.host import read_tune, tune_files, tune_stamp, write_tune
 from ..modules.tuning.host.apply import apply_tune
-from .types import MENU, PREFIX, Tune
+from .types import MENU, PREFIX, Tune, part_input
 
 CATEGORY = MENU + "tune"
 
@@ -103,23 +103,13 @@ class ApplyTune(io.ComfyNode):
                     tooltip="Factor of the tuned change of the query projections. Below 1 when the edit looks too much "
                     "like the source.",
                 ),
-                io.Float.Input(
-                    "temporal_strength",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Factor of what the temporal modules add. 0 leaves them out.",
-                ),
-                io.Float.Input(
+                part_input("temporal_strength", 1.0, "Factor of what the temporal modules add. 0 leaves them out."),
+                part_input(
                     "progress",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    optional=True,
-                    tooltip="How far the tuning went, from the snapshots in the tune: 1 = its end, 0.5 = after half of "
+                    1.0,
+                    "How far the tuning went, from the snapshots in the tune: 1 = its end, 0.5 = after half of "
                     "its steps, 0 = before. Between snapshots the weights are interpolated.",
+                    optional=True,
                 ),
             ],
             outputs=[io.Model.Output("clip_model", tooltip="The model with the tune. The input is unchanged.")],

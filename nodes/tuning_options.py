@@ -8,6 +8,7 @@ from ..modules.tuning.host.preview import PreviewSettings
 from ..modules.tuning.learning_rate import Schedule
 from ..modules.tuning.losses.smoothing import Coupling
 from ..modules.tuning.settings import OnOutOfMemory, Optimizer, Precision, TuneSettings
+from .inversion import denoise_input
 from .types import MENU, PREFIX, TuningOptions, TuningPreview
 
 CATEGORY = MENU + "tune"
@@ -197,16 +198,7 @@ class TuningPreviewNode(io.ComfyNode):
                     step=0.1,
                     tooltip="Classifier-free guidance of the sampling.",
                 ),
-                io.Float.Input(
-                    "denoise",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Part of the noise levels that is walked; 0 = auto, as in the inversion.",
-                ),
+                denoise_input(optional=True, advanced=True),
             ],
             outputs=[TuningPreview.Output("preview", tooltip="For One-Shot Tune.")],
         )

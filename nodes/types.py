@@ -1,4 +1,4 @@
-"""The pack's own socket types and what node ids and menu entries begin with."""
+"""The pack's own socket types, what node ids and menu entries begin with, and an input that many nodes have."""
 
 from comfy_api.latest import io
 
@@ -13,3 +13,8 @@ Motion = io.Custom("CONSISTENT_VIDEO_MOTION")
 PromptTokens = io.Custom("CONSISTENT_VIDEO_PROMPT_TOKENS")
 LoraModel = io.Custom("LORA_MODEL")  # the host's
 OpticalFlow = io.Custom("OPTICAL_FLOW")  # the host's
+
+
+def part_input(name: str, default: float, tooltip: str, **options: bool) -> io.Input:
+    """Return an input for a number from 0 to 1."""
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip, **options)

@@ -36,7 +36,7 @@ def read_clip(path: Path, num_frames: int | None = None) -> tuple[torch.Tensor, 
                 if len(frames) == num_frames:
                     break
     except (av.error.FFmpegError, IndexError) as error:
-        raise ValueError(f"{path} is no video that can be read ({error})") from error
+        raise ValueError(f"{path} is not a video that can be read ({error})") from error
     if not frames:
         raise ValueError(f"{path} holds no frame")
     return rearrange(torch.stack(frames), "f h w c -> f c h w").float() / 255, rate
@@ -58,7 +58,7 @@ def save_strip(path: Path, rows: dict[str, torch.Tensor], columns: int = 8, side
 
 
 def save_animation(path: Path, clips: dict[str, torch.Tensor], rate: Fraction, side: int = 240) -> None:
-    """Save clips beside each other as an animated WebP that starts over at its end.
+    """Save clips next to each other as an animated WebP that starts over at its end.
 
     Args:
         path: of the file.

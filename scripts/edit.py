@@ -20,9 +20,10 @@ from ..demo.reader import ShapeReader
 from ..modules.files.strict_json import to_json
 from .clips import fit_square, read_clip, save_animation, save_strip
 from .environment import ROOT, SetupError, comfyui_tree, say
-from .host import GraphError, Host, HostError, Progress, Run, device_arguments
+from .host import Host, device_arguments
 from .judge import get_mean, get_motion_errors, get_psnr, get_turns, list_remarks, read_edit
 from .regions import write_region
+from .server import GraphError, HostError, Progress, Run
 from .workflow import WorkflowError, find_node, replace_node, set_values, to_prompt
 
 BASE = ROOT / ".comfyui-data"
@@ -41,7 +42,7 @@ class Display:
 
     Args:
         prompt: API form, for the titles of its nodes.
-        pause: seconds between two lines where the output is no terminal.
+        pause: seconds between two lines where the output is not a terminal.
     """
 
     def __init__(self, prompt: Json, pause: float = 10) -> None:
@@ -103,12 +104,6 @@ def is_drawn(clip: Path | None) -> bool:
     return clip is None or clip.resolve().parent == CLIPS
 
 
-def find_source_name(workflow: Json) -> str:
-    """Return the file that the workflow's "Source clip" loads."""
-    (values,) = (node["widgets_values"] for node in workflow["nodes"] if node.get("title") == "Source clip")
-    return values[0]
-
-
 def place_inputs(options: argparse.Namespace, workflow: Json) -> None:
     """Put the clip, and a checkpoint if one is given, where ComfyUI finds them."""
     folders = [BASE / "input", BASE / "models" / "checkpoints"]
@@ -118,7 +113,8 @@ def place_inputs(options: argparse.Namespace, workflow: Json) -> None:
         frames, rate = read_clip(options.clip, options.frames or FRAMES)
         save_video(folders[0] / PLACED, fit_square(frames, get_side(options)), rate)
     else:
-        clip = options.clip or CLIPS / find_source_name(workflow)
+        (values,) = (node["widgets_values"] for node in workflow["nodes"] if node.get("title") == "Source clip")
+        clip = options.clip or CLIPS / values[0]
         shutil.copyfile(clip, folders[0] / (PLACED if options.clip else clip.name))
     if options.checkpoint:
         check_checkpoint(options.checkpoint)
@@ -191,11 +187,11 @@ def make_report(host: Host, prompt: Json, run: Run, options: argparse.Namespace)
         "device": stats["devices"][0]["name"],
         "versions": {"comfyui": stats["system"]["comfyui_version"], "torch": stats["system"]["pytorch_version"]},
         **tuning,
-        "inversion": read_text(run.text(find_node(prompt, "Inversion report"))),
+        "inversion": json.loads(run.text(find_node(prompt, "Inversion report"))),
         "reconstruction_psnr": get_psnr(clips["reconstruction"], clips["source"]),
         "autoencoder_psnr": get_psnr(clips["autoencoder"], clips["source"]),
         **judge_edit(clips, given["edit"], is_foreign),
-        "seconds": sum_seconds(prompt, run),
+        "seconds": {prompt[node]["_meta"]["title"]: round(spent, 2) for node, spent in run.seconds.items()},
     }
     report["remarks"] = list_remarks(report)
     shown = {name: clips[name] for name in ("source", "reconstruction", "edit")}
@@ -236,23 +232,6 @@ def judge_edit(clips: dict[str, torch.Tensor], prompt: str, is_foreign: bool) ->
     edited = read_edit(clips["edit"], prompt, ShapeReader.load(READER))
     turns = get_turns(clips["edit"], edited["wanted"]["shape"])
     return {"edited": edited, "motion_error": get_mean(errors), "motion_errors": errors, "turns": turns}
-
-
-def sum_seconds(prompt: Json, run: Run) -> dict[str, float]:
-    """Return the seconds by the titles of the nodes that ran, in the order in which they began."""
-    seconds: dict[str, float] = {}
-    for node, spent in run.seconds.items():
-        title = prompt[node]["_meta"]["title"]
-        seconds[title] = round(seconds.get(title, 0) + spent, 2)
-    return seconds
-
-
-def read_text(text: str) -> Any:
-    """Return a text's JSON content, or the text itself where it is none."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def summarise(report: Json) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .workflow import CONTROLS, Json, default_value, is_widget
@@ -19,30 +19,33 @@ SHOWN = {  # pixels of what a node shows below its inputs
 }
 
 
-@dataclass(frozen=True)
 class Node:
     """A node of a workflow.
 
     Args:
         title: unique in its workflow.
         kind: node type.
-        links: by input, (title of the node that feeds it, name of its output).
-        values: by input, widget values that differ from the default.
+        inputs: by name. A socket takes the title of the node that feeds it by its first output of the socket's type;
+            (title, name of the output) is a link to that very output, also into a widget; all else is a widget's value.
     """
 
-    title: str
-    kind: str
-    links: dict[str, tuple[str, str]] = field(default_factory=dict)
-    values: Json = field(default_factory=dict)
+    def __init__(self, title: str, kind: str, /, **inputs: Any):
+        self.title, self.kind, self.inputs = title, kind, inputs
+
+    def but(self, **inputs: Any) -> Node:
+        """Return the node with other or further inputs."""
+        return Node(self.title, self.kind, **{**self.inputs, **inputs})
 
 
 @dataclass(frozen=True)
 class Group:
-    """A titled column of nodes, with an optional note above them."""
+    """The head of a titled column of nodes, with an optional note above it."""
 
     title: str
-    nodes: list[Node]
     note: str = ""
+
+
+Workflow = Sequence[Group | Node]  # columns, each a head and its nodes
 
 
 def inputs_of(info: Json) -> Iterator[tuple[str, str | list, Json]]:
@@ -75,31 +78,37 @@ def height(info: Json) -> int:
     return 50 + 26 * lines + 70 * prompt + SHOWN.get(info["name"], 0)
 
 
-def build(groups: list[Group], object_info: Json) -> Json:
+def build(workflow: Workflow, object_info: Json) -> Json:
     """Return a workflow in the editor's form.
 
     Raises:
         KeyError: a description names a node or input that does not exist.
         ValueError: it names an output that does not exist.
     """
-    described = [node for group in groups for node in group.nodes]
-    ids = {node.title: number for number, node in enumerate(described, start=1)}
-    kinds = {node.title: node.kind for node in described}
-    nodes, frames = [], []
-    for column, group in enumerate(groups):
-        x, y = column * (WIDTH + 2 * GAP), TOP
-        if group.note:
-            nodes.append(note(len(ids) + column + 1, group.note, x))
-        for node in group.nodes:
-            nodes.append(place(node, ids[node.title], object_info[node.kind], x, y))
+    described = {node.title: node for node in workflow if isinstance(node, Node)}
+    ids = {title: number for number, title in enumerate(described, start=1)}
+    nodes: list[Json] = []
+    frames: list[Json] = []
+    for part in workflow:
+        if isinstance(part, Group):
+            x, y = len(frames) * (WIDTH + 2 * GAP), TOP
+            frames.append({"title": part.title, "bounding": [x - 20, TOP - 70, WIDTH + 40, 70], "color": COLOUR})
+            if part.note:
+                nodes.append(note(len(ids) + len(frames), part.note, x))
+        else:
+            nodes.append(place(part, ids[part.title], object_info[part.kind], x, y))
             y += nodes[-1]["size"][1] + GAP
-        frames.append({"title": group.title, "bounding": [x - 20, TOP - 70, WIDTH + 40, y - TOP + 70], "color": COLOUR})
+            frames[-1]["bounding"][3] = y - TOP + 70
     forms = {form["id"]: form for form in nodes}
     links: list[list[Any]] = []
-    for node in described:
-        for name, (source, output) in node.links.items():
-            slot = object_info[kinds[source]]["output_name"].index(output)
-            links.append(connect(len(links) + 1, forms[ids[source]], slot, forms[ids[node.title]], name))
+    for node in described.values():
+        kinds = dict(sockets(object_info[node.kind]))
+        for name, given in node.inputs.items():
+            if name in kinds or isinstance(given, tuple):
+                title, output = given if isinstance(given, tuple) else (given, None)
+                info = object_info[described[title].kind]
+                slot = info["output_name"].index(output) if output else info["output"].index(kinds[name])
+                links.append(connect(len(links) + 1, forms[ids[title]], slot, forms[ids[node.title]], name))
     return {
         "last_node_id": max(forms),
         "last_link_id": len(links),
@@ -114,10 +123,11 @@ def build(groups: list[Group], object_info: Json) -> Json:
 
 def place(node: Node, number: int, info: Json, x: int, y: int) -> Json:
     """Return a node in the editor's form, its inputs not yet linked."""
-    named = list(widgets(info, node.values))
+    values = {name: value for name, value in node.inputs.items() if not isinstance(value, tuple)}
+    named = list(widgets(info, values))
     inputs: list[Json] = [{"name": name, "type": kind, "link": None} for name, kind in sockets(info)]
     inputs += [{"name": name, "type": kind, "widget": {"name": name}, "link": None} for name, kind, _ in named]
-    unknown = {*node.links, *node.values} - {entry["name"] for entry in inputs}
+    unknown = node.inputs.keys() - {entry["name"] for entry in inputs}
     if unknown:
         raise KeyError(f"{node.kind} has no input {', '.join(sorted(unknown))}")
     outputs = [

@@ -2,140 +2,103 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .graph import Group, Node
+from .graph import Group, Node, Workflow
 
-OURS = "ConsistentVideo_"
+# Of the main graph, chosen on drawn clips that the benchmark does not measure.
+CFG, CFG_END = 3.0, 0.3
+RELATION = {"passes": 8, "end": 0.8}
+SOURCE, EDITED, EMPTY = "Source prompt", "Edited prompt", "Empty prompt"
+PLAIN: dict[str, Any] = {"gamma": 0.0, "direction": "none"}  # inversion without the noise relation
+
+
+def ours(title: str, kind: str, **inputs: Any) -> Node:
+    """Return a node of this pack."""
+    return Node(title, "ConsistentVideo_" + kind, **inputs)
+
+
+DEMO = ours("Model", "LoadDemoModel")
+INFLATE = ours("Inflate", "InflateUNet", model="Model")
+PATCH = ours("Patch", "STAMFFAMPatch", model="Inflate")
+UNTUNED_PATCH = PATCH.but(temporal_strength=0.0)  # temporal modules mean nothing before a tuning
+
+
+def checkpoint(file: str) -> Node:
+    """Return the loader of an SD1.x checkpoint."""
+    return Node("Model", "CheckpointLoaderSimple", ckpt_name=file)
 
 
 def prompt(title: str, text: str) -> Node:
     """Return a text encoder fed by the model's CLIP."""
-    return Node(title, "CLIPTextEncode", {"clip": ("Model", "CLIP")}, {"text": text})
+    return Node(title, "CLIPTextEncode", clip="Model", text=text)
 
 
-def source(file: str, crop: tuple[int, int] | None) -> list[Node]:
-    """Return the nodes from a video file to its latent, with (frames, side) of what is taken of it."""
-    nodes = [
-        Node("Source clip", "LoadVideo", {}, {"file": file}),
-        Node("Frames", "GetVideoComponents", {"video": ("Source clip", "VIDEO")}),
+def show(title: str, source: str, output: str = "report") -> Node:
+    """Return a node that shows a text."""
+    return Node(title, "PreviewAny", source=(source, output))
+
+
+def save_video(name: str, images: Any) -> list[Node]:
+    """Return the nodes from frames to a saved video."""
+    file = f"consistent_video/{name.replace(' ', '_')}"
+    return [
+        Node(f"Video of {name}", "CreateVideo", images=images, fps=("Frames", "fps")),
+        Node(f"Save {name}", "SaveVideo", video=f"Video of {name}", filename_prefix=file),
     ]
-    pixels = ("Frames", "images")
-    if crop is not None:
-        frames, side = crop
-        scale = {"upscale_method": "lanczos", "width": side, "height": side, "crop": "center"}
-        nodes.append(Node("First frames", "ImageFromBatch", {"image": pixels}, {"batch_index": 0, "length": frames}))
-        nodes.append(Node("Scale", "ImageScale", {"image": ("First frames", "IMAGE")}, scale))
-        pixels = ("Scale", "IMAGE")
-    return [*nodes, Node("Encode", "VAEEncode", {"pixels": pixels, "vae": ("Model", "VAE")})]
 
 
-def save(name: str, latent: tuple[str, str]) -> list[Node]:
+def save(name: str, latent: str) -> list[Node]:
     """Return the nodes from a latent to a saved video."""
-    return [
-        Node(f"Decode {name}", "VAEDecode", {"samples": latent, "vae": ("Model", "VAE")}),
-        Node(f"Video of {name}", "CreateVideo", {"images": (f"Decode {name}", "IMAGE"), "fps": ("Frames", "fps")}),
-        Node(
-            f"Save {name}",
-            "SaveVideo",
-            {"video": (f"Video of {name}", "VIDEO")},
-            {"filename_prefix": f"consistent_video/{name.replace(' ', '_')}"},
-        ),
-    ]
+    decode = Node(f"Decode {name}", "VAEDecode", samples=latent, vae="Model")
+    return [decode, *save_video(name, decode.title)]
 
 
-DEMO = Node("Model", OURS + "LoadDemoModel")
-SD15 = Node("Model", "CheckpointLoaderSimple", {}, {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"})
-# Of the main graph, chosen on drawn clips that the benchmark does not measure.
-CFG, CFG_END = 3.0, 0.3
-PAPERS_CFG = 7.5  # of EI² and Tune-A-Video, whose guidance leads away from the empty prompt
-RELATION = {"passes": 8, "end": 0.8}
-SOURCE, EDITED, EMPTY = "Source prompt", "Edited prompt", "Empty prompt"
-PLAIN = {"gamma": 0.0, "direction": "none"}  # inversion without the noise relation
-INFLATE = Node("Inflate", OURS + "InflateUNet", {"model": ("Model", "MODEL")})
-PATCH = Node("Patch", OURS + "STAMFFAMPatch", {"model": ("Inflate", "clip_model")})
-UNTUNED_PATCH = replace(PATCH, values={"temporal_strength": 0.0})  # temporal modules mean nothing before a tuning
+def invert(title: str, model: str, positive: str, **inputs: Any) -> Node:
+    """Return an inversion of the clip."""
+    kind = "INRBidirectionalDDIMInversion"
+    return ours(title, kind, model=model, positive=positive, latent="Encode", **inputs)
 
 
-def tune(links: dict[str, tuple[str, str]], **values: Any) -> Node:
-    """Return the tuning node, with links beside those it always has."""
-    always = {"model": ("Patch", "clip_model"), "positive": (SOURCE, "CONDITIONING")}
-    return Node("Tune", OURS + "OneShotTune", {**always, "latent": ("Encode", "LATENT"), **links}, values)
-
-
-def tuning(task: Task, prefix: str | None = None, previews: bool = True) -> list[Node]:
-    """Return the tuning node with options, a preview of the edit if wanted, and its reports.
-
-    The preview has a prompt of its own: it is part of the tuning, which the edited prompt must not run again.
-    """
-    sides = {"positive": ("Preview prompt", "CONDITIONING"), "negative": (EMPTY, "CONDITIONING")}
-    preview = {"preview": ("Preview", "preview")} if previews else {}
-    shown = [prompt("Preview prompt", task.after), Node("Preview", OURS + "TuningPreview", sides)]
-    return [
-        Node("Options", OURS + "TuningOptions", {}, task.options),
-        *(shown if previews else []),
-        tune({"options": ("Options", "options"), **preview}, **task.tuning),
-        show("Tune report", "Tune", "report"),
-        Node("Loss plot", "PreviewImage", {"images": ("Tune", "loss_plot")}),
-        save_tune(prefix or Path(task.file).stem),
-    ]
-
-
-def save_tune(prefix: str) -> Node:
-    """Return the node that saves the tune."""
-    return Node("Save tune", OURS + "SaveTune", {"tune": ("Tune", "tune")}, {"filename_prefix": prefix})
-
-
-def apply_saved_tune(file: str) -> list[Node]:
-    """Return the nodes that load a tune and apply it."""
-    apply = {"model": ("Model", "MODEL"), "tune": ("Load tune", "tune")}
-    return [Node("Load tune", OURS + "LoadTune", {}, {"tune_name": file}), Node("Tune", OURS + "ApplyTune", apply)]
-
-
-def invert(title: str, model: str, positive: str, **values: Any) -> Node:
-    """Return an inversion node."""
-    links = {"model": (model, "clip_model"), "positive": (positive, "CONDITIONING")}
-    kind = OURS + "INRBidirectionalDDIMInversion"
-    return Node(title, kind, {**links, "latent": ("Encode", "LATENT")}, values)
+def invert_source(model: str, positive: str = SOURCE, **inputs: Any) -> Node:
+    """Return the plain inversion of the clip under the source prompt, from which an edit starts."""
+    return invert("Invert", model, positive, **PLAIN, **inputs)
 
 
 def sample(
-    title: str, model: str, positive: str, inversion: str, cfg: float, negative: str = SOURCE, **values: Any
+    title: str, model: str, positive: str, cfg: float, negative: str = SOURCE, inversion: str = "Invert", **inputs: Any
 ) -> Node:
-    """Return a sampling node."""
-    links = {"model": (model, "clip_model"), "positive": (positive, "CONDITIONING")}
-    links |= {"negative": (negative, "CONDITIONING"), "inversion": (inversion, "inversion")}
-    return Node(title, OURS + "SmoothSample", links, {"cfg": cfg, **values})
+    """Return a sampling of an inverted clip."""
+    links = {"model": model, "positive": positive, "negative": negative, "inversion": inversion}
+    return ours(title, "SmoothSample", **links, cfg=cfg, **inputs)
 
 
-def invert_source(model: str, **values: Any) -> Node:
-    """Return the plain inversion of the clip under the source prompt, from which an edit starts."""
-    return invert("Invert", model, SOURCE, **PLAIN, **values)
-
-
-def edit_from_source(model: str, title: str = "Edit") -> Node:
+def sample_edit(model: str, title: str = "Edit", **inputs: Any) -> Node:
     """Return the sampling of the edit, guided away from the source prompt at the steps that decide the layout."""
-    return sample(title, model, EDITED, "Invert", CFG, cfg_end=CFG_END)
+    return sample(title, model, EDITED, CFG, cfg_end=CFG_END).but(**inputs)
 
 
-def relink(node: Node, **links: tuple[str, str]) -> Node:
-    """Return a node with further or other links."""
-    return replace(node, links={**node.links, **links})
+def sample_tied(model: str, title: str = "Edit", **inputs: Any) -> Node:
+    """Return the same with frames tied by the noise relation."""
+    return sample_edit(model, title, **inputs).but(relation="Relation")
 
 
-def relation(task: Task) -> list[Node]:
-    """Return the nodes that tie frames to each other along the clip's motion."""
+def edited(number: int) -> Workflow:
+    """Return the column that saves the edit."""
+    return [Group(f"{number} Edited clip"), *save("edit", "Edit")]
+
+
+def results() -> Workflow:
+    """Return the columns that save the edit, the reconstruction and the autoencoder's round trip."""
     return [
-        Node("Motion", OURS + "ClipMotion", {"images": task.pixels}),
-        Node("Relation", OURS + "InterframeNoiseRelation", {"motion": ("Motion", "motion")}, RELATION),
+        *edited(5),
+        Group("6 Reconstruction"),
+        *save("reconstruction", "Reconstruction"),
+        Group("7 Autoencoder alone"),
+        *save("autoencoder round trip", "Encode"),
     ]
-
-
-def show(title: str, source_node: str, output: str) -> Node:
-    """Return a node that shows a text."""
-    return Node(title, "PreviewAny", {"source": (source_node, output)})
 
 
 @dataclass(frozen=True)
@@ -148,6 +111,7 @@ class Task:
         crop: (frames, side) to take of it, None for all.
         before, after: source and edited prompt.
         tuning, options: values of One-Shot Tune and of Tuning Options.
+        control_net: loads one for edges.
     """
 
     model: Node
@@ -157,13 +121,34 @@ class Task:
     after: str
     tuning: dict[str, Any]
     options: dict[str, Any]
+    control_net: Node | None = None
 
     @property
-    def pixels(self) -> tuple[str, str]:
-        """The source clip's frames."""
-        return ("Scale", "IMAGE") if self.crop else ("Frames", "images")
+    def name(self) -> str:
+        """What files made of the clip are called."""
+        return Path(self.file).stem
 
-    def nodes(self, with_empty: bool = False) -> Group:
+    @property
+    def pixels(self) -> str:
+        """The node that gives the source clip's frames."""
+        return "Scale" if self.crop else "Frames"
+
+    def source(self) -> list[Node]:
+        """Return the nodes from the video file to its latent."""
+        nodes = [
+            Node("Source clip", "LoadVideo", file=self.file),
+            Node("Frames", "GetVideoComponents", video="Source clip"),
+        ]
+        if self.crop:
+            frames, side = self.crop
+            given = {"image": "First frames", "upscale_method": "lanczos", "crop": "center"}
+            nodes += [
+                Node("First frames", "ImageFromBatch", image="Frames", batch_index=0, length=frames),
+                Node("Scale", "ImageScale", **given, width=side, height=side),
+            ]
+        return [*nodes, Node("Encode", "VAEEncode", pixels=self.pixels, vae="Model")]
+
+    def nodes(self, with_empty: bool = False) -> Workflow:
         """Return the first column of a workflow; the empty prompt is for the papers' own inversion and guidance."""
         prompts = [prompt(SOURCE, self.before), prompt(EDITED, self.after)]
         text = "Choose the clip; say what it shows and what it is to show, in the same words but for what changes."
@@ -173,4 +158,45 @@ class Task:
                 " As in the papers, the clip is inverted with the empty prompt, and guidance leads away from it; text "
                 "in it is a negative prompt."
             )
-        return Group("1 Clip and prompts", [self.model, *source(self.file, self.crop), *prompts], text)
+        return [Group("1 Clip and prompts", text), self.model, *self.source(), *prompts]
+
+    def relation(self) -> list[Node]:
+        """Return the nodes that tie frames to each other along the clip's motion."""
+        return [
+            ours("Motion", "ClipMotion", images=self.pixels),
+            ours("Relation", "InterframeNoiseRelation", motion="Motion", **RELATION),
+        ]
+
+    def tuning_options(self, **values: Any) -> Node:
+        """Return the options of a tuning."""
+        return ours("Options", "TuningOptions", **self.options, **values)
+
+    def tune(self, **inputs: Any) -> Node:
+        """Return the tuning node."""
+        return ours("Tune", "OneShotTune", model="Patch", positive=SOURCE, latent="Encode").but(**inputs, **self.tuning)
+
+    def save_tune(self, file: str = "") -> Node:
+        """Return the node that saves the tune."""
+        return ours("Save tune", "SaveTune", tune="Tune", filename_prefix=file or self.name)
+
+    def previewed_tune(self, file: str = "", **inputs: Any) -> list[Node]:
+        """Return the tuning with options, a preview of the edit, and its reports.
+
+        The preview has a prompt of its own: it is part of the tuning, which the edited prompt must not run again.
+        """
+        return [
+            self.tuning_options(),
+            prompt("Preview prompt", self.after),
+            ours("Preview", "TuningPreview", positive="Preview prompt", negative=EMPTY),
+            self.tune(options="Options", preview="Preview", **inputs),
+            show("Tune report", "Tune"),
+            Node("Loss plot", "PreviewImage", images="Tune"),
+            self.save_tune(file),
+        ]
+
+    def apply_saved(self) -> list[Node]:
+        """Return the nodes that load the tune of the first run of the workflow ei2 and apply it."""
+        return [
+            ours("Load tune", "LoadTune", tune_name=f"{self.name}_00001_.safetensors"),
+            ours("Tune", "ApplyTune", model="Model", tune="Load tune"),
+        ]

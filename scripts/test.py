@@ -17,6 +17,7 @@ from pathlib import Path
 
 import environment
 
+SHARED = ("-n", "auto", "--dist", "loadfile")  # among processes, whole files at a time
 CHECKED = ("modules", "nodes", "demo", "scripts", "bench")
 NO_TESTS = 5  # pytest's exit status where nothing was selected
 
@@ -75,7 +76,7 @@ def run_mypy() -> Outcome:
 
 def run_tests(name: str, folder: str, arguments: list[str]) -> Outcome:
     """Run the tests of a folder; that nothing is selected is fine where arguments select."""
-    outcome = run_stage(name, "pytest", folder, *arguments)
+    outcome = run_stage(name, "pytest", folder, *SHARED, *arguments)
     if arguments and outcome.status == NO_TESTS:
         return Outcome(outcome.name, 0, outcome.seconds, outcome.last)
     return outcome

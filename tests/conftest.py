@@ -5,10 +5,18 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
 runpy.run_path(str(ROOT / "scripts" / "environment.py"))["register_pack"]()
+torch.set_num_threads(1)  # the models are tiny: threads would wait for each other
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """As many as there are cores, but each takes 3 GB and they would share an accelerator's memory."""
+    return 0 if torch.accelerator.is_available() else min(os.cpu_count() or 1, 4)
 
 
 @pytest.fixture(scope="session")

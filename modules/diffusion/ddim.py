@@ -2,10 +2,10 @@
 
 States are in k-diffusion's form x = x_0 + sigma * eps; the variance-preserving latent of the papers is
 x / sqrt(1 + sigma^2). In this form a DDIM step is Euler's: z = x / sqrt(alpha_bar) of INR Smooth's equation (23) is x.
-`prediction` says what the UNet's output means: "eps" or "v".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from .schedule import sigma_to_alpha_bar
 
 Prediction = Literal["eps", "v"]
 Label = Literal["next", "current"]
+OnEps = Callable[[int, Tensor, Tensor], Tensor]
 
 
 def unet_output(x: Tensor, denoised: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
@@ -82,24 +83,39 @@ def ddim_trajectory(clean: Tensor, noises: Tensor, sigmas: Tensor) -> Tensor:
     return torch.stack(states[::-1])
 
 
-def eps_at(
-    model: Callable[..., Tensor], x: Tensor, sigma: Tensor, label: Tensor, prediction: Prediction, **kwargs: Any
-) -> Tensor:
-    """Predict the noise of the state x at `sigma` from a UNet told the noise level `label`.
+@dataclass(frozen=True)
+class Denoiser:
+    """A k-diffusion model as a predictor of the clean state and of the noise.
 
-    The UNet sees the same variance-preserving latent whatever the label: x is rescaled to it.
-
-    Args:
-        model: k-diffusion denoiser, (x, sigma of each row) -> denoised.
-        x: state at `sigma`, rows first.
-        sigma: noise level of the state, scalar.
-        label: noise level the UNet is told, scalar, above 0.
-        prediction: what the UNet predicts.
-        kwargs: passed to the model.
+    Attributes:
+        model: (x, sigma of each row) -> denoised.
+        extra_args: keyword arguments of every call.
+        prediction: what the UNet predicts, which matters only where it is told another noise level than the state's.
     """
-    seen = x * ((1 + label**2) / (1 + sigma**2)).sqrt()
-    denoised = model(seen, label * seen.new_ones(len(seen)), **kwargs)
-    return output_to_eps(x, unet_output(seen, denoised, label, prediction), sigma, prediction)
+
+    model: Callable[..., Tensor]
+    extra_args: Mapping[str, Any] | None = None
+    prediction: Prediction = "eps"
+
+    def x_0(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Predict the clean state from the state x, rows first, at the noise level sigma, a scalar."""
+        return self.model(x, sigma * x.new_ones(len(x)), **(self.extra_args or {}))
+
+    def eps(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+        """Predict the noise of a state.
+
+        The UNet sees the same variance-preserving latent whatever the label: x is rescaled to it.
+
+        Args:
+            x: state at `sigma`, rows first.
+            sigma: noise level of the state, scalar; above 0 without a label.
+            label: noise level the UNet is told, scalar, above 0; None = the state's.
+        """
+        if label is None:
+            return (x - self.x_0(x, sigma)) / sigma
+        seen = x * ((1 + label**2) / (1 + sigma**2)).sqrt()
+        output = unet_output(seen, self.x_0(seen, label), label, self.prediction)
+        return output_to_eps(x, output, sigma, self.prediction)
 
 
 def split_step(sigma: Tensor, sigma_next: Tensor, eta: float) -> tuple[Tensor, Tensor]:
@@ -112,74 +128,28 @@ def split_step(sigma: Tensor, sigma_next: Tensor, eta: float) -> tuple[Tensor, T
     return (sigma_next**2 - up**2).sqrt() if eta else sigma_next, up
 
 
-@torch.no_grad()
-def sample_ddim(
-    model,
-    x,
-    sigmas,
-    extra_args=None,
-    callback=None,
-    disable=None,
-    *,
-    on_eps: Callable[[int, Tensor, Tensor], Tensor] | None = None,
-    on_state: Callable[[int, Tensor], Tensor] | None = None,
-    eta: float = 0.0,
-    generator: torch.Generator | None = None,
-):
-    """Sample with DDIM, noise to clean; k-diffusion's sampler contract.
+@dataclass(frozen=True)
+class SamplingOptions:
+    """What may differ between samplings by DDIM.
 
-    Args:
-        model: k-diffusion denoiser.
-        x: state at sigmas[0].
-        sigmas: noise levels, descending.
-        extra_args: keyword arguments of every model call.
-        callback: called before each step with a dict of x, i, sigma, sigma_hat and denoised.
-        disable: accepted for the contract; the callback is the progress bar.
+    Attributes:
         on_eps: (step, state, predicted noise) -> the noise to go along.
         on_state: (index of the noise level reached, state there) -> the state to go on with.
         eta: 0 = deterministic, 1 = ancestral.
         generator: of the fresh noise where eta is above 0, on the CPU.
     """
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-        denoised = model(x, sigma * x.new_ones(len(x)), **(extra_args or {}))
-        eps = (x - denoised) / sigma
-        if on_eps is not None:
-            eps = on_eps(i, x, eps)
-            denoised = x - sigma * eps
-        if callback is not None:
-            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
-        down, up = split_step(sigma, sigma_next, eta)
-        x = ddim_step(x, eps, sigma, down)
-        if eta and sigma_next > 0:
-            x = x + up * torch.randn(x.shape, generator=generator).to(x)
-        if on_state is not None:
-            x = on_state(i + 1, x)
-    return x
+
+    on_eps: OnEps = lambda step, x, eps: eps
+    on_state: Callable[[int, Tensor], Tensor] = lambda level, x: x
+    eta: float = 0.0
+    generator: torch.Generator | None = None
 
 
-@torch.no_grad()
-def sample_ddim_inversion(
-    model,
-    x,
-    sigmas,
-    extra_args=None,
-    callback=None,
-    disable=None,
-    *,
-    prediction: Prediction = "eps",
-    label: Label = "next",
-    refinements: int = 0,
-    on_eps: Callable[[int, Tensor, Tensor], Tensor] | None = None,
-):
-    """Invert DDIM sampling, clean to noise; k-diffusion's sampler contract with ascending sigmas.
+@dataclass(frozen=True)
+class InversionOptions:
+    """What may differ between inversions of DDIM.
 
-    Args:
-        model: k-diffusion denoiser.
-        x: clean state, at sigmas[0].
-        sigmas: noise levels, ascending.
-        extra_args: keyword arguments of every model call.
-        callback: called after each prediction with a dict of x, i, sigma, sigma_hat and denoised.
-        disable: accepted for the contract; the callback is the progress bar.
+    Attributes:
         prediction: what the UNet predicts.
         label: the noise level the UNet is told at a step: "next" = the noisier end (Tune-A-Video's code, diffusers'
             DDIMInverseScheduler), "current" = the cleaner end (k-diffusion with flipped sigmas; at the first step,
@@ -188,15 +158,61 @@ def sample_ddim_inversion(
             point x' = x + (sigma' - sigma) eps(x', sigma'), from which the sampling step comes back exactly.
         on_eps: (step, state, predicted noise) -> the noise to go along.
     """
+
+    prediction: Prediction = "eps"
+    label: Label = "next"
+    refinements: int = 0
+    on_eps: OnEps = lambda step, x, eps: eps
+
+
+@torch.no_grad()
+def sample_ddim(model, x, sigmas, extra_args=None, callback=None, disable=None, options=SamplingOptions()):
+    """Sample with DDIM, noise to clean; but for the options, k-diffusion's sampler contract.
+
+    Args:
+        model: k-diffusion denoiser.
+        x: state at sigmas[0].
+        sigmas: noise levels, descending.
+        extra_args: keyword arguments of every model call.
+        callback: called before each step with a dict of x, i, sigma, sigma_hat and denoised.
+        disable: accepted for the contract; the callback is the progress bar.
+        options: of this sampling.
+    """
+    denoiser = Denoiser(model, extra_args)
     for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-        told = sigma if label == "current" and sigma > 0 else sigma_next
-        eps = eps_at(model, x, sigma, told, prediction, **(extra_args or {}))
-        for _ in range(refinements):
-            reached = ddim_step(x, eps, sigma, sigma_next)
-            eps = eps_at(model, reached, sigma_next, sigma_next, prediction, **(extra_args or {}))
-        if on_eps is not None:
-            eps = on_eps(i, x, eps)
+        # Predict.
+        eps = options.on_eps(i, x, denoiser.eps(x, sigma))
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": x - sigma * eps})
+
+        # Step.
+        down, up = split_step(sigma, sigma_next, options.eta)
+        x = ddim_step(x, eps, sigma, down)
+
+        # Add fresh noise.
+        if options.eta and sigma_next > 0:
+            x = x + up * torch.randn(x.shape, generator=options.generator).to(x)
+
+        x = options.on_state(i + 1, x)
+    return x
+
+
+@torch.no_grad()
+def sample_ddim_inversion(model, x, sigmas, extra_args=None, callback=None, disable=None, options=InversionOptions()):
+    """Invert DDIM sampling, clean to noise; arguments as those of `sample_ddim`, but for sigmas that ascend."""
+    denoiser = Denoiser(model, extra_args, options.prediction)
+    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        # Predict.
+        eps = denoiser.eps(x, sigma, sigma if options.label == "current" and sigma > 0 else sigma_next)
+
+        # Refine.
+        for _ in range(options.refinements):
+            eps = denoiser.eps(ddim_step(x, eps, sigma, sigma_next), sigma_next)
+
+        eps = options.on_eps(i, x, eps)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": x - sigma * eps})
+
+        # Step.
         x = ddim_step(x, eps, sigma, sigma_next)
     return x

@@ -1,11 +1,10 @@
 """Files of inversions: the noise of a clip, to edit it again at once."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from ..files.tensor_file import Kind, read_file, write_file
+from .inversion import Inversion, InversionSettings
 
 FILE = Kind(
     format="consistent_video_inversion",
@@ -17,22 +16,23 @@ FILE = Kind(
 TENSORS = ("samples", "sigmas", "noises", "source")
 
 
-def save_inversion(tensors: dict[str, Tensor], info: dict[str, Any], path: Path) -> None:
+def save_inversion(inversion: Inversion, path: Path) -> None:
     """Write an inversion as safetensors; the file appears whole or not at all.
-
-    Args:
-        tensors: TENSORS: samples at the first of the sigmas and the source (VAE latents, float32), sigmas (float32),
-            noises in the order of sampling (float16).
-        info: number of frames, digest of the model and what it was made of; JSON values.
-        path: of the file.
 
     Raises:
         OSError: it could not be written.
     """
-    write_file(FILE, {key: tensors[key] for key in TENSORS}, info, path)
+    tensors = {
+        "samples": inversion.start.float(),
+        "sigmas": inversion.sigmas,
+        "noises": inversion.noises,
+        "source": inversion.source,
+    }
+    made = {"num_frames": inversion.num_frames, "model": inversion.model, "made": asdict(inversion.settings)}
+    write_file(FILE, tensors, made, path)
 
 
-def load_inversion(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_inversion(path: Path) -> Inversion:
     """Read an inversion.
 
     Raises:
@@ -41,4 +41,9 @@ def load_inversion(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, info = read_file(FILE, path)
     if not tensors.keys() >= set(TENSORS):
         raise ValueError(f"{path.name} is not {FILE.named} of Consistent Video: it lacks tensors. {FILE.instead}")
-    return tensors, info
+    samples, sigmas, noises, source = (tensors[key] for key in TENSORS)
+    try:
+        settings, model = InversionSettings(**info["made"]), info["model"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path.name} does not say how it was made. {FILE.again}") from error
+    return Inversion(sigmas, noises, source, samples, settings, model)

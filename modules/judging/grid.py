@@ -53,12 +53,6 @@ def draw_label(text: str, height: int, width: int, letter: int) -> Tensor:
     return torch.from_numpy(np.asarray(picture).copy()).movedim(-1, 0).float() / 255
 
 
-def text_width(texts: Sequence[str], letter: int) -> int:
-    """Return the pixels that the longest of some texts needs, with a margin, WIDEST_LABEL letter heights at most."""
-    font, widest = load_font(letter), WIDEST_LABEL * letter
-    return letter + max(int(np.ceil(font.getlength(fit_label(text, widest, letter)))) for text in texts)
-
-
 def difference_map(edit: Tensor, source: Tensor) -> Tensor:
     """Return where an edit differs from its source as a heat map, black = equal, yellow = by half of the range or more.
 
@@ -129,7 +123,9 @@ def draw_strip(rows: Mapping[str, Tensor], columns: int = 8, side: int = 160) ->
     num_frames = len(next(iter(rows.values())))
     shown = torch.linspace(0, num_frames - 1, min(columns, num_frames)).round().long()
     letter = letter_height(side)
-    margin, widest = text_width(list(rows), letter), 0
+    font, widest = load_font(letter), 0
+    labels = [fit_label(label, WIDEST_LABEL * letter, letter) for label in rows]
+    margin = letter + max(int(np.ceil(font.getlength(label))) for label in labels)
     lines = []
     for label, frames in rows.items():
         width = min(max(1, round(side * frames.shape[-1] / frames.shape[-2])), WIDEST_FRAME * side)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -36,17 +35,12 @@ def plot_loss(losses: Sequence[float], added: Mapping[str, Sequence[float] | Non
     axes = figure.add_subplot(xlabel="step", ylabel="loss (mean squared error)", yscale="log")
     for name, values in {"loss": losses, **(added or {})}.items():
         if values:
-            plot_running_mean(axes, name, values)
+            window = max(1, len(values) // 10)
+            means = np.convolve(values, np.ones(window) / window, mode="valid")
+            axes.plot(range(1, len(values) + 1), values, ".", markersize=3, alpha=0.4, label=name)
+            axes.plot(range(window, len(values) + 1), means, label=f"{name}, mean of {window}")
     axes.legend()
     return draw(figure)
-
-
-def plot_running_mean(axes: Axes, name: str, values: Sequence[float]) -> None:
-    """Plot a value of each step, and its mean over a tenth of them."""
-    window = max(1, len(values) // 10)
-    means = np.convolve(values, np.ones(window) / window, mode="valid")
-    axes.plot(range(1, len(values) + 1), values, ".", markersize=3, alpha=0.4, label=name)
-    axes.plot(range(window, len(values) + 1), means, label=f"{name}, mean of {window}")
 
 
 def plot_shifts(shifts: Mapping[str, Shift]) -> Tensor:

@@ -207,9 +207,15 @@ def judge_edit(
     def measure(frames: Tensor, own: Motion | None) -> dict[str, float]:
         found: dict[str, float | None] = {"texture": texture_kept(frames, source)}
         if judges.images:
-            found |= clip_scores(judges.images(frames), texts)
+            embedded = judges.images(frames)
+            found |= {name: clip_text_score(embedded, text) for name, text in texts.items()}
+            if len(embedded) > 1:
+                found["CLIP-F consecutive"] = clip_frames_consecutive(embedded)
+                found["CLIP-F all pairs"] = clip_frames_all_pairs(embedded)
         if own and motion:
-            found |= flow_scores(frames, own, motion)
+            found["warp error"] = 1000 * warp_error(frames, motion)
+            found["motion alignment"] = motion_alignment(own, motion)
+            found["flow distance"] = flow_distance(own, motion)
         if mask is not None:
             found["background PSNR"] = background_psnr(frames, source, mask)
         if judges.lpips:
@@ -221,24 +227,6 @@ def judge_edit(
     missing = [name for name in MEASURES if name not in rows[EDIT]]
     reasons = {name: judges.absent.get(MEASURES[name].needs) or UNDEFINED[name] for name in missing}
     return Scorecard(rows, reasons, dict(judges.models))
-
-
-def clip_scores(embedded: Tensor, texts: Mapping[str, Tensor]) -> dict[str, float | None]:
-    """Return what CLIP tells of embedded frames (f, d), with embedded prompts (d) by the measure they are for."""
-    found: dict[str, float | None] = {name: clip_text_score(embedded, text) for name, text in texts.items()}
-    if len(embedded) > 1:
-        found["CLIP-F consecutive"] = clip_frames_consecutive(embedded)
-        found["CLIP-F all pairs"] = clip_frames_all_pairs(embedded)
-    return found
-
-
-def flow_scores(frames: Tensor, own: Motion, source: Motion) -> dict[str, float | None]:
-    """Return what the motion of an edit's frames and the source's tell."""
-    return {
-        "warp error": 1000 * warp_error(frames, source),
-        "motion alignment": motion_alignment(own, source),
-        "flow distance": flow_distance(own, source),
-    }
 
 
 UNDEFINED = {

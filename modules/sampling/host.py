@@ -1,31 +1,26 @@
 """Sampling of inverted clips through the host's own sampler machinery."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy_extras.nodes_model_advanced import RescaleCFG
+from comfy.samplers import CFGGuider
 from torch import Tensor
 
-from ..diffusion.ddim import ddim_trajectory, sample_ddim, state_to_latent
+from ..diffusion.ddim import SamplingOptions, sample_ddim, state_to_latent
 from ..diffusion.host.latent import to_positions
 from ..diffusion.host.run import ClipSampler, run_sampler, warn_of_frames
-from ..inversion.host.invert import (
-    INVERSION,
-    MASKED,
-    check_levels,
-    check_unchanged,
-    inversion_of,
-    start_at,
-    warn_of_model,
-)
+from ..inversion.host.invert import INVERSION, MASKED, inversion_of, trajectory, warn_of_model
+from ..inversion.inversion import Inversion
 from ..inversion.noise_relation import smooth_edit
 from ..motion.flow import Motion
 from ..sockets.pictures import read_mask
+from .guidance import rescaled_guidance
 from .texture import texture_energy
 
 log = logging.getLogger(__name__)
@@ -109,27 +104,17 @@ class Relating:
 
     Args:
         settings: of the relation; None only meters.
-        noises: that the inversion went along, in the order of the steps sampled.
-        states: of the inversion at these steps.
-        sigmas: their noise levels.
-        first, total: number of the first step and of all, for the part in which it acts.
+        inversion: that is sampled.
+        states: its trajectory.
+        first: step that sampling begins with.
 
     Attributes:
         used: strength at each step.
         texture: texture energy of what each step predicts, against the source's.
     """
 
-    def __init__(
-        self,
-        settings: RelationSettings | None,
-        noises: Tensor,
-        states: Tensor,
-        sigmas: Tensor,
-        first: int = 0,
-        total: int | None = None,
-    ):
-        self.settings, self.noises, self.states, self.sigmas = settings, noises, states, sigmas
-        self.first, self.total = first, total or len(noises)
+    def __init__(self, settings: RelationSettings | None, inversion: Inversion, states: Tensor, first: int = 0):
+        self.settings, self.inversion, self.states, self.first = settings, inversion, states, first
         self.used: list[float] = []
         self.texture: list[float] = []
         self.weights: Tensor | None = None
@@ -156,13 +141,18 @@ class Relating:
             self.motion = settings.motion.resized(*x.shape[-2:]).to(x)
 
     def __call__(self, step: int, x: Tensor, eps: Tensor) -> Tensor:
-        """Return the noise to go along at a step."""
+        """Return the noise to go along at a step, counted from the first that is sampled."""
         self.prepare(x)
-        sigma, source = self.sigmas[step].to(x), self.noises[step].to(x)
+        step += self.first
+        settings, strength = self.settings, self.strength_at(step)
+
+        # Meter the texture without the relation.
+        sigma, source = self.inversion.sigmas[step].to(x), self.inversion.noises[step].to(x)
         energy = texture_energy(self.states[step].to(x) - sigma * source).mean()
         related, used, texture = eps, 0.0, (texture_energy(x - sigma * eps).mean() / energy).item()
-        floor = min(1.0, texture) * (self.settings.keep_texture if self.settings else 0.0)
-        strength, settings = self.strength_at(step), self.settings
+        floor = min(1.0, texture) * (settings.keep_texture if settings else 0.0)
+
+        # Relate, with less strength where too little texture is left.
         for part in BACK_OFF if strength else ():
             assert settings is not None and self.weights is not None, "it acts"
             used = part * strength
@@ -170,64 +160,67 @@ class Relating:
             texture = (texture_energy(x - sigma * related).mean() / energy).item()
             if texture >= floor:
                 break
+
         self.used.append(used)
         self.texture.append(texture)
         return related
 
     def strength_at(self, step: int) -> float:
-        """Return the strength of the relation at a step, 0 where it does not act."""
-        settings, done = self.settings, (self.first + step) / self.total
+        """Return the strength of the relation at a step of the inversion, 0 where it does not act."""
+        settings, done = self.settings, step / self.inversion.steps
         if settings is None or not settings.start <= done < settings.end:
             return 0.0
         places = numpy.linspace(settings.start, settings.end, len(settings.steps))
         return settings.strength * float(numpy.interp(done, places, settings.steps))
 
 
-class Reached:
-    """What is done with the state that a step led to: outside a mask it becomes the source's.
+@contextmanager
+def ending_guidance(guider: CFGGuider, end: float) -> Iterator[Callable[[float], None]]:
+    """Let a guider guide until a part of the steps is done; its CFG is as before when the context ends.
 
-    Args:
-        mask: of pictures, where the clip is edited; None = everywhere.
-        states: of the inversion, from the first step sampled on.
-        watch: called with each step and its state.
-        guide: called with the number of the next step.
+    Yields:
+        What to call before each step with the part that is done.
+
+    Raises:
+        ValueError: the guidance is to end, and it is not that of CFGGuider.
     """
+    if end < 1 and type(guider).predict_noise is not CFGGuider.predict_noise:
+        raise ValueError(
+            f"cfg_end {end:g} ends the guidance of CFGGuider, and {type(guider).__name__} guides in another way. "
+            "Connect CFGGuider, or set cfg_end to 1."
+        )
+    cfg = guider.cfg
 
-    def __init__(self, mask: Tensor | None, states: Tensor, watch: Watch | None, guide: Callable[[int], None]):
-        self.mask, self.states, self.watch, self.guide = mask, states, watch, guide
+    def reach(done: float) -> None:
+        if end < 1 and done >= end:
+            guider.cfg = 1.0  # ComfyUI then skips the negative
 
-    def __call__(self, level: int, x: Tensor) -> Tensor:
-        """Return the state to go on with from a noise level."""
-        self.guide(level)
-        if self.mask is not None:
-            x = torch.lerp(self.states[level].to(x), x, to_positions(self.mask, x))
-        if self.watch is not None:
-            self.watch(level, x)
-        return x
+    try:
+        yield reach
+    finally:
+        guider.cfg = cfg  # a guider may be sampled with again
 
 
 class InvertedClipSampler(ClipSampler):
-    """DDIM from an inverted latent: refuses another latent, noise and other noise levels.
+    """DDIM from an inverted clip: refuses another latent, noise and other noise levels.
 
     Args:
-        inversion: LATENT to start from.
+        inversion: what to start from.
         settings: of the sampling; its guidance is the caller's.
         watch: called with each step and the state it led to.
     """
 
-    def __init__(self, inversion: dict[str, Any], settings: SampleSettings | None = None, watch: Watch | None = None):
+    def __init__(self, inversion: Inversion, settings: SampleSettings | None = None, watch: Watch | None = None):
         super().__init__(sample_ddim)
-        self.settings, self.watch = settings or SampleSettings(), watch
-        self.all_sigmas, self.inversion = inversion_of(inversion), inversion
-        end = self.settings.end_step or len(self.all_sigmas) - 1
-        if not 0 <= self.settings.start_step < end <= len(self.all_sigmas) - 1:
+        self.inversion, self.settings, self.watch = inversion, settings or SampleSettings(), watch
+        start, end = self.settings.start_step, self.settings.end_step or inversion.steps
+        if not 0 <= start < end <= inversion.steps:
             raise ValueError(
-                f"start_step {self.settings.start_step} and end_step {self.settings.end_step} are no part of the "
-                f"{len(self.all_sigmas) - 1} steps of the inversion. The first is to be below the second, which ends "
-                "with them or is 0. Set both to 0 for all steps."
+                f"start_step {start} and end_step {self.settings.end_step} are no part of the {inversion.steps} steps "
+                "of the inversion. The first is to be below the second, which ends with them or is 0. Set both to 0 "
+                "for all steps."
             )
-        self.steps = slice(self.settings.start_step, end)
-        self.sigmas = self.all_sigmas[self.settings.start_step : end + 1]
+        self.sigmas = inversion.sigmas[start : end + 1]
         self.relating: Relating | None = None
 
     def sample(
@@ -244,44 +237,63 @@ class InvertedClipSampler(ClipSampler):
                 f"({len(self.sigmas) - 1} steps from {float(self.sigmas[0]):.4f}). Connect the sigmas output of the "
                 "same node."
             )
-        check_levels(self.all_sigmas, model_wrap.inner_model.model_sampling.sigmas.cpu())
-        check_unchanged(model_wrap.inner_model.process_latent_out(latent_image).cpu(), self.inversion["samples"])
-        made, settings = self.inversion[INVERSION], self.settings
-        clean = model_wrap.inner_model.process_latent_in(made["source"].float())
-        trajectory = ddim_trajectory(clean, made["noises"].float(), self.all_sigmas)
-        states = trajectory[settings.start_step :]
-        self.relating = Relating(
-            settings.relation, made["noises"][self.steps], states, self.sigmas, settings.start_step, len(made["noises"])
-        )
+        inversion, settings, model = self.inversion, self.settings, model_wrap.inner_model
+        inversion.check_levels(model.model_sampling.sigmas.cpu())
+        inversion.check_unchanged(model.process_latent_out(latent_image).cpu())
+        states = trajectory(model, inversion)
         if settings.start_step:
-            latent_image = start_at(made, trajectory, settings.start_step).to(latent_image)
+            latent_image = inversion.start_at(states, settings.start_step).to(latent_image)
+        relating = self.relating = Relating(settings.relation, inversion, states, settings.start_step)
 
-        def guide(step: int) -> None:
-            done = (settings.start_step + step) / len(made["noises"])
-            if settings.cfg_end < 1 and done >= settings.cfg_end:
-                model_wrap.set_cfg(1.0)  # the guider is this run's; without guidance the host skips the negative
+        with ending_guidance(model_wrap, settings.cfg_end) as reach:
 
-        guide(0)
-        self.extra_options = {
-            "on_eps": self.relating,
-            "on_state": Reached(settings.mask, states, self.watch, guide),
-            "eta": settings.eta,
-            "generator": torch.Generator().manual_seed(settings.seed),
-        }
-        given = model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
-        sampled = super().sample(*given)
-        if self.steps.stop == len(made["noises"]):
+            def on_state(level: int, x: Tensor) -> Tensor:
+                step = settings.start_step + level
+                reach(step / inversion.steps)
+                if settings.mask is not None:
+                    x = torch.lerp(states[step].to(x), x, to_positions(settings.mask, x))
+                if self.watch is not None:
+                    self.watch(level, x)
+                return x
+
+            reach(settings.start_step / inversion.steps)
+            generator = torch.Generator().manual_seed(settings.seed)
+            self.extra_options = {"options": SamplingOptions(relating, on_state, settings.eta, generator)}
+            given = model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
+            sampled = super().sample(*given)
+        if self.sigmas[-1] == inversion.sigmas[-1]:
             sampled = state_to_latent(sampled, sigmas[-1])
-        texture = self.relating.texture
+        texture = relating.texture
         log.info("Texture against the source's: %.2f at the first step, %.2f at the last", texture[0], texture[-1])
         return sampled
+
+
+def with_rescaled_guidance(model: ModelPatcher, rescale: float) -> ModelPatcher:
+    """Return a clone whose guidance is that of `guidance.rescaled_guidance`.
+
+    Raises:
+        ValueError: another node put a guidance on the model.
+    """
+    if "sampler_cfg_function" in model.model_options:
+        raise ValueError(
+            f"cfg_rescale {rescale:g} takes the place of the guidance that another node put on the model (RescaleCFG "
+            "is one). Set cfg_rescale to 0, or remove that node."
+        )
+
+    def guide(given: dict[str, Any]) -> Tensor:
+        x, positive, negative = given["input"], given["cond_denoised"], given["uncond_denoised"]
+        return x - rescaled_guidance(x, positive, negative, given["sigma"], given["cond_scale"], rescale)
+
+    clone = model.clone()
+    clone.set_model_sampler_cfg_function(guide)
+    return clone
 
 
 def sample_clip(
     model: ModelPatcher,
     positive: list,
     negative: list,
-    inversion: dict[str, Any],
+    latent: dict[str, Any],
     settings: SampleSettings,
     watch: Watch | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -290,7 +302,7 @@ def sample_clip(
     Args:
         model: inflated model of the inversion's noise levels.
         positive, negative: conditionings.
-        inversion: LATENT from the inversion.
+        latent: LATENT from the inversion.
         settings: of the sampling.
         watch: called with each step and the state it led to.
 
@@ -300,18 +312,13 @@ def sample_clip(
     Raises:
         ValueError: the latent is not an inversion that fits the model.
     """
-    inversion_of(inversion, model)
-    warn_of_frames(model, len(inversion["samples"]))
+    inversion = inversion_of(latent, model)
+    warn_of_frames(model, inversion.num_frames)
     warn_of_model(inversion, model)
     sampler = InvertedClipSampler(inversion, settings, watch)
     if settings.cfg_rescale:
-        if "sampler_cfg_function" in model.model_options:
-            raise ValueError(
-                f"cfg_rescale {settings.cfg_rescale:g} takes the place of the guidance that another node put on the "
-                "model (RescaleCFG is one). Set cfg_rescale to 0, or remove that node."
-            )
-        (model,) = RescaleCFG().patch(model, settings.cfg_rescale)
-    samples = run_sampler(model, inversion["samples"], sampler, sampler.sigmas, settings.cfg, positive, negative)
-    latent = {**{key: value for key, value in inversion.items() if key != INVERSION}, "samples": samples}
+        model = with_rescaled_guidance(model, settings.cfg_rescale)
+    samples = run_sampler(model, latent["samples"], sampler, sampler.sigmas, settings.cfg, positive, negative)
+    kept = {key: value for key, value in latent.items() if key != INVERSION}
     assert sampler.relating is not None, "made by the sampling"
-    return latent, {"relation": sampler.relating.used, "texture": sampler.relating.texture}
+    return {**kept, "samples": samples}, {"relation": sampler.relating.used, "texture": sampler.relating.texture}

@@ -1,5 +1,6 @@
 """The real ComfyUI, importable in this process (on the CPU where there is no accelerator) and as a running server."""
 
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -12,15 +13,21 @@ from consistent_video.scripts.environment import ROOT, SetupError, comfyui_tree
 from consistent_video.scripts.host import Host, device_arguments
 from consistent_video.scripts.in_process import use_host
 
-signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that fixtures stop their servers
+for ending in (signal.SIGTERM, signal.SIGINT):  # the latter is ignored in what a script runs in the background
+    signal.signal(ending, signal.default_int_handler)  # so that fixtures stop their servers
 
 
 try:
-    use_host(ROOT / ".comfyui-data" / "in-process")
+    use_host(ROOT / ".comfyui-data" / "tests" / os.environ.get("PYTEST_XDIST_WORKER", "alone"))
 except SetupError as error:
     raise pytest.UsageError(f"{error}; run python scripts/test.py, which gets it") from error
 torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the tests compare in float32
-torch.set_num_threads(1)  # the models are tiny: threads would wait for each other
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    """Give the processes that share the tests time to stop their servers when they are interrupted."""
+    node.nodemanager.EXIT_TIMEOUT = 40  # seconds
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.methods import EI2, method
-from consistent_video.modules.inversion.host.invert import InversionSettings, Noise, invert_clip
+from consistent_video.modules.inversion.host.invert import invert_clip
+from consistent_video.modules.inversion.inversion import InversionSettings, Noise
 from consistent_video.modules.motion.flow import Motion
 from consistent_video.modules.sampling.host import RelationSettings, SampleSettings, sample_clip
 

@@ -1,4 +1,4 @@
-"""The direction of imports: nodes -> host files -> maths, and never back."""
+"""The direction of imports: nodes -> host files -> maths, and never back; and the size of files and functions."""
 
 import ast
 import re
@@ -91,3 +91,40 @@ def test_what_is_imported_is_required_or_brought_by_comfyui(path: Path) -> None:
     if path.parts[0] == "demo":  # the model's training is no part of what a user runs
         required |= read_names("scripts/requirements.txt")
     assert not outside - set(sys.stdlib_module_names) - HOST - BROUGHT - OPTIONAL - required
+
+
+PARAMETERS, FUNCTION_LINES, FILE_LINES = 8, 60, 350
+SCHEMA = ("define_schema", "execute")  # of a node, which have a line or a parameter for each input
+LARGER = {
+    "modules/tuning/tuner.py": {"__init__"},
+}
+SIZED = sorted(
+    path.relative_to(ROOT)
+    for part in (*PARTS, "bench", "scripts", "tests")
+    for path in (ROOT / part).rglob("*.py")
+    if not path.name.startswith("test_")
+)
+
+
+def list_larger(path: Path) -> Iterator[str]:
+    """Yield the functions of a file that have too many parameters or lines, and "the file" where that is too long."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    if text.count("\n") > FILE_LINES:
+        yield "the file"
+    for node in ast.walk(ast.parse(text)):
+        if (
+            not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+            or is_within(path, "nodes")
+            and node.name in SCHEMA
+        ):
+            continue
+        given = node.args
+        names = [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))]
+        count = sum(name.arg not in ("self", "cls") for name in names)
+        if count > PARAMETERS or node.end_lineno - node.lineno >= FUNCTION_LINES:
+            yield node.name
+
+
+@pytest.mark.parametrize("path", SIZED, ids=str)
+def test_files_and_functions_are_short(path: Path) -> None:
+    assert set(list_larger(path)) == LARGER.get(path.as_posix(), set())

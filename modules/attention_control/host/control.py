@@ -15,7 +15,7 @@ from comfy.samplers import calc_cond_batch, encode_model_conds
 from torch import Tensor
 
 from ...clip_model.host.bank import transformer_blocks
-from ...inversion.host.invert import INVERSION, inversion_of, trajectory
+from ...inversion.host.invert import inversion_of, trajectory
 from ...tuning.host.tune_inputs import NOT_TUNED_WITH
 from .call import CALL, CONTROL, RUN, Call, Control, ControlSettings, Run, add_maps, attend_cross, attend_self
 from .prompts import Prompts
@@ -77,6 +77,8 @@ def predict_controlled(executor, x, timestep, model_options=None, seed=None):
         return executor(x, timestep, model_options, seed)
     replaced = options.get("patches_replace", {}).get("attn1", {})
     uses_cross = acts_on_cross or control.needs_mask
+
+    # Evaluate the source.
     projected = {}
     if acts_on_self or settings.cross != "none" or control.needs_mask:
         call = Call(run, step, replaced)
@@ -85,8 +87,12 @@ def predict_controlled(executor, x, timestep, model_options=None, seed=None):
         calc_cond_batch(executor.class_obj.inner_model, [run.source, None], seen, timestep, with_call)
         projected = call.projected
         add_maps(run.source_maps, call.maps)
+
+    # Let the edit follow.
     edit = with_patches(model_options, Call(run, step, replaced, projected), uses_cross)
     denoised = executor(x, timestep, edit, seed)
+
+    # Keep the source outside the mask.
     return blend(run, step, x, denoised) if settings.local_blend and step >= BLEND_FROM * control.steps else denoised
 
 
@@ -107,13 +113,13 @@ def blend(run: Run, step: int, x: Tensor, denoised: Tensor) -> Tensor:
 
 
 def attach_control(
-    model: ModelPatcher, inversion: dict[str, Any], positive: list, prompts: Prompts, settings: ControlSettings
+    model: ModelPatcher, latent: dict[str, Any], positive: list, prompts: Prompts, settings: ControlSettings
 ) -> ModelPatcher:
     """Return a clone of a clip model whose edits follow the source's attention, replacing any control before.
 
     Args:
         model: inflated model.
-        inversion: LATENT that the edit is sampled from.
+        latent: LATENT of the inversion that the edit is sampled from.
         positive: conditioning of the source prompt.
         prompts: tokens of both prompts.
         settings: of the control.
@@ -121,7 +127,7 @@ def attach_control(
     Raises:
         ValueError: the inversion is not the model's, or the conditioning carries more than a prompt.
     """
-    inversion_of(inversion, model)
+    inversion = inversion_of(latent, model)
     if len(positive) != 1:
         raise ValueError(f"source_positive has {len(positive)} conditionings; one prompt for the whole clip is needed.")
     ignored = [key for key in NOT_TUNED_WITH if key in positive[0][1]]
@@ -134,7 +140,7 @@ def attach_control(
     ):
         clone.remove_wrappers_with_key(kind, CONTROL)
         clone.add_wrapper_with_key(kind, CONTROL, wrapper)
-    control = Control(settings, prompts, positive, trajectory(model, inversion), inversion[INVERSION]["sigmas"])
+    control = Control(settings, prompts, positive, trajectory(model.model, inversion), inversion.sigmas)
     check_prompts(control)
     clone.model_options["transformer_options"][CONTROL] = control
     return clone

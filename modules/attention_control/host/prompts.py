@@ -73,17 +73,12 @@ def read_prompts(
     if mask.strip():
         found = [find_word(clip, word, ids, "source_text and edit_text") for word in split_words(mask)]
         source_words, edited_words = ([i for word in found for i in word[side]] for side in (0, 1))
-    counts = [count_tokens(clip, text, end) for text in (source, edited)]
+    counts = [[text_length(token_ids(clip, word, word), end) - 1 for word in text.split()] for text in (source, edited)]
     whole = all(sum(count) == length - 1 for count, length in zip(counts, lengths, strict=True))
     pairs = len(counts[0]) == len(counts[1]) and whole
     replacement = pair_words(counts[0], counts[1], len(alignment)) if pairs else None
     words = (len(counts[0]), len(counts[1]))
     return Prompts(tuple(alignment), tuple(weights), tuple(source_words), tuple(edited_words), replacement, words)
-
-
-def count_tokens(clip: Any, text: str, end: int) -> list[int]:
-    """Return the number of tokens of each word of a text."""
-    return [text_length(token_ids(clip, word, word), end) - 1 for word in text.split()]
 
 
 def split_words(text: str) -> list[str]:

@@ -89,11 +89,7 @@ def attach(
         ValueError: the model is not inflated, carries a tune, or the part of sampling is empty.
     """
     attached = clip_settings(model)
-    if not 0 <= percents[0] < percents[1] <= 1:
-        raise ValueError(
-            f"start_percent {percents[0]:g} is not below end_percent {percents[1]:g}, so that nothing would act. Set "
-            "them to 0 and 1 for all of sampling."
-        )
+    sigmas = sigmas_of(model, percents)
     if tensors is None and attached.temporal is not None and attached.temporal.is_tuned:
         raise ValueError(
             "model carries a tune, whose temporal modules this patch would throw away. Connect STAM/FFAM Patch before "
@@ -121,14 +117,23 @@ def attach(
         temporal=bank,
         temporal_strength=temporal_strength,
         percents=percents,
-        sigmas=sigmas_of(clone, percents),
+        sigmas=sigmas,
     )
     return clone
 
 
 def sigmas_of(model: ModelPatcher, percents: tuple[float, float]) -> tuple[float, float]:
-    """Return the noise levels of a start and an end in sampling, highest first."""
+    """Return the noise levels of a start and an end in sampling, highest first.
+
+    Raises:
+        ValueError: nothing lies between them.
+    """
     start, end = percents
+    if not 0 <= start < end <= 1:
+        raise ValueError(
+            f"start_percent {start:g} is not below end_percent {end:g}, so that nothing would act. Set them to 0 and 1 "
+            "for all of sampling."
+        )
     to_sigma = model.get_model_object("model_sampling").percent_to_sigma
     return (math.inf if start == 0 else float(to_sigma(start)), 0.0 if end == 1 else float(to_sigma(end)))
 

@@ -85,7 +85,7 @@ def is_inverted(latent: dict[str, Any]) -> bool:
     """
     if INVERSION not in latent:
         return False
-    start, source = latent[INVERSION]["start"].float(), latent[INVERSION]["source"].float()
+    start, source = latent[INVERSION].start.float(), latent[INVERSION].source.float()
     samples = latent["samples"].float()
     if samples.shape[1:] == start.shape[1:]:
         apart = torch.cdist(samples.flatten(1), start.flatten(1)).amin()

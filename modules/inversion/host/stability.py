@@ -1,6 +1,5 @@
 """How stable the inversion of a clip is, measured along it on a private copy of the model."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,47 +10,41 @@ from comfy.utils import ProgressBar
 from torch import Tensor
 
 from ...clip_model.host.settings import KEY, is_active
-from ...diffusion.ddim import Prediction, ddim_step, output_to_eps, unet_output
-from ...diffusion.host.latent import prediction_of
+from ...diffusion.ddim import Denoiser, ddim_step
 from ...diffusion.schedule import sigma_to_alpha_bar
-from ...tuning.curvature import jacobian_norm
+from ...tuning.curvature import Map, jacobian_norm
 from ...tuning.host.learned import Caller, frozen_bank, training_options
 from ...tuning.host.private_copy import check_tunable, computing_in, private_copy
 from ...tuning.host.tune_inputs import condition
 from ...tuning.settings import TuneSettings
+from ..inversion import Inversion
 from ..stability import Stability
-from .invert import INVERSION, InversionSettings, inversion_of, trajectory
+from .invert import inversion_of, trajectory
 
-Noise = Callable[[Tensor, Tensor], Tensor]
 STEP = 1e-2  # of central differences, against the size of the latent
 
 
-class NoiseOf:
-    """The noise that a copy's UNet predicts under a conditioning, as a function of the variance-preserving latent.
+def denoiser_of(call: Caller, given: dict[str, Any]) -> Denoiser:
+    """Return the denoiser that a copy's UNet is under a conditioning, with the clip settings that act at each level.
 
     Args:
         call: of the UNet.
         given: its other arguments.
-        prediction: what it predicts.
     """
 
-    def __init__(self, call: Caller, given: dict[str, Any], prediction: Prediction):
-        self.call, self.given, self.prediction = call, given, prediction
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Predict the noise of x at a noise level."""
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        clip = self.call.options[KEY]
-        acting = clip if is_active(clip, {"sigmas": sigma[None]}) else replace(clip, spatial=None, temporal=None)
-        state = x / sigma_to_alpha_bar(sigma).sqrt()
-        denoised = self.call(state, sigma, self.given, **{KEY: acting})
-        return output_to_eps(state, unet_output(state, denoised, sigma, self.prediction), sigma, self.prediction)
+        clip = call.options[KEY]
+        acting = clip if is_active(clip, {"sigmas": sigma}) else replace(clip, spatial=None, temporal=None)
+        return call(x, sigma, given, **{KEY: acting})
+
+    return Denoiser(denoise)
 
 
 def measure_stability(
     model: ModelPatcher,
     positive: list,
-    inversion: dict[str, Any],
+    latent: dict[str, Any],
     sampled: list | None = None,
     iterations: int = 3,
     node_id: str | None = None,
@@ -61,7 +54,7 @@ def measure_stability(
     Args:
         model: clip model that the inversion was made with.
         positive: conditioning that it was made with.
-        inversion: LATENT from the inversion; plain, for the bound is on plain DDIM inversion.
+        latent: LATENT from the inversion; plain, for the bound is on plain DDIM inversion.
         sampled: conditioning of the way back, with an adapter for example; None = that of the inversion.
         iterations: of power iteration at each step; each begins with the vector of the step before.
         node_id: where to show progress.
@@ -69,7 +62,7 @@ def measure_stability(
     Raises:
         ValueError: the model cannot be copied, or the inversion is not its own or not plain.
     """
-    sigmas = inversion_of(inversion, model)
+    inversion = inversion_of(latent, model)
     check_plain(inversion)
     check_tunable(model)
     comfy.model_management.unload_all_models()  # while their inference tensors may still be moved
@@ -78,29 +71,24 @@ def measure_stability(
         computing = computing_in("fp32", copy)
         unet.requires_grad_(False)
         options = training_options(copy, frozen_bank(unet, model, device), TuneSettings(gradient_checkpointing=True))
-        states = trajectory(copy, own(inversion)).to(device).flip(0)
-        start = copy.model.process_latent_in(inversion["samples"].clone().float()).to(device)
-        call, prediction = Caller(copy, options, computing), prediction_of(model)
-        before = NoiseOf(call, condition(copy, positive, states[0]), prediction)
-        after = before if sampled is None else NoiseOf(call, condition(copy, sampled, states[0], "sampled"), prediction)
-        noises = inversion[INVERSION]["noises"].clone().flip(0).to(states)
-        bar = ProgressBar(len(noises), node_id=node_id)
-        return walk(before, after, states, start, noises, sigmas.clone().flip(0).to(states), iterations, bar)
+        states = trajectory(copy.model, inversion).to(device).flip(0)
+        start = copy.model.process_latent_in(inversion.start.clone().float()).to(device)
+        call = Caller(copy, options, computing)
+        before = denoiser_of(call, condition(copy, positive, states[0]))
+        after = before if sampled is None else denoiser_of(call, condition(copy, sampled, states[0], "sampled"))
+        noises, sigmas = (values.clone().flip(0).to(states) for values in (inversion.noises, inversion.sigmas))
+        bar = ProgressBar(inversion.steps, node_id=node_id)
+        return walk(before, after, states, start, noises, sigmas, iterations, bar)
 
 
-def own(inversion: dict[str, Any]) -> dict[str, Any]:
-    """Return an inversion whose tensors take part in gradients, which those of a node do not."""
-    made = {key: value.clone() if isinstance(value, Tensor) else value for key, value in inversion[INVERSION].items()}
-    return {INVERSION: made}
-
-
-def check_plain(inversion: dict[str, Any]) -> None:
+def check_plain(inversion: Inversion) -> None:
     """Raise ValueError where an inversion is not plain DDIM inversion, to which the bound belongs."""
-    made = InversionSettings(**inversion[INVERSION]["made"])
-    plain = {"label": "next", "refinements": 0, "cfg": 1.0}
-    others = [f"{name} = {getattr(made, name)}" for name, value in plain.items() if getattr(made, name) != value]
-    if made.relates(inversion[INVERSION]["num_frames"]):
-        others.append(f"gamma = {made.gamma:g} with direction = {made.direction}")
+    settings, plain = inversion.settings, {"label": "next", "refinements": 0, "cfg": 1.0}
+    others = [
+        f"{name} = {getattr(settings, name)}" for name, value in plain.items() if getattr(settings, name) != value
+    ]
+    if settings.relates(inversion.num_frames):
+        others.append(f"gamma = {settings.gamma:g} with direction = {settings.direction}")
     if others:
         raise ValueError(
             f"inversion was made with {', '.join(others)}. The bound is on plain DDIM inversion: set gamma to 0, label "
@@ -110,8 +98,8 @@ def check_plain(inversion: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def walk(
-    before: Noise,
-    after: Noise,
+    before: Denoiser,
+    after: Denoiser,
     states: Tensor,
     start: Tensor,
     noises: Tensor,
@@ -122,7 +110,7 @@ def walk(
     """Go along an inversion, then back.
 
     Args:
-        before, after: noise predicted by the inversion and on the way back, of (variance-preserving latent, sigma).
+        before, after: denoisers of the inversion and of the way back.
         states: of the inversion, x_0 + sigma * eps, shape (steps + 1, f, c, h, w).
         start: state that the way back begins with.
         noises: that each step of the inversion went along.
@@ -136,35 +124,40 @@ def walk(
     lipschitz, moved, mismatch, kappa = list[float](), list[float](), list[float](), list[float]()
     for i, sigma in enumerate(sigmas[1:], start=1):
         x, last = latents[i], latents[i - 1]
-        predicted, changed = before(x, sigma), after(x, sigma)
-        sizes, step = [], STEP * x.norm().item()
-        for which, noise in enumerate((before, after) if after is not before else (before,)):
-            middle = (x + last) / 2 if which == 0 else x
-            size, vectors[which] = jacobian_norm(at(noise, sigma), middle, vectors[which], iterations, step)
-            sizes.append(size)
+        noise_before, noise_after = noise_at(before, sigma), noise_at(after, sigma)
+
+        # Predict.
+        predicted, changed = noise_before(x), noise_after(x)
+
+        # Estimate L where the inversion passes, and under the adapter at its end.
+        step = STEP * x.norm().item()
+        size, vectors[0] = jacobian_norm(noise_before, (x + last) / 2, vectors[0], iterations, step)
+        if after is not before:
+            size_after, vectors[1] = jacobian_norm(noise_after, x, vectors[1], iterations, step)
+            size = max(size, size_after)
+
+        # Measure.
         apart = (predicted - noises[i - 1]).norm().item()
         distance = (x - last).norm().item()
-        lipschitz.append(max(*sizes, apart / distance if distance else 0.0))
+        lipschitz.append(max(size, apart / distance if distance else 0.0))
         moved.append(distance)
         mismatch.append(apart)
         kappa.append((changed - predicted).norm().item())
         bar.update(1)
-    return Stability(
-        sigmas.tolist(), lipschitz, moved, mismatch, kappa, (start - states[-1]).norm().item(),
-        way_back(after, states, start, sigmas),
-    )  # fmt: skip
+    measured = way_back(after, states, start, sigmas)
+    return Stability(sigmas.tolist(), lipschitz, moved, mismatch, kappa, measured[-1], measured)
 
 
-def at(noise: Noise, sigma: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the noise at a noise level as a function of the latent."""
-    return lambda x: noise(x, sigma)
+def noise_at(denoiser: Denoiser, sigma: Tensor) -> Map:
+    """Return the noise predicted at a noise level as a function of the variance-preserving latent."""
+    return lambda x: denoiser.eps(x / sigma_to_alpha_bar(sigma).sqrt(), sigma)
 
 
-def way_back(noise: Noise, states: Tensor, start: Tensor, sigmas: Tensor) -> list[float]:
+def way_back(denoiser: Denoiser, states: Tensor, start: Tensor, sigmas: Tensor) -> list[float]:
     """Return how far sampling from a state is from the inversion, at each of its noise levels."""
     x, apart = start, [(start - states[-1]).norm().item()]
     for i in range(len(sigmas) - 1, 0, -1):
-        eps = noise(x * sigma_to_alpha_bar(sigmas[i]).sqrt(), sigmas[i])
+        eps = noise_at(denoiser, sigmas[i])(x * sigma_to_alpha_bar(sigmas[i]).sqrt())
         x = ddim_step(x, eps, sigmas[i], sigmas[i - 1])
         apart.append((x - states[i - 1]).norm().item())
     return apart[::-1]

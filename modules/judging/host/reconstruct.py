@@ -7,18 +7,19 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from torch import Tensor
 
-from ...inversion.host.invert import INVERSION, InversionSettings, trajectory
+from ...inversion.host.invert import INVERSION, trajectory
+from ...inversion.inversion import Inversion
 from ...sampling.host import SampleSettings, sample_clip
 from ..reconstruction import Reconstruction, drift, psnr, remedies, ssim
 
 
-def decode(vae: VAE, latent: dict[str, Any]) -> Tensor:
+def decode(vae: VAE, samples: Tensor) -> Tensor:
     """Decode a clip to frames (f, 3, h, w), 0 ... 1."""
-    return vae.decode(latent["samples"]).movedim(-1, 1).cpu().clamp(0, 1)
+    return vae.decode(samples).movedim(-1, 1).cpu().clamp(0, 1)
 
 
 def reconstruct(
-    model: ModelPatcher, vae: VAE, positive: list, negative: list, inversion: dict[str, Any], cfg: float
+    model: ModelPatcher, vae: VAE, positive: list, negative: list, latent: dict[str, Any], cfg: float
 ) -> tuple[Tensor, Reconstruction, list[str]]:
     """Sample an inverted clip back and compare it with what the autoencoder alone makes of the clip.
 
@@ -27,7 +28,7 @@ def reconstruct(
         vae: autoencoder of the clip.
         positive: conditioning it was inverted with.
         negative: of the other side of the guidance, without effect at CFG 1.
-        inversion: LATENT from the inversion.
+        latent: LATENT from the inversion.
         cfg: classifier-free guidance.
 
     Returns:
@@ -38,12 +39,12 @@ def reconstruct(
     def keep(_step: int, x: Tensor) -> None:
         states.append(x.float().cpu())
 
-    latent, _ = sample_clip(model, positive, negative, inversion, SampleSettings(cfg), keep)
-    frames, alone = decode(vae, latent), decode(vae, {"samples": inversion[INVERSION]["source"]})
-    found = Reconstruction(
-        psnr(frames, alone), ssim(frames, alone), drift(torch.stack(states), trajectory(model, inversion)[1:])
-    )
-    made = InversionSettings(**inversion[INVERSION]["made"])
-    is_plain = not made.relates(len(frames))
-    advice = remedies(found, cfg, made.cfg, is_plain, made.refinements, made.steps)
+    sampled, _ = sample_clip(model, positive, negative, latent, SampleSettings(cfg), keep)
+    inversion: Inversion = latent[INVERSION]
+    frames, alone = (decode(vae, samples) for samples in (sampled["samples"], inversion.source))
+    drifted = drift(torch.stack(states), trajectory(model.model, inversion)[1:])
+    found = Reconstruction(psnr(frames, alone), ssim(frames, alone), drifted)
+    settings = inversion.settings
+    is_plain = not settings.relates(len(frames))
+    advice = remedies(found, cfg, settings.cfg, is_plain, settings.refinements, settings.steps)
     return frames.movedim(1, -1), found, advice

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...clip_model.host.bank import TemporalBank
 from ...clip_model.host.settings import ClipSettings, clip_settings, is_active
 from ...diffusion.host.latent import clip_latent, prediction_of, sigma_table
-from ...sampling.host import run_sampler
+from ...diffusion.host.run import run_sampler
 from ..covariate_shift import Shift, covariate_shift, position_norms
 
 

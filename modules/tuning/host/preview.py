@@ -11,7 +11,14 @@ from torch import Tensor
 
 from ...clip_model.host.bank import TemporalBank
 from ...demo_model.host import DemoLatents, load_demo_vae
-from ...diffusion.ddim import Prediction, latent_to_state, sample_ddim, sample_ddim_inversion, state_to_latent
+from ...diffusion.ddim import (
+    InversionOptions,
+    Prediction,
+    latent_to_state,
+    sample_ddim,
+    sample_ddim_inversion,
+    state_to_latent,
+)
 from ...diffusion.schedule import ddim_sigmas, matched_denoise
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -80,7 +87,8 @@ class Preview:
         try:
             flipped = self.sigmas.flip(0)
             clean = latent_to_state(self.x_0, flipped[0])
-            noise = sample_ddim_inversion(self.negative, clean, flipped, prediction=self.prediction)
+            options = InversionOptions(self.prediction)
+            noise = sample_ddim_inversion(self.negative, clean, flipped, options=options)
             edit = state_to_latent(sample_ddim(self.guided, noise, self.sigmas), self.sigmas[-1])
         finally:
             if self.bank is not None:

@@ -7,7 +7,7 @@ import torch
 from consistent_video.modules.attention_control.host.call import ControlSettings
 from consistent_video.modules.attention_control.host.control import attach_control
 from consistent_video.modules.attention_control.host.prompts import Prompts
-from consistent_video.modules.inversion.host.invert import InversionSettings
+from consistent_video.modules.inversion.inversion import InversionSettings
 from consistent_video.modules.sampling.host import SampleSettings, sample_clip
 
 from ..small import EDIT, EMPTY, SOURCE, TOKENS

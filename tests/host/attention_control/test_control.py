@@ -17,7 +17,8 @@ from consistent_video.modules.attention_control.host.prompts import read_prompts
 from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.methods import EI2, method
 from consistent_video.modules.demo_model.host import load_demo_model
-from consistent_video.modules.inversion.host.invert import InversionSettings, invert_clip
+from consistent_video.modules.inversion.host.invert import inversion_of, invert_clip
+from consistent_video.modules.inversion.inversion import InversionSettings
 from consistent_video.modules.sampling.host import InvertedClipSampler, SampleSettings, sample_clip
 from consistent_video.nodes.control import AttentionControl
 
@@ -62,7 +63,7 @@ def test_the_rows_are_the_edited_prompts_whatever_the_guider_calls_them(model, i
     guider = Guider_DualCFG(model)
     guider.set_conds(EDIT, EMPTY, EMPTY)
     guider.set_cfg(3.0, 1.0)
-    sampler = InvertedClipSampler(inversion, SampleSettings())
+    sampler = InvertedClipSampler(inversion_of(inversion), SampleSettings())
     (noise,) = DisableNoise.execute().result
     ours = SamplerCustomAdvanced.execute(noise, guider, sampler, sampler.sigmas, inversion).result[0]["samples"]
     torch.testing.assert_close(ours, sample(model, inversion), rtol=1e-3, atol=1e-3)

@@ -14,7 +14,8 @@ from consistent_video.modules.attention_control.host.prompts import Prompts
 from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.host.bank import transformer_blocks
 from consistent_video.modules.clip_model.methods import EI2, PER_FRAME, method
-from consistent_video.modules.inversion.host.invert import InversionSettings, invert_clip, trajectory
+from consistent_video.modules.inversion.host.invert import INVERSION, invert_clip, trajectory
+from consistent_video.modules.inversion.inversion import InversionSettings
 
 from ..small import EDIT, EMPTY, FRAMES, SOURCE, TOKENS
 from .controlled import ALIGNED, PLAIN, PROMPTS, SHARES, STEPS, WEIGHTED, controlled, sample
@@ -27,7 +28,10 @@ class SideBySide:
 
     def __init__(self, model, inversion, settings: ControlSettings, prompts: Prompts = PROMPTS):
         self.model, self.settings, self.prompts = model, settings, prompts
-        self.states, self.sigmas = trajectory(model, inversion), inversion["consistent_video_inversion"]["sigmas"]
+        self.states, self.sigmas = (
+            trajectory(model.model, inversion[INVERSION]),
+            inversion["consistent_video_inversion"].sigmas,
+        )
         self.start = 0.18215 * inversion["samples"]
         self.step = 0
 
@@ -150,7 +154,7 @@ def test_the_source_is_evaluated_once_in_each_controlled_step(model, inversion, 
 
     with mock.patch.object(control, "calc_cond_batch", counted):
         sample(controlled(model, inversion, settings), inversion)
-    states = trajectory(model, inversion)
+    states = trajectory(model.model, inversion[INVERSION])
     assert len(seen) == count
     assert all(torch.equal(x.cpu(), state) for x, state in zip(seen, states, strict=False))
 

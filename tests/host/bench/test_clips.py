@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from consistent_video.bench import clips
-from consistent_video.bench.clips import CAPTION, DEMO_MODEL, KINDS, VIDEO
+from consistent_video.bench.clip_case import CAPTION, DEMO_MODEL, KINDS, VIDEO
 from consistent_video.scripts.clips import read_clip
 from consistent_video.scripts.environment import ROOT
-from consistent_video.scripts.host import Host, HostError, Server
+from consistent_video.scripts.host import Host
+from consistent_video.scripts.server import HostError, Server
 
 ROW = {
     VIDEO: "red_circle",
@@ -33,7 +34,7 @@ def options(tmp_path: Path) -> argparse.Namespace:
         folder=tmp_path / "clips", checkpoint=Path(DEMO_MODEL), prompts=tmp_path / "prompts.json",
         methods=["FFAM", "EI² + INR"], frames=3, size=128, steps=2, learning_rate=1e-4, ddim_steps=2, clip_folder=None,
         flow="variational", lpips="", servers=[], ray=False, output=tmp_path / "videos", document=tmp_path / "clips.md",
-        json=tmp_path / "clips.json", state=tmp_path / "state",
+        state=tmp_path / "state",
     )  # fmt: skip
 
 
@@ -42,7 +43,8 @@ def test_clips_are_edited_judged_and_kept_and_a_failure_is_listed(
 ) -> None:
     options.servers = [f"http://{host.address}/"]
     assert clips.measure_clips(options) == 1
-    rows = json.loads(options.json.read_text())
+    done = options.state / "clips.jsonl"
+    rows = [json.loads(line) for line in done.read_text().splitlines()]
     assert sorted((row["video"], row["kind"], row["method"]) for row in rows) == [
         ("red_circle", kind, method) for kind in ("object", "style") for method in ("EI² + INR", "FFAM")
     ]
@@ -66,7 +68,7 @@ def test_clips_are_edited_judged_and_kept_and_a_failure_is_listed(
     monkeypatch.setattr(clips, "run_case", fail)
     assert clips.measure_clips(options) == 1
     assert tried == ["missing", "missing"], "what is done is not done again"
-    assert json.loads(options.json.read_text()) == rows
+    assert [json.loads(line) for line in done.read_text().splitlines()] == rows
 
 
 def test_loveus_own_table_gives_the_same_edits(options: argparse.Namespace, tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_loveus_own_table_gives_the_same_edits(options: argparse.Namespace, tmp_
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("[1]", "no list of objects"), ('[{"video": "x"}]', "has no column"), ("[]", VIDEO)]
+    ("text", "told"), [("[1]", "not a list of objects"), ('[{"video": "x"}]', "has no column"), ("[]", VIDEO)]
 )
 def test_other_prompts_are_refused_in_words(options, tmp_path: Path, text: str, told: str) -> None:
     options.prompts.write_text(text)
@@ -133,11 +135,9 @@ def test_every_server_gets_work_and_none_two_at_once(options, monkeypatch) -> No
 
     monkeypatch.setattr(clips, "run_case", run_case)
     cases = list(clips.list_cases(options)) * 3
-    options.state.mkdir()
-    ledger = clips.Ledger(options.state / "clips.jsonl", len(cases), 0)
-    clips.run_on_servers([Server("a"), Server("b")], cases, options, ledger)
-    assert sum(used.values()) == len(cases) == len((options.state / "clips.jsonl").read_text().splitlines())
-    assert min(used.values()) >= 4 and not ledger.failures
+    done = list(clips.run_on_servers([Server("a"), Server("b")], cases, options))
+    assert sum(used.values()) == len(cases) == len(done)
+    assert min(used.values()) >= 4 and all(row for _, row, _ in done)
 
 
 def test_what_a_dead_server_had_goes_to_another(options, monkeypatch) -> None:
@@ -149,9 +149,7 @@ def test_what_a_dead_server_had_goes_to_another(options, monkeypatch) -> None:
     monkeypatch.setattr(clips, "run_case", run_case)
     monkeypatch.setattr(Server, "answers", lambda self: self.address != "dead")
     cases = list(clips.list_cases(options)) * 3
-    options.state.mkdir()
-    ledger = clips.Ledger(options.state / "clips.jsonl", len(cases), 0)
-    clips.run_on_servers([Server("dead"), Server("a")], cases, options, ledger)
-    assert len((options.state / "clips.jsonl").read_text().splitlines()) == len(cases) and not ledger.failures
-    clips.run_on_servers([Server("dead")], cases, options, ledger)
-    assert set(ledger.failures) == set(cases)
+    done = list(clips.run_on_servers([Server("dead"), Server("a")], cases, options))
+    assert len(done) == len(cases) and all(row for _, row, _ in done)
+    failed = list(clips.run_on_servers([Server("dead")], cases, options))
+    assert {case for case, *_ in failed} == set(cases) and not any(row for _, row, _ in failed)

@@ -13,7 +13,8 @@ from consistent_video.demo.reader import ShapeReader, find_object, read_colour
 from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.methods import EI2, method
 from consistent_video.modules.demo_model.host import WEIGHTS, load_demo_controlnet, load_demo_model
-from consistent_video.modules.inversion.host.invert import InversionSettings, invert_clip
+from consistent_video.modules.inversion.host.invert import invert_clip
+from consistent_video.modules.inversion.inversion import InversionSettings
 from consistent_video.modules.sampling.host import SampleSettings, sample_clip
 from consistent_video.modules.tuning.host.apply import apply_tune
 from consistent_video.modules.tuning.host.preview import find_previewer
@@ -109,11 +110,11 @@ def test_the_whole_edit_leaves_the_model_bit_for_bit(demo) -> None:
     source, empty = encode(clip, "a red circle on a white background"), encode(clip, "")
     clip_model = attach(inflate(model), *method(EI2, 4, "area"))
     tuned = apply_tune(
-        clip_model, tune_model(clip_model, TuneInputs(source, latent), TuneSettings(10, 1e-4), TuningProgress("1"))
+        clip_model, tune_model(clip_model, TuneInputs(source, latent), TuneSettings(4, 1e-4), TuningProgress("1"))
     )
-    smoothed = invert_clip(tuned, empty, empty, latent, InversionSettings(10))
+    smoothed = invert_clip(tuned, empty, empty, latent, InversionSettings(4))
     sample_clip(tuned, encode(clip, "a blue square on a white background"), empty, smoothed, SampleSettings())
-    inversion = invert_clip(tuned, source, source, latent, InversionSettings(20, 0.0, "none"))
+    inversion = invert_clip(tuned, source, source, latent, InversionSettings(12, 0.0, "none"))
     back = vae.decode(sample_clip(tuned, source, empty, inversion, SampleSettings(1.0))[0]["samples"]).movedim(-1, 1)
     round_trip = vae.decode(latent["samples"]).movedim(-1, 1)
     assert get_psnr(back.clamp(0, 1), frames) > get_psnr(round_trip.clamp(0, 1), frames) - 2

@@ -13,17 +13,8 @@ from torch import Tensor
 from consistent_video.modules.clip_model.methods import PER_FRAME
 from consistent_video.modules.diffusion.ddim import latent_to_state
 from consistent_video.modules.diffusion.host import run
-from consistent_video.modules.inversion.host.invert import (
-    INVERSION,
-    InversionSettings,
-    Noise,
-    Start,
-    describe,
-    inversion_of,
-    invert_clip,
-    start_at,
-    trajectory,
-)
+from consistent_video.modules.inversion.host.invert import INVERSION, inversion_of, invert_clip, trajectory
+from consistent_video.modules.inversion.inversion import InversionSettings, Noise, Start
 from consistent_video.modules.inversion.noise_relation import Reading
 from consistent_video.modules.tuning.host.apply import apply_tune
 from consistent_video.nodes.inversion import INRBidirectionalDDIMInversion
@@ -51,15 +42,18 @@ def test_without_relation_inversion_is_plain_bit_for_bit(
 ) -> None:
     found = invert(model, latent, gamma, direction, start=start, noise=noise, reading=reading)
     assert torch.equal(found["samples"], plain["samples"])
-    assert torch.equal(found[INVERSION]["noises"], plain[INVERSION]["noises"])
-    assert not InversionSettings(**found[INVERSION]["made"]).relates(FRAMES)
+    assert torch.equal(found[INVERSION].noises, plain[INVERSION].noises)
+    assert not found[INVERSION].settings.relates(FRAMES)
 
 
 def test_a_clip_of_one_frame_has_no_neighbours(latent) -> None:
     model, one = patched(preset=PER_FRAME), {"samples": latent["samples"][:1]}
     related, alone = (invert(model, one, gamma, "both") for gamma in (0.5, 0.0))
     assert torch.equal(related["samples"], alone["samples"])
-    assert torch.equal(start_at(related[INVERSION], trajectory(model, related), 2), trajectory(model, alone)[2])
+    assert torch.equal(
+        related[INVERSION].start_at(trajectory(model.model, related[INVERSION]), 2),
+        trajectory(model.model, alone[INVERSION])[2],
+    )
 
 
 def test_every_start_noise_and_reading_is_another_inversion(model, latent, plain) -> None:
@@ -93,19 +87,19 @@ def test_the_default_part_of_the_noise_levels_matches_the_size_and_the_report_sa
     for steps, near in ((STEPS, 0.4), (99, 0.02)):
         settings = InversionSettings(steps, 0.0)
         inversion = invert_clip(model, SOURCE, EMPTY, latent, settings)
-        sigma, told = inversion[INVERSION]["sigmas"][0].item(), describe(settings, inversion)
+        sigma, told = inversion[INVERSION].sigmas[0].item(), inversion[INVERSION].report(settings)
         assert sigma == table[(steps - 1) * span // steps + 1] and (1 - near) * wanted < sigma <= wanted
-        assert inversion[INVERSION]["made"]["denoise"] == told["denoise"] == pytest.approx(span / len(table))
+        assert inversion[INVERSION].settings.denoise == told["denoise"] == pytest.approx(span / len(table))
         assert told["sigma_start"] == pytest.approx(sigma, abs=1e-4)
         assert f"denoise auto is {span / len(table):g} at 6 x 8 latent positions" in told["starts_there_because"]
 
 
 def test_the_report_tells_a_denoise_that_was_set_from_one_of_a_large_latent(model, latent) -> None:
     chosen = InversionSettings(2, 0.0, denoise=0.3)
-    told = describe(chosen, invert_clip(model, SOURCE, EMPTY, latent, chosen))
+    told = invert_clip(model, SOURCE, EMPTY, latent, chosen)[INVERSION].report(chosen)
     assert (told["denoise"], told["starts_there_because"]) == (0.3, "denoise is 0.3")
     auto, large = InversionSettings(1, 0.0), {"samples": clip_latent(2)["samples"].repeat(1, 1, 6, 8)[..., :72, :64]}
-    told = describe(auto, invert_clip(model, SOURCE, EMPTY, large, auto))
+    told = invert_clip(model, SOURCE, EMPTY, large, auto)[INVERSION].report(auto)
     assert told["denoise"] == 1 and "is 1 at 64 x 72 latent positions" in told["starts_there_because"]
 
 
@@ -113,8 +107,8 @@ def test_a_smaller_denoise_starts_lower_and_reconstructs_in_as_many_steps(any_mo
     levels = []
     for denoise in (1.0, 0.6, 0.3):
         inversion = invert(any_model, latent, denoise=denoise, refinements=4)
-        levels.append(inversion[INVERSION]["sigmas"])
-        assert len(inversion[INVERSION]["noises"]) == STEPS
+        levels.append(inversion[INVERSION].sigmas)
+        assert len(inversion[INVERSION].noises) == STEPS
         assert away(inversion["samples"], latent["samples"]) > 0.05
         assert away(edit(any_model, inversion, 1.0, SOURCE), latent["samples"]) < 2e-3
     assert [len(sigmas) for sigmas in levels] == [STEPS + 1] * 3
@@ -150,10 +144,10 @@ def test_at_every_step_the_relation_is_that_of_the_noise_implied_there(
         return x
 
     found = invert(model, latent, 0.4, direction, start="every step")
-    sampler, sigmas = comfy.samplers.KSAMPLER(walk), found[INVERSION]["sigmas"].flip(0)
+    sampler, sigmas = comfy.samplers.KSAMPLER(walk), found[INVERSION].sigmas.flip(0)
     expected = run.run_sampler(model, latent["samples"], sampler, sigmas, 1.0, SOURCE, EMPTY)
     assert away(found["samples"], expected) < 1e-4
-    assert away(found[INVERSION]["noises"].float(), torch.stack(noises[::-1])) < 1e-3
+    assert away(found[INVERSION].noises.float(), torch.stack(noises[::-1])) < 1e-3
 
 
 @pytest.mark.parametrize("start", STARTS)
@@ -173,7 +167,7 @@ def test_with_fresh_noise_each_frame_keeps_its_standard_deviation(
     model, latent, plain, start: Start, reading: Reading
 ) -> None:
     started = invert(model, latent, 0.8, noise="Gaussian", start=start, reading=reading)["samples"]
-    sigma, predicted = plain[INVERSION]["sigmas"][0], plain[INVERSION]["noises"][0].float()
+    sigma, predicted = plain[INVERSION].sigmas[0], plain[INVERSION].noises[0].float()
     if start == "clean latent":
         noise = FACTOR * (started - latent["samples"]) / sigma
     else:
@@ -200,7 +194,7 @@ def test_guidance_of_the_inversion_needs_a_negative_and_counts(model, latent, pl
     with pytest.raises(ValueError, match=r"cfg 3 of the inversion needs a negative\. Connect one, or set cfg to 1"):
         INRBidirectionalDDIMInversion.execute(model, SOURCE, latent, **widgets)
     inversion, sigmas, report = INRBidirectionalDDIMInversion.execute(model, SOURCE, latent, EMPTY, **widgets).args
-    assert torch.equal(inversion["samples"], guided["samples"]) and torch.equal(sigmas, inversion_of(guided))
+    assert torch.equal(inversion["samples"], guided["samples"]) and torch.equal(sigmas, inversion_of(guided).sigmas)
     assert json.loads(report).items() >= {"cfg": 3.0, "steps": STEPS, "frames": FRAMES}.items()
 
 
@@ -210,11 +204,11 @@ def test_guidance_of_the_inversion_needs_a_negative_and_counts(model, latent, pl
 )
 def test_the_noises_kept_lead_from_the_clip_to_the_inverted_one(any_model, latent, how: dict) -> None:
     inversion = invert(any_model, latent, **how)
-    states = trajectory(any_model, inversion)
+    states = trajectory(any_model.model, inversion[INVERSION])
     assert states.shape == (STEPS + 1, FRAMES, 4, HEIGHT, WIDTH)
-    assert inversion[INVERSION]["noises"].shape == states[1:].shape
-    assert inversion[INVERSION]["noises"].dtype == torch.float16
+    assert inversion[INVERSION].noises.shape == states[1:].shape
+    assert inversion[INVERSION].noises.dtype == torch.float16
     clean = FACTOR * latent["samples"]
-    assert torch.equal(states[-1], latent_to_state(clean, inversion[INVERSION]["sigmas"][-1]))
+    assert torch.equal(states[-1], latent_to_state(clean, inversion[INVERSION].sigmas[-1]))
     assert torch.equal(states[-1], clean) == ("set_alpha_to_one" in how)
     assert away(states[0], FACTOR * inversion["samples"]) < 1e-3

@@ -11,8 +11,9 @@ from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.methods import EI2, method
 from consistent_video.modules.demo_model.host import load_demo_model
 from consistent_video.modules.inversion.host import stability
-from consistent_video.modules.inversion.host.invert import INVERSION, InversionSettings, invert_clip, trajectory
+from consistent_video.modules.inversion.host.invert import INVERSION, invert_clip, trajectory
 from consistent_video.modules.inversion.host.stability import measure_stability
+from consistent_video.modules.inversion.inversion import InversionSettings
 from consistent_video.modules.inversion.stability import Stability
 from consistent_video.modules.prompt_tokens.adapter import PromptAdapter
 from consistent_video.modules.prompt_tokens.host.tokens import apply_prompt_tokens
@@ -21,7 +22,7 @@ from consistent_video.nodes.report import InversionStability
 
 from ..small import EDIT, EMPTY, FRAMES, SOURCE, UNET, SmallV, clip_latent, family_model, random_model, sample
 
-PLAIN = InversionSettings(4, 0.0, "none", denoise=1.0)
+PLAIN = InversionSettings(3, 0.0, "none", denoise=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def inversion(model):
         return invert_clip(model, SOURCE, SOURCE, clip_latent(), PLAIN)
 
 
-def measure(model, inversion, sampled=None, iterations: int = 4) -> Stability:
+def measure(model, inversion, sampled=None, iterations: int = 3) -> Stability:
     with torch.inference_mode():
         return measure_stability(model, SOURCE, inversion, sampled, iterations)
 
@@ -47,7 +48,7 @@ def found(model, inversion) -> Stability:
 
 def way_back(model, inversion, prompt) -> list[float]:
     """How far the host's own sampling is from the inversion at each noise level, model latent, ascending."""
-    states, clean_first = trajectory(model, inversion), []
+    states, clean_first = trajectory(model.model, inversion[INVERSION]), []
     with torch.inference_mode():
         sample_clip(
             model,
@@ -71,7 +72,7 @@ def test_the_bound_holds_and_the_mismatch_is_below_its_part(found) -> None:
     assert all(m <= b for m, b in zip(found.measured, found.bound, strict=True)) and found.measured[0] > 0
     for apart, lipschitz, moved in zip(found.mismatch, found.lipschitz, found.moved, strict=True):
         assert 0 < apart <= lipschitz * moved * (1 + 1e-6)
-    assert found.kappa == [0.0] * 4 and found.bound == found.bound_without and found.start < 1
+    assert found.kappa == [0.0] * PLAIN.steps and found.bound == found.bound_without and found.start < 1
 
 
 def test_kappa_is_what_the_adapter_changes(model, inversion, found) -> None:
@@ -81,12 +82,12 @@ def test_kappa_is_what_the_adapter_changes(model, inversion, found) -> None:
     other = measure(model, inversion, apply_prompt_tokens(SOURCE, tokens, FRAMES))
     assert min(other.kappa) > 0 and other.bound[0] > other.bound_without[0] and other.measured[0] > found.measured[0]
     assert all(m <= b for m, b in zip(other.measured, other.bound, strict=True))
-    same = measure(model, inversion, SOURCE)
+    same = measure(model, inversion, SOURCE, 1)
     assert max(same.kappa) < 1e-4 * max(other.kappa)
 
 
 def test_more_iterations_find_no_less(model, inversion, found) -> None:
-    more = measure(model, inversion, iterations=12)
+    more = measure(model, inversion, iterations=9)
     assert all(few <= many * 1.02 for few, many in zip(found.lipschitz, more.lipschitz, strict=True))
 
 
@@ -148,9 +149,9 @@ def test_an_interrupt_leaves_the_host_as_it_was(model, inversion, monkeypatch) -
 def test_the_node_reports_it(model, inversion, found, monkeypatch) -> None:
     monkeypatch.setattr(InversionStability, "hidden", SimpleNamespace(unique_id="1"))
     with torch.inference_mode():
-        report, plot, data = InversionStability.execute(model, SOURCE, inversion, 4).args
+        report, plot, data = InversionStability.execute(model, SOURCE, inversion, 3).args
     assert "The bound holds at every step" in report and report.count("\n|") == 2 + PLAIN.steps
     assert plot.shape == (1, 480, 800, 3)
     data = json.loads(data)
     assert data["bound"] == pytest.approx(found.bound) and data["lipschitz"] == pytest.approx(found.lipschitz)
-    assert data["sigmas"] == pytest.approx(inversion[INVERSION]["sigmas"].flip(0).tolist())
+    assert data["sigmas"] == pytest.approx(inversion[INVERSION].sigmas.flip(0).tolist())

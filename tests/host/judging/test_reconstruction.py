@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from consistent_video.modules.demo_model.host import WEIGHTS
-from consistent_video.modules.inversion.host.invert import trajectory
+from consistent_video.modules.inversion.host.invert import INVERSION, trajectory
 from consistent_video.modules.judging.host.reconstruct import decode, reconstruct
 from consistent_video.nodes.report import ReconstructionReport
 
@@ -69,7 +69,7 @@ def test_the_drift_is_seen_at_each_step(model, plain, vae) -> None:
     states: list[Tensor] = []
     edit(model, plain, 1.0, SOURCE, watch=lambda _, x: states.append(x.cpu()))
     _, found, _ = reconstruct(model, vae, SOURCE, EMPTY, plain, 1.0)
-    expected = trajectory(model, plain)[1:]
+    expected = trajectory(model.model, plain[INVERSION])[1:]
     assert found.drift == pytest.approx([away(*pair) for pair in zip(states, expected, strict=True)], rel=1e-4)
     assert found.drift[-1] == pytest.approx(away(states[-1], expected[-1])) and found.drift[-1] > 0.01
 

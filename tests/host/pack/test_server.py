@@ -5,7 +5,8 @@ import json
 import pytest
 
 from consistent_video.scripts.environment import ROOT
-from consistent_video.scripts.host import PACK, Host, HostError
+from consistent_video.scripts.host import PACK, Host
+from consistent_video.scripts.server import HostError
 
 PREFIX = "ConsistentVideo_"
 NODES = (

@@ -17,7 +17,7 @@ from ..small import EDIT, EMPTY, TOKENS, UNET, control_net, random_model
 def test_the_contrast_of_guidance_is_taken_back_as_the_host_does(model, plain, edited) -> None:
     rescaled = edit(model, plain, cfg_rescale=0.7)
     (by_hand,) = RescaleCFG().patch(model, 0.7)
-    assert torch.equal(rescaled, edit(by_hand, plain))
+    assert away(rescaled, edit(by_hand, plain)) < 1e-5
     assert away(rescaled, edited) > 0.01 and torch.equal(edit(model, plain), edited)
 
 
@@ -25,7 +25,7 @@ def test_guidance_ends_where_it_is_told_to(model, plain) -> None:
     guided, ended = walk(model, plain), walk(model, plain, cfg_end=0.4)
     assert [torch.equal(one, other) for one, other in zip(guided, ended, strict=True)] == [True, True, *[False] * 3]
     x, euler = model.model.process_latent_out(guided[1]), comfy.samplers.sampler_object("euler")
-    left = plain[INVERSION]["sigmas"][2:]
+    left = plain[INVERSION].sigmas[2:]
     given = torch.zeros_like(x), 1.0, euler, left, EDIT, EMPTY, x
     rest = comfy.sample.sample_custom(model, *given, disable_pbar=True)
     assert away(ended[-1], model.model.process_latent_in(rest)) < 1e-5

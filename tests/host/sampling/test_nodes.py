@@ -7,7 +7,9 @@ import comfy.samplers
 import latent_preview
 import pytest
 import torch
-from comfy_extras.nodes_custom_sampler import DisableNoise, SamplerCustomAdvanced
+from comfy.model_management import InterruptProcessingException
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_custom_sampler import DisableNoise, Guider_DualCFG, SamplerCustomAdvanced
 from torch import Tensor
 
 from consistent_video.modules.diffusion.host import run
@@ -30,7 +32,7 @@ def test_the_preview_plays_the_clip(model, latent, monkeypatch, to_one: bool) ->
     edit(model, inversion, watch=states.__setitem__)
     assert [(step, total) for step, _, total in seen] == [(step, STEPS) for step in range(STEPS)]
     last = seen[-1][1].cpu()  # the last step predicts the clip without noise; the host keeps it
-    sigma, sigma_end = inversion[INVERSION]["sigmas"][-2:]
+    sigma, sigma_end = inversion[INVERSION].sigmas[-2:]
     assert away(last + sigma_end * (states[STEPS - 1].cpu() - last) / sigma, states[STEPS]) < 1e-5
     assert (away(last, states[STEPS]) < 1e-5) == to_one
     ended = states[STEPS]
@@ -73,8 +75,10 @@ class Watcher:
         {"relation": relation(motion=still())},
         {"mask": left_half(), "eta": 0.4, "seed": 9},
         {"start_step": 1, "end_step": 4, "relation": relation(0.3)},
+        {"cfg_end": 0.4},
+        {"cfg_end": 0.0},
     ],
-    ids=["relation", "mask and eta", "part"],
+    ids=["relation", "mask and eta", "part", "guided at first", "not guided"],
 )
 def test_the_hosts_sampler_node_samples_the_same(model, plain, settings: dict) -> None:
     guider = comfy.samplers.CFGGuider(model)
@@ -83,9 +87,41 @@ def test_the_hosts_sampler_node_samples_the_same(model, plain, settings: dict) -
     sampler, sigmas = SmoothSampler.execute(plain, **settings).args
     assert isinstance(sampler, InvertedClipSampler)
     (noise,) = DisableNoise.execute().args
-    for _ in range(2):
+    for _ in range(2):  # ComfyUI keeps the guider
         out = SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, plain).args[0]["samples"]
         assert torch.equal(out.cpu(), edit(model, plain, **settings))
+        assert guider.cfg == 4.0
+
+
+def test_an_interrupt_leaves_the_guider_its_guidance(model, plain) -> None:
+    guider, seen = comfy.samplers.CFGGuider(model.clone()), list[float]()
+    guider.set_conds(EDIT, EMPTY)
+    guider.set_cfg(4.0)
+    sampler, sigmas = SmoothSampler.execute(plain, cfg_end=0.4).args
+
+    def interrupt(call, *given):
+        seen.append(guider.cfg)
+        if len(seen) == 4:
+            raise InterruptProcessingException
+        return call(*given)
+
+    guider.model_patcher.add_wrapper(WrappersMP.PREDICT_NOISE, interrupt)
+    (noise,) = DisableNoise.execute().args
+    with pytest.raises(InterruptProcessingException):
+        SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, plain)
+    assert seen == [4.0, 4.0, 1.0, 1.0] and guider.cfg == 4.0
+
+
+def test_the_end_of_guidance_of_another_kind_is_refused(model, plain) -> None:
+    guider = Guider_DualCFG(model)
+    guider.set_conds(EDIT, EMPTY, EMPTY)
+    guider.set_cfg(3.0, 1.5)
+    (noise,) = DisableNoise.execute().args
+    sampler, sigmas = SmoothSampler.execute(plain, cfg_end=0.4).args
+    with pytest.raises(ValueError, match=r"cfg_end 0\.4 ends the guidance of CFGGuider, and Guider_DualCFG"):
+        SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, plain)
+    sampler, sigmas = SmoothSampler.execute(plain, cfg_end=1.0).args
+    assert SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, plain).args[0]["samples"].isfinite().all()
 
 
 def test_the_nodes_give_what_they_are_told_to(model, plain) -> None:

@@ -7,15 +7,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from consistent_video.modules.inversion.host.invert import (
-    INVERSION,
-    InversionSettings,
-    Noise,
-    Start,
-    invert_clip,
-    start_at,
-    trajectory,
-)
+from consistent_video.modules.inversion.host.invert import INVERSION, invert_clip, trajectory
+from consistent_video.modules.inversion.inversion import InversionSettings, Noise, Start
 
 from ..edits import FACTOR, FRAMES, NOISES, STEPS, WIDTH, away, edit, invert, left_half, relation
 from ..small import EMPTY, SOURCE
@@ -52,8 +45,8 @@ def test_a_later_start_keeps_more_of_the_clip(model, latent, plain, edited) -> N
 @pytest.mark.parametrize("start", ["inverted latent", "clean latent"])
 def test_a_later_start_has_the_noise_relation_too(model, latent, start: Start, noise: Noise, step: int) -> None:
     inversion = invert(model, latent, 0.8, "backward", start=start, noise=noise, seed=5)
-    made, states = inversion[INVERSION], trajectory(model, inversion)
-    sigma, clean, eps = made["sigmas"][step], FACTOR * latent["samples"], made["noises"][step].float()
+    made, states = inversion[INVERSION], trajectory(model.model, inversion[INVERSION])
+    sigma, clean, eps = made.sigmas[step], FACTOR * latent["samples"], made.noises[step].float()
     fresh = torch.randn(clean.shape, generator=torch.Generator().manual_seed(5))
     added = fresh if noise == "Gaussian" else (states[step] - clean) / sigma
     blended = eps.clone()
@@ -62,13 +55,13 @@ def test_a_later_start_has_the_noise_relation_too(model, latent, start: Start, n
     if noise == "Gaussian":
         blended = torch.stack([mine * its.std() / mine.std() for mine, its in zip(blended, eps, strict=True)])
     expected = clean + sigma * blended if start == "clean latent" else states[step] + sigma * (blended - eps)
-    assert away(start_at(made, states, step), expected) < 1e-4
-    assert away(start_at(made, states, step), states[step]) > 5e-3
+    assert away(made.start_at(states, step), expected) < 1e-4
+    assert away(made.start_at(states, step), states[step]) > 5e-3
 
 
 def test_sampling_begins_there(model, latent, plain) -> None:
     related = invert_clip(model, SOURCE, EMPTY, latent, InversionSettings(STEPS, gamma=0.7))
-    start = start_at(related[INVERSION], trajectory(model, related), 2)
+    start = related[INVERSION].start_at(trajectory(model.model, related[INVERSION]), 2)
     seen: list[Tensor] = []
     watched = model.clone()
     watched.add_wrapper(WrappersMP.PREDICT_NOISE, lambda do, x, *rest: seen.append(x.cpu()) or do(x, *rest))

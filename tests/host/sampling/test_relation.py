@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from consistent_video.modules.inversion.host.invert import INVERSION, trajectory
+from consistent_video.modules.inversion.inversion import Inversion, InversionSettings
 from consistent_video.modules.sampling.host import Relating, RelationSettings, SampleSettings, sample_clip
 from consistent_video.modules.sampling.texture import texture_energy
 
@@ -37,10 +38,10 @@ def test_an_unchanged_prompt_is_related_to_next_to_nothing(model, latent, refine
 
 def directions(model, inversion, start_step: int = 0, **settings) -> Tensor:
     """Return the edit direction of each step, from the states that sampling went through."""
-    made, states = inversion[INVERSION], [trajectory(model, inversion)[start_step]]
+    made, states = inversion[INVERSION], [trajectory(model.model, inversion[INVERSION])[start_step]]
     edit(model, inversion, start_step=start_step, watch=lambda _, x: states.append(x.cpu()), **settings)
-    steps = made["sigmas"][start_step:].diff().view(-1, 1, 1, 1, 1)
-    return torch.stack(states).diff(dim=0) / steps - made["noises"][start_step:].float()
+    steps = made.sigmas[start_step:].diff().view(-1, 1, 1, 1, 1)
+    return torch.stack(states).diff(dim=0) / steps - made.noises[start_step:].float()
 
 
 def roughness(delta: Tensor) -> float:
@@ -114,7 +115,8 @@ def test_the_relation_backs_off_where_texture_would_go(keep: float, contrast: fl
         return (texture_energy(blended).mean() / energy).item()
 
     levels = torch.tensor([sigma, 0.0])
-    relating = Relating(relation(0.4, keep_texture=keep), noise[None], x[None], levels)
+    inversion = Inversion(levels, noise[None], scene, x, InversionSettings(), "")
+    relating = Relating(relation(0.4, keep_texture=keep), inversion, x[None])
     related = relating(0, x, eps)
     floor = keep * min(1.0, textured(0.0))
     used = next(strength for strength in (0.4, 0.2, 0.1, 0.0) if textured(strength) >= floor * (1 - 1e-6))
@@ -125,11 +127,11 @@ def test_the_relation_backs_off_where_texture_would_go(keep: float, contrast: fl
 def test_the_texture_told_is_that_of_what_each_step_predicts_against_the_sources(model, plain) -> None:
     made, states = plain[INVERSION], [FACTOR * plain["samples"]]
     _, told = sample_clip(model, EDIT, EMPTY, plain, SampleSettings(4.0), lambda _, x: states.append(x.cpu()))
-    levels, sources = made["sigmas"], trajectory(model, plain)
+    levels, sources = made.sigmas, trajectory(model.model, plain[INVERSION])
     expected = []
     for i in range(STEPS):
         eps = (states[i + 1] - states[i]) / (levels[i + 1] - levels[i])
-        predicted = states[i] - levels[i] * eps, sources[i] - levels[i] * made["noises"][i].float()
+        predicted = states[i] - levels[i] * eps, sources[i] - levels[i] * made.noises[i].float()
         energy, of_source = (texture_energy(clip).mean().item() for clip in predicted)
         expected.append(energy / of_source)
     assert told["texture"] == pytest.approx(expected, rel=1e-3)

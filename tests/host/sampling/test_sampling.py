@@ -1,5 +1,7 @@
 """Inversion and sampling in the host, against diffusers on the same UNet."""
 
+from dataclasses import replace
+
 import comfy.model_sampling
 import comfy.samplers
 import pytest
@@ -13,7 +15,8 @@ from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.methods import EI2, method
 from consistent_video.modules.diffusion.host.run import run_sampler
 from consistent_video.modules.inversion.host.identity import model_digest
-from consistent_video.modules.inversion.host.invert import INVERSION, InversionSettings, inversion_of, invert_clip
+from consistent_video.modules.inversion.host.invert import INVERSION, inversion_of, invert_clip
+from consistent_video.modules.inversion.inversion import InversionSettings
 from consistent_video.modules.sampling.host import InvertedClipSampler, SampleSettings, sample_clip
 
 from ..small import (
@@ -110,7 +113,7 @@ def diffusers_walk(
 def test_inversion_and_sampling_agree_with_diffusers(latent, kind, prediction, to_one) -> None:
     model = clip_model(kind)
     inversion = plain(model, latent, **({"set_alpha_to_one": True} if to_one else {}))
-    sigma = inversion[INVERSION]["sigmas"][0]
+    sigma = inversion[INVERSION].sigmas[0]
     x = (0.18215 * latent["samples"]).to(model.load_device)
     noisy = diffusers_walk(model, DDIMInverseScheduler, prediction, x, SOURCE, to_one=to_one)
     ours = (0.18215 * inversion["samples"] / (1 + sigma**2).sqrt()).to(noisy)
@@ -137,7 +140,7 @@ def test_in_context_windows_what_overlaps_is_blended(model, latent) -> None:
     windows = {(0, 1, 2): (1.0, 2.0, 1.0), (2, 3, 4): (1.0, 2.0, 1.0)}
     x = (0.18215 * latent["samples"]).to(model.load_device)
     expected = diffusers_walk(model, DDIMInverseScheduler, "epsilon", x, SOURCE, windows=windows)
-    sigma = inversion[INVERSION]["sigmas"][0]
+    sigma = inversion[INVERSION].sigmas[0]
     ours = (0.18215 * inversion["samples"] / (1 + sigma**2).sqrt()).to(expected)
     assert (ours - expected).norm() / expected.norm() < 1e-4
     sampled = sample(windowed, EDIT, EMPTY, inversion, 4.0)["samples"]
@@ -186,7 +189,7 @@ def inverted(model, latent):
 @pytest.fixture(scope="module")
 def last_prediction(model, latent, inverted) -> torch.Tensor:
     """The noise that the UNet predicts at the last inversion step, found from a walk of the papers' form."""
-    sigmas = inverted[INVERSION]["sigmas"]
+    sigmas = inverted[INVERSION].sigmas
     walk: list[torch.Tensor] = []
     sampler = comfy.samplers.KSAMPLER(lambda m, x, s, extra_args=None, **_: walk_inversion(m, x, s, extra_args, walk))
     run_sampler(model, latent["samples"], sampler, sigmas.flip(0), 1.0, SOURCE, SOURCE)
@@ -218,7 +221,7 @@ def test_the_start_is_that_of_equations_24_to_26(
     model, latent, inverted, last_prediction, start, direction, gamma
 ) -> None:
     """Their smoothed noise either takes the place of the predicted one or is added to the clean latent."""
-    sigma = inverted[INVERSION]["sigmas"][0]
+    sigma = inverted[INVERSION].sigmas[0]
     x_0, eps_inv = x_0_model(latent), last_prediction
     eps = (0.18215 * inverted["samples"].cpu() - x_0) / sigma
     expected = []
@@ -256,28 +259,30 @@ def test_the_hosts_sampler_node_gives_the_same_clip(model, latent) -> None:
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(EDIT, EMPTY)
     guider.set_cfg(4.0)
-    sigmas = inversion_of(inversion)
+    sigmas = inversion_of(inversion).sigmas
     (noise,) = DisableNoise.execute().args
-    out = SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(inversion), sigmas, inversion)
+    out = SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(inversion_of(inversion)), sigmas, inversion)
     assert torch.equal(out.args[0]["samples"], sample(model, EDIT, EMPTY, inversion, 4.0)["samples"])
 
 
 def test_noise_on_top_of_an_inversion_is_refused(model, latent) -> None:
     inversion = plain(model, latent)
-    sigmas = inversion_of(inversion)
+    sigmas = inversion_of(inversion).sigmas
     guider = Guider_Basic(model)
     guider.set_conds(EDIT)
     (noise,) = RandomNoise.execute(1).args
     with pytest.raises(ValueError, match="DisableNoise"):
-        SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(inversion), sigmas, inversion)
+        SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(inversion_of(inversion)), sigmas, inversion)
     (noise,) = DisableNoise.execute().args
     with pytest.raises(ValueError, match="19 steps"):
-        SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(inversion), sigmas[1:], inversion)
+        SamplerCustomAdvanced.execute(
+            noise, guider, InvertedClipSampler(inversion_of(inversion)), sigmas[1:], inversion
+        )
     with pytest.raises(ValueError, match="changed after it was made"):
-        SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(inversion), sigmas, latent)
+        SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(inversion_of(inversion)), sigmas, latent)
     masked = {**inversion, "noise_mask": torch.ones(1, 8 * HEIGHT, 8 * WIDTH)}
     with pytest.raises(ValueError, match="noise mask"):
-        SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(inversion), sigmas, masked)
+        SamplerCustomAdvanced.execute(noise, guider, InvertedClipSampler(inversion_of(inversion)), sigmas, masked)
 
 
 def test_what_does_not_match_the_inversion_is_refused(model, latent) -> None:
@@ -292,7 +297,7 @@ def test_what_does_not_match_the_inversion_is_refused(model, latent) -> None:
         sample(model, EDIT, EMPTY, {**inversion, "samples": inversion["samples"][:3]}, 4.0)
     with pytest.raises(ValueError, match="num_frames = 2"):
         sample(inflate(model, 2), EDIT, EMPTY, inversion, 4.0)
-    other = {**inversion[INVERSION], "sigmas": inversion[INVERSION]["sigmas"] * 1.5}
+    other = replace(inversion[INVERSION], sigmas=inversion[INVERSION].sigmas * 1.5)
     with pytest.raises(ValueError, match="noise schedule"):
         sample(model, EDIT, EMPTY, {**inversion, INVERSION: other}, 4.0)
     with pytest.raises(ValueError, match="Inflate UNet"):

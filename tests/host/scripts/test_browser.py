@@ -85,7 +85,7 @@ def test_a_workflow_that_tunes_is_queued_by_a_click(editor: Editor) -> None:
     editor.open_template(PACK, "demo_ei2")
     editor.complaints.clear()
     page = editor.page
-    few = {"Tune": {"steps": 6}, "Preview": {"every": 2, "preview_steps": 2}}
+    few = {"Tune": {"steps": 4}, "Preview": {"every": 2, "preview_steps": 2}}
     few |= {name: {"steps": 3} for name in ("Invert", "Invert to reconstruct")}
     page.evaluate(
         "few => Object.entries(few).forEach(([title, values]) => Object.entries(values).forEach(([name, value]) => "

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from consistent_video.scripts.clips import read_clip
-from consistent_video.scripts.host import GraphError, Host, HostError, Progress
+from consistent_video.scripts.host import Host
+from consistent_video.scripts.server import GraphError, HostError, Progress
 from consistent_video.scripts.workflow import set_values, to_prompt
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -185,9 +186,9 @@ def test_an_inversion_is_no_clip(node: str, change: Callable[[Tensor], Tensor], 
 
 @pytest.mark.parametrize("change", [lambda x: x.flip(-1), lambda x: x[..., 1:], lambda x: 0.9 * x, lambda x: x + 1])
 def test_noise_that_was_made_of_an_inversion_is_no_clip(change: Callable[[Tensor], Tensor], model, inversion) -> None:
-    source = inversion[INVERSION]["source"]
+    source = inversion[INVERSION].source
     noise = source + 14.6 / FACTOR * torch.randn(source.shape, generator=torch.Generator().manual_seed(1))
-    changed = {"samples": change(noise), INVERSION: {**inversion[INVERSION], "start": noise}}
+    changed = {"samples": change(noise), INVERSION: replace(inversion[INVERSION], start=noise)}
     with pytest.raises(ValueError, match="^latent is an inversion"):
         invert(model, changed)
     invert(model, {**changed, "samples": 1.5 * source.flip(0)})
@@ -198,7 +199,7 @@ def test_an_edited_clip_that_carries_its_inversion_is_a_clip(denoise: float, mod
     inversion = invert(model, latent, denoise=denoise)
     edited = {**inversion, "samples": edit(model, inversion)}
     again = invert(model, edited, denoise=denoise)
-    assert torch.equal(again[INVERSION]["source"], edited["samples"])
+    assert torch.equal(again[INVERSION].source, edited["samples"])
 
 
 TAKES_INVERSIONS: dict[str, Callable[[Any, Latent], Any]] = {

@@ -22,15 +22,21 @@ from consistent_video.modules.tuning.host.tune_inputs import TuneInputs
 from consistent_video.modules.tuning.settings import TuneSettings
 from consistent_video.nodes.plan import FitPlanner
 
-from ..small import FRAMES, SOURCE, clip_latent, family_model, random_model, sample
+from ..small import FRAMES, SOURCE, UNET, Small, clip_latent, family_model, make_model, random_weights, sample
 
 SETTINGS = TuneSettings(steps=2, learning_rate=1e-3, precision="fp32")
 SHAPE = tuple(clip_latent()["samples"].shape)
+SHALLOW = {**UNET, "transformer_depth": [1, 0], "transformer_depth_output": [1, 1, 0, 0]}
+
+
+def clip_model(name: str = EI2, r: int = 2):
+    unet = make_model(Small, SHALLOW, partial(random_weights, std=0.1), torch.float32)
+    return attach(inflate(unet), *method(name, r))
 
 
 @pytest.fixture(scope="module")
 def model():
-    return attach(inflate(random_model()), *method(EI2, 2))
+    return clip_model()
 
 
 @pytest.fixture
@@ -56,7 +62,7 @@ def test_what_is_counted_is_what_a_step_holds(
     name: str, chunking: bool, checkpointing: bool, precision: str, exact, monkeypatch
 ) -> None:
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 2**18)
-    model = attach(inflate(random_model()), *method(name, 2))
+    model = clip_model(name)
     settings = replace(SETTINGS, chunking=chunking, gradient_checkpointing=checkpointing, precision=precision)
     comfy.model_management.unload_all_models()
     with torch.inference_mode(False), torch.enable_grad(), private_copy(model) as copy:
@@ -136,13 +142,13 @@ def test_r_stays_where_a_tune_was_made_with_it(model, monkeypatch) -> None:
 
 def test_more_is_put_side_by_side_with_a_smaller_r() -> None:
     shape, least = (16, *SHAPE[1:]), replace(SETTINGS, chunking=True, gradient_checkpointing=True)
-    more, less = (tuning_peak(attach(inflate(random_model()), *method(EI2, r)), shape, least, "fp32") for r in (2, 8))
+    more, less = (tuning_peak(clip_model(r=r), shape, least, "fp32") for r in (2, 8))
     assert more > 1.05 * less
 
 
 def test_the_node_gives_model_options_and_a_table(model) -> None:
     with torch.inference_mode():  # as the host executes nodes
-        model = attach(inflate(random_model()), *method(EI2, 2))
+        model = clip_model()
         everything = FitPlanner.execute(model, clip_latent(), 0.0, SETTINGS).args
     assert everything[0] == SETTINGS and "| chosen |" in everything[1] and everything[3] is model
     less = replace(SETTINGS, chunking=True, gradient_checkpointing=True)

@@ -10,7 +10,8 @@ from PIL.Image import Image
 
 from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.methods import EI2, TUNE_A_VIDEO_PRESET, method
-from consistent_video.modules.inversion.host.invert import InversionSettings, invert_clip
+from consistent_video.modules.inversion.host.invert import invert_clip
+from consistent_video.modules.inversion.inversion import InversionSettings
 from consistent_video.modules.sampling.host import SampleSettings, sample_clip
 from consistent_video.modules.tuning.host import preview, private_copy, progress, session
 from consistent_video.modules.tuning.host.apply import apply_tune

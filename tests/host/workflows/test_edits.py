@@ -9,7 +9,8 @@ from PIL import Image
 
 from consistent_video.scripts.clips import read_clip
 from consistent_video.scripts.environment import ROOT
-from consistent_video.scripts.host import GraphError, Host
+from consistent_video.scripts.host import Host
+from consistent_video.scripts.server import GraphError
 from consistent_video.scripts.workflow import find_node, set_values
 
 from .graphs import PATIENCE, load_workflow, saved_frames

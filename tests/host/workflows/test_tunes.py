@@ -9,7 +9,8 @@ from PIL import Image
 
 from consistent_video.modules.tuning.weights import load_tune
 from consistent_video.scripts.clips import read_clip
-from consistent_video.scripts.host import GraphError, Host
+from consistent_video.scripts.host import Host
+from consistent_video.scripts.server import GraphError
 from consistent_video.scripts.workflow import find_node
 
 from .graphs import PATIENCE, load_workflow, saved_frames

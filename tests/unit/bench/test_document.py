@@ -12,7 +12,7 @@ def test_a_new_document_says_what_is_not_measured(tmp_path: Path) -> None:
     write_section(document, "sample", "Some text.\n\n| a |\n| --- |\n| 1 |\n")
     sections = read_sections(document.read_text(encoding="utf-8"))
     assert list(sections) == list(TITLES.values())
-    assert sections.pop(TITLES["sample"]) == "Some text.\n\n| a |\n| --- |\n| 1 |"
+    assert sections.pop(TITLES["sample"]) == "Written by `python -m bench sample`. Some text.\n\n| a |\n| --- |\n| 1 |"
     assert set(sections.values()) == {UNKNOWN}
 
 
@@ -22,7 +22,8 @@ def test_the_other_sections_stay_as_they_are(tmp_path: Path) -> None:
         write_section(document, command, f"First of {command}.")
     write_section(document, "tune", "Second.")
     sections = read_sections(document.read_text(encoding="utf-8"))
-    assert sections == {title: "Second." if c == "tune" else f"First of {c}." for c, title in TITLES.items()}
+    texts = {c: "Second." if c == "tune" else f"First of {c}." for c in TITLES}
+    assert sections == {title: f"Written by `python -m bench {c}`. {texts[c]}" for c, title in TITLES.items()}
     written = document.read_text(encoding="utf-8")
     write_section(document, "tune", "Second.")
     assert document.read_text(encoding="utf-8") == written

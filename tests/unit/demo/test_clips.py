@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from consistent_video.demo.clips import CLIPS, CRF, RATE, RECIPES, Recipe, describe, draw_recipe, save_video
+from consistent_video.demo.clips import CLIPS, CRF, RATE, Recipe, describe, draw_recipe, read_recipes, save_video
 from consistent_video.demo.reader import find_object, read_colour
 from consistent_video.demo.sheet import save_sheet
 
 av = pytest.importorskip("av")
-BY_NAME = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+BY_NAME = pytest.mark.parametrize("recipe", read_recipes(), ids=lambda recipe: recipe.name)
 
 
 def read_frames(path: Path) -> torch.Tensor:

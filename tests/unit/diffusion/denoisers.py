@@ -45,8 +45,8 @@ class FakeUNet:
         return torch.tanh(mixed * (1.2 - time) + torch.cos(5 * time)) + 0.3 * x_vp
 
 
-class Denoiser:
-    """A UNet as a k-diffusion denoiser: (x, sigma of each row) -> denoised; notes the sigmas it is told."""
+class FakeModel:
+    """A UNet as a k-diffusion model: (x, sigma of each row) -> denoised; notes the sigmas it is told."""
 
     def __init__(self, unet: Callable[[Tensor, Tensor], Tensor], prediction: Prediction = "eps") -> None:
         self.unet, self.prediction = unet, prediction

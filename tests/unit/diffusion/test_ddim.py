@@ -6,9 +6,11 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler
 from torch import Tensor
 
 from consistent_video.modules.diffusion.ddim import (
+    Denoiser,
+    InversionOptions,
     Prediction,
+    SamplingOptions,
     ddim_step,
-    eps_at,
     latent_to_state,
     output_to_eps,
     sample_ddim,
@@ -19,7 +21,7 @@ from consistent_video.modules.diffusion.ddim import (
 )
 from consistent_video.modules.diffusion.schedule import ddim_sigmas
 
-from .denoisers import ALPHAS_CUMPROD, SETTINGS, TABLE, Denoiser, FakeUNet, draw, to_column, to_vp
+from .denoisers import ALPHAS_CUMPROD, SETTINGS, TABLE, FakeModel, FakeUNet, draw, to_column, to_vp
 
 TYPES = {"eps": "epsilon", "v": "v_prediction"}
 
@@ -43,12 +45,14 @@ def test_sampling_is_that_of_diffusers(
     for t in scheduler.timesteps:
         theirs = scheduler.step(unet(theirs, t), t, theirs).prev_sample
     sigmas = ddim_sigmas(TABLE.to(dtype), num_steps, set_alpha_to_one=to_one)
-    state = sample_ddim(Denoiser(unet, prediction), latent_to_state(start, sigmas[0]), sigmas)
+    state = sample_ddim(FakeModel(unet, prediction), latent_to_state(start, sigmas[0]), sigmas)
     ours = state_to_latent(state, sigmas[-1])
     assert ours.dtype == dtype
     assert_relatively_close(ours, theirs)
     other = ddim_sigmas(TABLE.to(dtype), num_steps, set_alpha_to_one=not to_one)
-    apart = state_to_latent(sample_ddim(Denoiser(unet, prediction), latent_to_state(start, other[0]), other), other[-1])
+    apart = state_to_latent(
+        sample_ddim(FakeModel(unet, prediction), latent_to_state(start, other[0]), other), other[-1]
+    )
     assert (apart - theirs).norm() > 20 * 1e-4 * theirs.norm(), "the last level does not matter here"
     assert (theirs - start).norm() > 0.1 * start.norm()
 
@@ -67,12 +71,11 @@ def test_inversion_is_that_of_diffusers(
     sigmas = ddim_sigmas(TABLE.to(dtype), num_steps, set_alpha_to_one=to_one).flip(0)
     steps: list[Tensor] = []
     ours = sample_ddim_inversion(
-        Denoiser(unet, prediction),
+        FakeModel(unet, prediction),
         latent_to_state(clean, sigmas[0]),
         sigmas,
         callback=lambda state: steps.append(to_vp(state["x"], state["sigma"])),
-        prediction=prediction,
-        label="next",
+        options=InversionOptions(prediction),
     )
     theirs = clean
     for t, own in zip(scheduler.timesteps, steps, strict=True):
@@ -83,7 +86,7 @@ def test_inversion_is_that_of_diffusers(
     assert (theirs - clean).norm() > 0.1 * clean.norm()
 
 
-def euler(model: Denoiser, x: Tensor, sigmas: list[float]) -> Tensor:
+def euler(model: FakeModel, x: Tensor, sigmas: list[float]) -> Tensor:
     """k-diffusion's Euler sampler, which does not care which way the sigmas go."""
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
         slope = (x - model(x, torch.full((len(x),), sigma, dtype=x.dtype))) / sigma
@@ -95,10 +98,10 @@ def euler(model: Denoiser, x: Tensor, sigmas: list[float]) -> Tensor:
 def test_the_current_label_is_euler_on_flipped_sigmas(prediction: Prediction) -> None:
     sigmas, clean = ddim_sigmas(TABLE, 9).flip(0), draw(2, 3, 4, 5)
     sigmas[0] = 1e-4  # what ComfyUI's FlipSigmas puts there
-    model = Denoiser(FakeUNet(), prediction)
-    ours = sample_ddim_inversion(model, clean, sigmas, prediction=prediction, label="current")
-    torch.testing.assert_close(ours, euler(Denoiser(FakeUNet(), prediction), clean, sigmas.tolist()))
-    other = sample_ddim_inversion(model, clean, sigmas, prediction=prediction, label="next")
+    model = FakeModel(FakeUNet(), prediction)
+    ours = sample_ddim_inversion(model, clean, sigmas, options=InversionOptions(prediction, "current"))
+    torch.testing.assert_close(ours, euler(FakeModel(FakeUNet(), prediction), clean, sigmas.tolist()))
+    other = sample_ddim_inversion(model, clean, sigmas, options=InversionOptions(prediction, "next"))
     assert (ours - other).norm() > 1e-3 * ours.norm()
 
 
@@ -106,8 +109,8 @@ def test_the_unet_is_told_the_labels_asked_for() -> None:
     sigmas, clean = ddim_sigmas(TABLE, 4, set_alpha_to_one=True).flip(0), draw(3, 3, 2, 5)
     told = {}
     for label in ("next", "current"):
-        model = Denoiser(FakeUNet())
-        sample_ddim_inversion(model, clean, sigmas, label=label)
+        model = FakeModel(FakeUNet())
+        sample_ddim_inversion(model, clean, sigmas, options=InversionOptions(label=label))
         assert all(len(set(rows)) == 1 and len(rows) == 3 for rows in model.told)
         told[label] = [rows[0] for rows in model.told]
     assert told["next"] == sigmas[1:].tolist()
@@ -123,7 +126,8 @@ def test_the_unet_sees_the_same_latent_whatever_the_label(prediction: Prediction
         seen.append(x_vp)
         return x_vp.sin()
 
-    noises = [eps_at(Denoiser(unet, prediction), x, sigma, TABLE[t], prediction) for t in (300, 80, 900)]
+    denoiser = Denoiser(FakeModel(unet, prediction), prediction=prediction)
+    noises = [denoiser.eps(x, sigma, label) for label in (None, TABLE[300], TABLE[80], TABLE[900])]
     x_vp = to_vp(x, sigma)
     a = ALPHAS_CUMPROD[300]
     expected = x_vp.sin() if prediction == "eps" else a.sqrt() * x_vp.sin() + (1 - a).sqrt() * x_vp
@@ -134,12 +138,12 @@ def test_the_unet_sees_the_same_latent_whatever_the_label(prediction: Prediction
 
 def test_noise_that_depends_on_the_time_alone_is_undone_exactly() -> None:
     pattern = draw(2, 3, 4, 5, seed=2)
-    model = Denoiser(lambda x_vp, t: pattern * torch.cos(to_column(t) / 100))
+    model = FakeModel(lambda x_vp, t: pattern * torch.cos(to_column(t) / 100))
     sigmas, clean = ddim_sigmas(TABLE, 11, set_alpha_to_one=True), draw(2, 3, 4, 5)
     noisy = sample_ddim_inversion(model, clean, sigmas.flip(0))
     torch.testing.assert_close(sample_ddim(model, noisy, sigmas), clean, rtol=0, atol=1e-12)
-    constant = Denoiser(lambda x_vp, t: pattern)
-    noisy = sample_ddim_inversion(constant, clean, sigmas.flip(0), label="current")
+    constant = FakeModel(lambda x_vp, t: pattern)
+    noisy = sample_ddim_inversion(constant, clean, sigmas.flip(0), options=InversionOptions(label="current"))
     torch.testing.assert_close(noisy, clean + sigmas[0] * pattern)
     torch.testing.assert_close(sample_ddim(constant, noisy, sigmas), clean, rtol=0, atol=1e-12)
 
@@ -179,7 +183,9 @@ def test_fresh_noise_is_that_of_diffusers(prediction: Prediction, eta: float) ->
 
     def ours(seed: int, eta: float = eta) -> Tensor:
         noisy, generator = start * (1 + sigmas[0] ** 2).sqrt(), torch.Generator().manual_seed(seed)
-        return sample_ddim(Denoiser(unet, prediction), noisy, sigmas, eta=eta, generator=generator)
+        return sample_ddim(
+            FakeModel(unet, prediction), noisy, sigmas, options=SamplingOptions(eta=eta, generator=generator)
+        )
 
     assert_relatively_close(ours(21), theirs)
     assert torch.equal(ours(21), ours(21))
@@ -190,8 +196,8 @@ def test_fresh_noise_is_that_of_diffusers(prediction: Prediction, eta: float) ->
 def test_without_eta_nothing_is_drawn() -> None:
     sigmas, start, generator = ddim_sigmas(TABLE, 4), draw(2, 3, 5, 4), torch.Generator().manual_seed(3)
     before = generator.get_state(), torch.get_rng_state()
-    end = sample_ddim(Denoiser(FakeUNet()), start, sigmas, eta=0.0, generator=generator)
-    assert torch.equal(end, sample_ddim(Denoiser(FakeUNet()), start, sigmas))
+    end = sample_ddim(FakeModel(FakeUNet()), start, sigmas, options=SamplingOptions(eta=0.0, generator=generator))
+    assert torch.equal(end, sample_ddim(FakeModel(FakeUNet()), start, sigmas))
     assert torch.equal(generator.get_state(), before[0]) and torch.equal(torch.get_rng_state(), before[1])
 
 

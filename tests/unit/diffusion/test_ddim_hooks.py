@@ -6,15 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from consistent_video.modules.diffusion.ddim import sample_ddim, sample_ddim_inversion
+from consistent_video.modules.diffusion.ddim import (
+    InversionOptions,
+    SamplingOptions,
+    sample_ddim,
+    sample_ddim_inversion,
+)
 from consistent_video.modules.diffusion.schedule import ddim_sigmas
 
-from .denoisers import TABLE, Denoiser, FakeUNet, draw
+from .denoisers import TABLE, FakeModel, FakeUNet, draw
 
 
 def test_sampling_calls_back_before_each_step() -> None:
     sigmas, start = ddim_sigmas(TABLE, 5, set_alpha_to_one=True), draw(2, 3, 4, 5) * 10
-    model, calls = Denoiser(FakeUNet()), list[dict]()
+    model, calls = FakeModel(FakeUNet()), list[dict]()
     end = sample_ddim(model, start, sigmas, callback=calls.append)
     assert [call["i"] for call in calls] == [0, 1, 2, 3, 4]
     assert [call["sigma"].item() for call in calls] == sigmas[:-1].tolist()
@@ -29,11 +34,11 @@ def test_inversion_reports_the_noise_of_each_step() -> None:
     sigmas, clean = ddim_sigmas(TABLE, 5).flip(0), draw(2, 3, 4, 5)
     calls, noises = list[dict](), list[tuple[int, Tensor]]()
     end = sample_ddim_inversion(
-        Denoiser(FakeUNet()),
+        FakeModel(FakeUNet()),
         clean,
         sigmas,
         callback=calls.append,
-        on_eps=lambda i, x, eps: (noises.append((i, eps)), eps)[1],
+        options=InversionOptions(on_eps=lambda i, x, eps: (noises.append((i, eps)), eps)[1]),
     )
     assert [call["i"] for call in calls] == [i for i, _ in noises] == [0, 1, 2, 3, 4]
     assert [call["sigma"].item() for call in calls] == sigmas[:-1].tolist()
@@ -60,7 +65,7 @@ def test_extra_arguments_reach_every_call_and_no_graph_is_kept(sample: Callable[
 
 def test_hooks_come_in_order_and_what_they_return_is_gone_on_with() -> None:
     sigmas, start, seen = ddim_sigmas(TABLE, 3), 10 * draw(2, 3, 5, 4), list[tuple]()
-    inner = Denoiser(FakeUNet())
+    inner = FakeModel(FakeUNet())
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
         seen.append(("model", x, inner(x, sigma)))
@@ -77,7 +82,7 @@ def test_hooks_come_in_order_and_what_they_return_is_gone_on_with() -> None:
     def callback(state: dict) -> None:
         seen.append(("callback", state["i"], state["x"], state["denoised"]))
 
-    end = sample_ddim(model, start, sigmas, callback=callback, on_eps=on_eps, on_state=on_state)
+    end = sample_ddim(model, start, sigmas, callback=callback, options=SamplingOptions(on_eps, on_state))
     assert [entry[0] for entry in seen] == ["model", "eps", "callback", "state"] * 3
     x = start
     for i in range(3):
@@ -97,5 +102,6 @@ def test_hooks_come_in_order_and_what_they_return_is_gone_on_with() -> None:
 def test_a_noise_hook_steers_the_inversion() -> None:
     sigmas = ddim_sigmas(TABLE, 6, set_alpha_to_one=True).flip(0)
     clean, fixed = draw(2, 3, 4, 5), draw(2, 3, 4, 5, seed=8)
-    end = sample_ddim_inversion(Denoiser(FakeUNet()), clean, sigmas, refinements=1, on_eps=lambda i, x, eps: fixed)
+    options = InversionOptions(refinements=1, on_eps=lambda i, x, eps: fixed)
+    end = sample_ddim_inversion(FakeModel(FakeUNet()), clean, sigmas, options=options)
     torch.testing.assert_close(end, clean + sigmas[-1] * fixed)

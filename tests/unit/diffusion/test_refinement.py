@@ -7,28 +7,29 @@ import torch
 from torch import Tensor
 
 from consistent_video.modules.diffusion.ddim import (
+    Denoiser,
+    InversionOptions,
     Label,
     Prediction,
     ddim_trajectory,
-    eps_at,
     latent_to_state,
     sample_ddim,
     sample_ddim_inversion,
 )
 from consistent_video.modules.diffusion.schedule import ddim_sigmas
 
-from .denoisers import TABLE, Denoiser, FakeUNet, draw
+from .denoisers import TABLE, FakeModel, FakeUNet, draw
 
 
-def invert(model: Denoiser, clean: Tensor, sigmas: Tensor, **how: Any) -> Tensor:
+def invert(model: FakeModel, clean: Tensor, sigmas: Tensor, callback: Any = None, **how: Any) -> Tensor:
     """Invert, sigmas given as for sampling."""
-    return sample_ddim_inversion(model, clean, sigmas.flip(0), **how)
+    return sample_ddim_inversion(model, clean, sigmas.flip(0), callback=callback, options=InversionOptions(**how))
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("label", ["next", "current"])
 def test_each_refinement_brings_the_way_back_nearer(prediction: Prediction, label: Label) -> None:
-    sigmas, clean, model = ddim_sigmas(TABLE, 50), draw(2, 3, 5, 4), Denoiser(FakeUNet(), prediction)
+    sigmas, clean, model = ddim_sigmas(TABLE, 50), draw(2, 3, 5, 4), FakeModel(FakeUNet(), prediction)
     errors = []
     for refinements in range(5):
         noisy = invert(model, clean, sigmas, prediction=prediction, label=label, refinements=refinements)
@@ -41,7 +42,7 @@ def test_each_refinement_brings_the_way_back_nearer(prediction: Prediction, labe
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_a_refined_step_of_a_linear_denoiser_comes_back_exactly(prediction: Prediction) -> None:
     mix = 0.2 * draw(3, 3, seed=4)
-    model = Denoiser(lambda x_vp, t: torch.einsum("ij, f j h w -> f i h w", mix, x_vp), prediction)
+    model = FakeModel(lambda x_vp, t: torch.einsum("ij, f j h w -> f i h w", mix, x_vp), prediction)
     sigmas, clean = ddim_sigmas(TABLE, 30), draw(2, 3, 5, 4)
     noisy = invert(model, clean, sigmas, prediction=prediction, refinements=60)
     torch.testing.assert_close(sample_ddim(model, noisy, sigmas), clean, rtol=0, atol=1e-9)
@@ -51,21 +52,21 @@ def test_a_refined_step_of_a_linear_denoiser_comes_back_exactly(prediction: Pred
 
 def test_a_refined_step_ends_where_the_noise_it_took_is_predicted() -> None:
     sigma, sigma_next, clean = TABLE[200], TABLE[240], draw(2, 3, 5, 4)
-    model, taken = Denoiser(FakeUNet()), list[Tensor]()
+    model, taken = FakeModel(FakeUNet()), list[Tensor]()
 
     def keep(_step: int, _x: Tensor, eps: Tensor) -> Tensor:
         taken.append(eps)
         return eps
 
     levels = torch.stack([sigma, sigma_next])
-    reached = sample_ddim_inversion(model, clean, levels, refinements=40, on_eps=keep)
-    torch.testing.assert_close(eps_at(model, reached, sigma_next, sigma_next, "eps"), taken[0])
+    reached = sample_ddim_inversion(model, clean, levels, options=InversionOptions(refinements=40, on_eps=keep))
+    torch.testing.assert_close(Denoiser(model).eps(reached, sigma_next), taken[0])
     torch.testing.assert_close(reached, clean + (sigma_next - sigma) * taken[0])
 
 
 @pytest.mark.parametrize("refinements", [0, 3])
 def test_a_refinement_is_one_more_call_at_the_noisier_end(refinements: int) -> None:
-    sigmas, model = ddim_sigmas(TABLE, 4, set_alpha_to_one=True), Denoiser(FakeUNet())
+    sigmas, model = ddim_sigmas(TABLE, 4, set_alpha_to_one=True), FakeModel(FakeUNet())
     invert(model, draw(3, 3, 2, 5), sigmas, label="current", refinements=refinements)
     told = [rows[0] for rows in model.told]
     ends = sigmas.flip(0)[1:].tolist()
@@ -83,7 +84,7 @@ def test_the_trajectory_is_the_states_that_inversion_went_through(dtype: torch.d
         return eps
 
     end = invert(
-        Denoiser(FakeUNet()), clean, sigmas, refinements=1, on_eps=keep, callback=lambda s: states.append(s["x"])
+        FakeModel(FakeUNet()), clean, sigmas, refinements=1, on_eps=keep, callback=lambda s: states.append(s["x"])
     )
     found = ddim_trajectory(latent, torch.stack(noises[::-1]), sigmas)
     assert found.shape == (8, 2, 3, 4, 5) and found.dtype == clean.dtype

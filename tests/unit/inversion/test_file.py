@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from consistent_video.modules.files import tensor_file
 from consistent_video.modules.inversion.file import TENSORS, load_inversion, save_inversion
+from consistent_video.modules.inversion.inversion import Inversion, InversionSettings
 
-INFO = {"num_frames": 3, "model": "ab", "made": {"steps": 4, "gamma": 0.5, "direction": "both", "seed": 2**53}}
+SETTINGS = InversionSettings(4, direction="forward", seed=2**53)
+INFO = {"num_frames": 3, "model": "ab", "made": asdict(SETTINGS)}
 
 
 def draw_tensors(seed: int = 0) -> dict[str, Tensor]:
@@ -28,47 +31,51 @@ def draw_tensors(seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-def assert_same(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert tensors.keys() == set(TENSORS)
-    for key in TENSORS:
-        assert tensors[key].dtype == expected[key].dtype and torch.equal(tensors[key], expected[key]), key
+def draw_inversion(seed: int = 0) -> Inversion:
+    tensors = draw_tensors(seed)
+    return Inversion(tensors["sigmas"], tensors["noises"], tensors["source"], tensors["samples"], SETTINGS, "ab")
+
+
+def assert_same(found: Inversion, expected: Inversion) -> None:
+    for key in ("sigmas", "noises", "source", "start"):
+        one, other = getattr(found, key), getattr(expected, key)
+        assert one.dtype == other.dtype and torch.equal(one, other), key
+    assert (found.settings, found.model) == (expected.settings, expected.model)
 
 
 def test_an_inversion_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "swan.safetensors"
-    save_inversion(draw_tensors(), INFO, path)
-    tensors, info = load_inversion(path)
-    assert_same(tensors, draw_tensors())
-    assert info == INFO
+    save_inversion(draw_inversion(), path)
+    assert_same(load_inversion(path), draw_inversion())
     assert [file.name for file in tmp_path.iterdir()] == ["swan.safetensors"]
 
 
 def test_what_was_made_in_inference_mode_is_written_too(tmp_path: Path) -> None:
     with torch.inference_mode():
-        save_inversion({key: value + 0 for key, value in draw_tensors().items()}, INFO, tmp_path / "a.safetensors")
-    assert_same(load_inversion(tmp_path / "a.safetensors")[0], draw_tensors())
+        made = draw_inversion()
+        save_inversion(replace(made, noises=made.noises + 0, source=made.source + 0), tmp_path / "a.safetensors")
+    assert_same(load_inversion(tmp_path / "a.safetensors"), draw_inversion())
 
 
 def test_the_file_says_what_it_is(tmp_path: Path) -> None:
-    save_inversion(draw_tensors(), INFO, tmp_path / "swan.safetensors")
+    save_inversion(draw_inversion(), tmp_path / "swan.safetensors")
     with safe_open(tmp_path / "swan.safetensors", framework="pt") as file:
-        metadata = file.metadata()
+        metadata, keys = file.metadata(), set(file.keys())
     assert (metadata["format"], metadata["format_version"]) == ("consistent_video_inversion", "1")
-    assert json.loads(metadata["info"]) == INFO
+    assert json.loads(metadata["info"]) == INFO and keys == set(TENSORS)
 
 
 def test_an_older_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "swan.safetensors"
     for seed in (0, 1):
-        save_inversion(draw_tensors(seed), {**INFO, "seed": seed}, path)
-    assert_same(load_inversion(path)[0], draw_tensors(1))
-    assert load_inversion(path)[1]["seed"] == 1
+        save_inversion(draw_inversion(seed), path)
+    assert_same(load_inversion(path), draw_inversion(1))
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.99])
 def test_a_truncated_file_is_refused(kept: float, tmp_path: Path) -> None:
     path = tmp_path / "swan.safetensors"
-    save_inversion(draw_tensors(), INFO, path)
+    save_inversion(draw_inversion(), path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole))])
     with pytest.raises(ValueError, match=r"swan\.safetensors is damaged .*Invert again"):
@@ -99,7 +106,15 @@ def test_a_file_without_one_of_the_tensors_is_refused(missing: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "metadata", [{"info": None}, {"info": "{"}, {"format_version": None}, {"format_version": "one"}]
+    "metadata",
+    [
+        {"info": None},
+        {"info": "{"},
+        {"info": json.dumps({**INFO, "made": {"strides": 4}})},
+        {"info": json.dumps({"made": INFO["made"]})},
+        {"format_version": None},
+        {"format_version": "one"},
+    ],
 )
 def test_a_file_that_does_not_say_how_it_was_made_is_refused(metadata: dict, tmp_path: Path) -> None:
     write(tmp_path / "swan.safetensors", **metadata)
@@ -142,7 +157,7 @@ def test_a_failed_save_leaves_no_half_and_keeps_the_older_file(
 ) -> None:
     path = tmp_path / "swan.safetensors"
     if older:
-        save_inversion(draw_tensors(), INFO, path)
+        save_inversion(draw_inversion(), path)
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
 
     def write_half(_tensors: dict, unfinished: Path, _metadata: dict) -> None:
@@ -151,14 +166,15 @@ def test_a_failed_save_leaves_no_half_and_keeps_the_older_file(
 
     monkeypatch.setattr(tensor_file, "save_file", write_half)
     with pytest.raises(OSError) as caught:
-        save_inversion(draw_tensors(1), INFO, path)
+        save_inversion(draw_inversion(1), path)
     said = str(caught.value)
     assert "swan.safetensors could not be written" in said and f"Make room in {tmp_path}" in said
     assert str(failure) in said and caught.value.__cause__ is failure
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-def test_an_info_that_is_no_json_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(TypeError):
-        save_inversion(draw_tensors(), {"path": tmp_path}, tmp_path / "swan.safetensors")
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("key", ["samples", "sigmas", "noises", "source"])
+def test_tensors_that_do_not_fit_each_other_are_refused(key: str, tmp_path: Path) -> None:
+    write(tmp_path / "swan.safetensors", {key: draw_tensors()[key][:2]})
+    with pytest.raises(ValueError, match=r"noise levels do not fit each other\. Invert again"):
+        load_inversion(tmp_path / "swan.safetensors")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from consistent_video.demo.clips import RECIPES, draw_recipe
+from consistent_video.demo.clips import draw_recipe, read_recipes
 from consistent_video.modules.motion.flow import warp
 from consistent_video.modules.motion.variational import (
     COLOUR_SCALE,
@@ -63,7 +63,7 @@ def test_one_frame_has_no_motion() -> None:
     assert motion.resized(8, 10).forward.shape == (0, 2, 8, 10)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", read_recipes(), ids=lambda recipe: recipe.name)
 def test_the_motion_of_a_drawn_object_is_found(recipe) -> None:
     clip = draw_recipe(recipe)
     apart = (estimate_motion(clip.frames.movedim(1, -1)).forward - clip.flow).norm(dim=1)

@@ -22,13 +22,12 @@ INFO = {
         "output_name": [],
     },
 }
-LOAD = Node("clip", "Load", {}, {"file": "b.mp4"})
+LOAD = Node("clip", "Load", file="b.mp4")
+SAVE = Node("out", "Save", images="clip", fps=("clip", "fps"), text="y")
 
 
 def make(**changes) -> dict:
-    links = {"images": ("clip", "images"), "fps": ("clip", "fps")}
-    save = Node("out", "Save", **{"links": links, "values": {"text": "y"}, **changes})
-    return build([Group("1", [LOAD], "what it is"), Group("2", [save])], INFO)
+    return build([Group("1", "what it is"), LOAD, Group("2"), SAVE.but(**changes)], INFO)
 
 
 def test_values_and_links_come_back_also_into_widgets() -> None:
@@ -57,12 +56,21 @@ def test_nodes_lie_apart_inside_their_groups() -> None:
         assert y < node["pos"][1] and node["pos"][1] + node["size"][1] < y + height
 
 
-@pytest.mark.parametrize("changes", [{"links": {"image": ("clip", "images")}}, {"values": {"txt": "y"}}])
+def test_a_socket_takes_the_first_output_of_its_type_or_the_one_named() -> None:
+    info = {**INFO, "Load": {**INFO["Load"], "output": ["FLOAT", "IMAGE", "IMAGE"], "output_name": ["fps", "a", "b"]}}
+    for given, slot in (("clip", 1), (("clip", "b"), 2)):
+        workflow = build([Group("1"), LOAD, SAVE.but(images=given)], info)
+        assert [link[1:4] for link in workflow["links"]] == [[1, slot, 2], [1, 0, 2]]
+
+
+@pytest.mark.parametrize("changes", [{"image": ("clip", "images")}, {"txt": "y"}])
 def test_unknown_inputs_are_refused(changes: dict) -> None:
     with pytest.raises(KeyError, match="Save has no input (image|txt)"):
         make(**changes)
 
 
-def test_unknown_outputs_are_refused() -> None:
+@pytest.mark.parametrize("given", [("clip", "pictures"), "clip"])
+def test_unknown_outputs_are_refused(given) -> None:
+    info = {**INFO, "Load": {**INFO["Load"], "output": ["LATENT", "FLOAT"]}}
     with pytest.raises(ValueError):
-        make(links={"images": ("clip", "pictures")})
+        build([Group("1"), LOAD, SAVE.but(images=given)], info)

@@ -1,0 +1,196 @@
+"""One edit of a real clip: what LOVEU-TGVE's table asks for, its graph, and its run in a server."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..demo.clips import save_video
+from ..scripts.clips import fit_square, read_clip
+from ..scripts.graph import Group, Workflow, build
+from ..scripts.parts import (
+    DEMO,
+    INFLATE,
+    PATCH,
+    SOURCE,
+    Task,
+    checkpoint,
+    invert_source,
+    ours,
+    sample_edit,
+    sample_tied,
+    save,
+    show,
+)
+from ..scripts.server import Server
+from ..scripts.workflow import find_node, to_prompt
+
+VIDEO, CAPTION = "Video name", "Our GT caption"
+KINDS = {
+    "style": "Style Change Caption",
+    "object": "Object Change Caption",
+    "background": "Background Change Caption",
+    "multiple": "Multiple Changes Caption",
+}
+ENDINGS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
+DEMO_MODEL = "demo"
+REVISION = 2  # raised when the same case is edited by another graph
+METHODS: dict[str, dict[str, Any]] = {
+    "per frame": {"preset": "per frame"},
+    "FFAM": {"preset": "EI²", "temporal": "none"},
+    "FFAM + relation, motion": {"preset": "EI²", "temporal": "none", "relation": True},
+    "FFAM + prompt-to-prompt": {"preset": "EI²", "temporal": "none", "control": True},
+    "Tune-A-Video": {"preset": "Tune-A-Video", "tuned": True},
+    "EI²": {"preset": "EI²", "tuned": True},
+    "EI² + INR": {"preset": "EI²", "tuned": True, "smoothing": "INR"},
+    "EI² + relation, motion": {"preset": "EI²", "tuned": True, "relation": True},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One edit of a clip.
+
+    Attributes:
+        video, kind, method: names.
+        before, after: captions of the clip and of the edit.
+        checkpoint: file name, or DEMO_MODEL.
+        frames, size: of the clip; steps, learning_rate: of the tuning; ddim_steps: of inversion and sampling.
+        judges: names of the CLIP folder, the flow and the LPIPS weights that measure.
+        revision: of the graphs.
+    """
+
+    video: str
+    kind: str
+    method: str
+    before: str
+    after: str
+    checkpoint: str
+    frames: int
+    size: int
+    steps: int
+    learning_rate: float
+    ddim_steps: int
+    judges: str
+    revision: int = REVISION
+
+    @property
+    def file(self) -> str:
+        """What the clip is called among a server's inputs."""
+        return f"bench_{self.video}_{self.frames}_{self.size}.mp4"
+
+    @property
+    def name(self) -> str:
+        """What its edit is called."""
+        return f"{self.video}_{self.kind}_{self.method}".replace(" ", "_")
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a prompt file, JSON (a list of objects) or CSV as LOVEU-TGVE publishes it.
+
+    Rows without a caption, as the headings of its parts, are left out.
+
+    Raises:
+        ValueError: it is neither, or a column is missing.
+    """
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        rows = list(csv.DictReader(text.splitlines())) if path.suffix == ".csv" else json.loads(text)
+        rows = [{key: str(value or "").strip() for key, value in row.items() if key} for row in rows]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path.name} is not a list of objects in JSON ({error}).") from error
+    missing = {VIDEO, CAPTION} - set().union(*rows) if rows else {VIDEO}
+    if missing:
+        raise ValueError(
+            f"{path.name} has no column {', '.join(sorted(missing))}. It needs {VIDEO!r}, {CAPTION!r} and one or more "
+            f"of {', '.join(KINDS.values())}."
+        )
+    return [row for row in rows if row.get(CAPTION)]
+
+
+def list_cases(options: argparse.Namespace) -> Iterator[Case]:
+    """Return every edit that the prompts ask for, all methods of one before the next."""
+    judges = json.dumps([options.clip_folder and options.clip_folder.name, options.flow, options.lpips])
+    worked = options.frames, options.size, options.steps, options.learning_rate, options.ddim_steps, judges
+    checkpoint = str(options.checkpoint) if str(options.checkpoint) == DEMO_MODEL else options.checkpoint.name
+    for row in read_table(options.prompts):
+        for kind, column in KINDS.items():
+            for method in (options.methods or METHODS) if row.get(column) else ():
+                yield Case(row[VIDEO], kind, method, row[CAPTION], row[column], checkpoint, *worked)
+
+
+def find_video(folder: Path, name: str) -> Path:
+    """Return the file of a video, anywhere below a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    for ending in ENDINGS:
+        found = sorted(folder.rglob(f"{name.removesuffix(ending)}{ending}"))
+        if found:
+            return found[0]
+    raise FileNotFoundError(f"there is no video {name} below {folder}")
+
+
+def describe(case: Case) -> Workflow:
+    """Return the graph of a case, for the builder of workflows."""
+    how = METHODS[case.method]
+    model = DEMO if case.checkpoint == DEMO_MODEL else checkpoint(case.checkpoint)
+    task = Task(model, case.file, None, case.before, case.after, {}, {})
+    clip_model = "Patch"
+    nodes = [INFLATE, PATCH.but(**{key: value for key, value in how.items() if key in ("preset", "temporal")})]
+    if how.get("tuned"):
+        values = {"steps": case.steps, "learning_rate": case.learning_rate, "smoothing": how.get("smoothing", "none")}
+        options = task.tuning_options(gradient_checkpointing=case.checkpoint != DEMO_MODEL)
+        nodes += [options, task.tune(options="Options", **values)]
+        clip_model = "Tune"
+    nodes.append(invert_source(clip_model, steps=case.ddim_steps))
+    texts = {"source_text": case.before, "edit_text": case.after}
+    if how.get("control"):
+        given = {"model": clip_model, "inversion": "Invert", "clip": "Model", "source_positive": SOURCE}
+        nodes.append(ours("Control", "AttentionControl", **given, **texts))
+        clip_model = "Control"
+    if how.get("relation"):
+        nodes += [*task.relation(), sample_tied(clip_model)]
+    else:
+        nodes.append(sample_edit(clip_model))
+    folder, flow, lpips = json.loads(case.judges)
+    judges = {"clip_folder": folder or "none", "lpips": lpips or "none", "flow": flow}
+    scorecard = ours("Scorecard", "EditScorecard", source=task.pixels, edited="Decode edit", **texts, **judges)
+    edit = [*save("edit", "Edit"), scorecard, show("Figures", "Scorecard", "data")]
+    return [*task.nodes(), Group(""), *nodes, *edit]
+
+
+def run_case(server: Server, case: Case, folder: Path, output: Path) -> dict[str, Any]:
+    """Edit a clip in a server and return its row; the edit is saved as a video.
+
+    Args:
+        server: that runs.
+        case: the edit.
+        folder: of the clips.
+        output: for the video.
+
+    Raises:
+        FileNotFoundError, ValueError: the clip is missing or cannot be read.
+        GraphError, HostError, WorkflowError: the server could not do it.
+    """
+    frames, rate = read_clip(find_video(folder, case.video), case.frames)
+    with tempfile.TemporaryDirectory() as place:
+        fitted = Path(place) / case.file
+        save_video(fitted, fit_square(frames, case.size), rate)
+        server.upload(fitted, case.file)
+    info = server.object_info()
+    prompt = to_prompt(build(describe(case), info), info)
+    run = server.run(prompt)
+    output.mkdir(parents=True, exist_ok=True)
+    (video,) = server.fetch(run, find_node(prompt, "Save edit"))
+    (output / f"{case.name}.mp4").write_bytes(video)
+    seconds = {prompt[key]["_meta"]["title"]: round(value, 1) for key, value in run.seconds.items() if key in prompt}
+    card = json.loads(run.text(find_node(prompt, "Figures")))
+    return {**asdict(case), **card, "seconds": {key: seconds.get(key) for key in ("Tune", "Invert", "Edit")}}

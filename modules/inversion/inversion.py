@@ -1,0 +1,197 @@
+"""An inverted clip: how it was inverted, and what sampling needs of it."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..diffusion.ddim import Label, state_to_latent
+from .noise_relation import Direction, Reading, implied_noise, smooth_noise, with_std_of
+
+Noise = Literal["implied", "Gaussian"]
+Start = Literal["inverted latent", "clean latent", "every step"]
+
+
+@dataclass(frozen=True)
+class InversionSettings:
+    """Settings of an inversion.
+
+    Attributes:
+        steps: number of UNet evaluations, without refinements.
+        gamma, direction, reading: of the interframe noise relation, see `noise_relation.smooth_noise`.
+        noise: eps of (24, 25): implied by the inverted latent, or fresh Gaussian noise, after which each frame is
+            scaled to the standard deviation of its predicted noise.
+        seed: of the fresh noise.
+        start: where the relation is applied: to the latent that sampling starts from, x_T + sigma_T (smoothed noise -
+            eps_inv) ("inverted latent") or x_0 + sigma_T * smoothed noise ("clean latent"), or at every step.
+        label: noise level the UNet is told, see `ddim.sample_ddim_inversion`.
+        cfg: classifier-free guidance of the inversion; 1 = none.
+        refinements: fixed-point iterations of each step.
+        denoise: the part of the noise levels that is walked, 0 = matched to the latent's size.
+        set_alpha_to_one: whether the walk ends at noise level 0, see `schedule.ddim_sigmas`.
+    """
+
+    steps: int = 50
+    gamma: float = 0.5
+    direction: Direction = "both"
+    reading: Reading = "mean"
+    noise: Noise = "implied"
+    seed: int = 0
+    start: Start = "inverted latent"
+    label: Label = "next"
+    cfg: float = 1.0
+    refinements: int = 0
+    denoise: float = 0.0
+    set_alpha_to_one: bool = False
+
+    def relates(self, frames: int) -> bool:
+        """Whether the noise relation changes anything in a clip of some frames; else it is plain DDIM inversion."""
+        return frames > 1 and self.direction != "none" and (self.gamma > 0 or self.reading == "complementary")
+
+
+class Relation:
+    """The interframe noise relation during an inversion; collects the noise of each step.
+
+    Args:
+        settings: of the inversion.
+        sigmas: its noise levels, ascending.
+    """
+
+    def __init__(self, settings: InversionSettings, sigmas: Tensor):
+        self.settings, self.sigmas = settings, sigmas
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.noises: list[Tensor] = []
+        self.clean = self.last = torch.empty(0)
+
+    def __call__(self, step: int, x: Tensor, eps: Tensor) -> Tensor:
+        """Take the predicted noise of a step, return the one to go along."""
+        if step == 0:
+            self.clean = state_to_latent(x, self.sigmas[0])
+        self.last = eps
+        is_smoothed = self.settings.start == "every step" and self.settings.relates(len(x))
+        if is_smoothed and step > 0:  # the clean state has no noise to relate
+            eps = self.smooth(eps, x, self.sigmas[step].to(x))
+        self.noises.append(eps.to("cpu", torch.float16))
+        return eps
+
+    def smooth(self, eps: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """Smooth the predicted noise of the state x at sigma."""
+        how = self.settings.gamma, self.settings.direction, self.settings.reading
+        if self.settings.noise == "implied":
+            return smooth_noise(eps, implied_noise(x, self.clean, sigma), *how)
+        fresh = torch.randn(x.shape, generator=self.generator).to(x)
+        return with_std_of(smooth_noise(eps, fresh, *how), eps)
+
+    def start_of_sampling(self, x: Tensor, clean: Tensor, eps: Tensor, sigma: Tensor) -> Tensor:
+        """Return the state at sigma that sampling starts from, by equation (26).
+
+        Args:
+            x, clean: the inverted state there and the clean one, model latents.
+            eps: noise that the last step of the inversion to it went along.
+            sigma: noise level.
+        """
+        self.clean, sigma, eps = clean, sigma.to(x), eps.to(x)
+        smoothed = self.smooth(eps, x, sigma)
+        if self.settings.start == "clean latent":
+            return clean + sigma * smoothed
+        return x + sigma * (smoothed - eps)
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """An inverted clip.
+
+    Attributes:
+        sigmas: noise levels to sample with, descending, shape (steps + 1,).
+        noises: what the inversion went along, in the order of sampling, shape (steps, f, c, h, w), model latent,
+            float16.
+        source: VAE latent that was inverted, shape (f, c, h, w).
+        start: VAE latent that sampling starts from, at sigmas[0].
+        settings: of the inversion.
+        model: digest of the model that it was made with.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+
+    sigmas: Tensor
+    noises: Tensor
+    source: Tensor
+    start: Tensor
+    settings: InversionSettings
+    model: str
+
+    def __post_init__(self) -> None:
+        if self.start.shape != self.source.shape or self.noises.shape != (len(self.sigmas) - 1, *self.source.shape):
+            raise ValueError(
+                f"The inversion's noises {tuple(self.noises.shape)}, source {tuple(self.source.shape)}, start "
+                f"{tuple(self.start.shape)} and {len(self.sigmas)} noise levels do not fit each other. Invert again."
+            )
+
+    @property
+    def num_frames(self) -> int:
+        """Number of the clip's frames."""
+        return len(self.source)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.noises)
+
+    def start_at(self, states: Tensor, step: int) -> Tensor:
+        """Return the state that sampling starts from at a step after the first, model latent.
+
+        Args:
+            states: that the inversion went through, noise first.
+            step: number of the step.
+        """
+        if self.settings.start == "every step" or not self.settings.relates(self.num_frames):
+            return states[step]
+        clean = state_to_latent(states[-1], self.sigmas[-1])
+        relation = Relation(self.settings, self.sigmas)
+        return relation.start_of_sampling(states[step], clean, self.noises[step], self.sigmas[step])
+
+    def check_unchanged(self, samples: Tensor) -> None:
+        """Raise ValueError where a VAE latent is not the start any more."""
+        if not samples.isfinite().all():
+            raise ValueError(
+                "inversion holds values that are not finite. Invert again; if it recurs, use a float32 model."
+            )
+        change = math.inf
+        if samples.shape == self.start.shape:
+            expected = self.start.float()
+            change = ((samples.to(expected) - expected).norm() / expected.norm()).item()
+        if change > 0.01:  # less is what half precision does
+            raise ValueError(
+                f"inversion was changed after it was made: it is {change:.0%} off. Connect the inversion output "
+                "itself, not the clip and not a latent that was sampled or edited from it."
+            )
+
+    def check_levels(self, table: Tensor) -> None:
+        """Raise ValueError where noise levels are not in a model's table, ascending."""
+        levels = self.sigmas[self.sigmas > 0]
+        if (table[:, None] - levels[None]).abs().amin(dim=0).max() > 1e-4:
+            raise ValueError(
+                f"inversion has noise levels up to {self.sigmas[0]:.4f} that are not the model's (up to "
+                f"{table[-1]:.4f}). Invert and sample with models of the same noise schedule."
+            )
+
+    def report(self, asked: InversionSettings) -> dict[str, Any]:
+        """Return what was done, JSON values.
+
+        Args:
+            asked: settings as they were asked for.
+        """
+        denoise, (height, width) = self.settings.denoise, self.source.shape[-2:]
+        why = f"denoise is {denoise:g}"
+        if not asked.denoise:
+            why = (
+                f"denoise auto is {denoise:g} at {width} x {height} latent positions: a start at a higher noise level "
+                "would know less of the clip's layout than Stable Diffusion's does at 64 x 64"
+                if denoise < 1
+                else f"denoise auto is 1 at {width} x {height} latent positions, 64 x 64 or more"
+            )
+        sigma = round(float(self.sigmas[0]), 4)
+        return {"frames": self.num_frames, **asdict(self.settings), "sigma_start": sigma, "starts_there_because": why}

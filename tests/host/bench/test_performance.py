@@ -1,0 +1,126 @@
+"""Time and memory are measured, kept and written, at the smallest size."""
+
+import argparse
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from consistent_video.bench import attention, attention_scaling, memory, sample, sd15, temporal, tune
+from consistent_video.bench.document import TITLES, UNKNOWN, read_sections
+from consistent_video.bench.memory_count import Held, Peak
+from consistent_video.scripts.environment import ROOT
+
+NARROW = {
+    **sd15.UNET,
+    "model_channels": 32,
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "transformer_depth": [1, 0],
+    "transformer_depth_output": [1, 1, 0, 0],
+}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """Options of a performance benchmark at its smallest, of a narrow UNet."""
+    monkeypatch.setattr(sd15, "UNET", NARROW)
+    monkeypatch.setattr(sd15, "VAE_CHANNELS", (32, 32, 32, 32))
+    monkeypatch.setattr(sd15, "TEXT_LAYERS", 1)
+    monkeypatch.setattr(sample, "LONG", (18, 24))
+    monkeypatch.setattr(memory, "FRAMES", (4,))
+    monkeypatch.setattr(memory, "RS", (4,))
+    monkeypatch.setattr(memory, "SIZES", (1.0,))
+    monkeypatch.setattr(memory, "PARTS", (memory.USUAL_PART,))
+    monkeypatch.setattr(memory, "CURVES", {name: memory.CURVES[name] for name in (memory.SAMPLING, tune.OURS_LEAST)})
+    few = (tune.OURS, tune.SMOOTHED, tune.SCRIPT)
+    monkeypatch.setattr(tune, "WAYS", {name: tune.WAYS[name] for name in few})
+    memory.base_model.cache_clear()
+    for part in (sample, tune):
+        monkeypatch.setattr(part, "FULL_SIZE", 8)
+    return argparse.Namespace(
+        device="auto", size=8, frames=4, rounds=2, again=False, document=tmp_path / "performance.md",
+        state=tmp_path / "state",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("part", [attention, temporal, sample, tune, memory])
+def test_a_performance_benchmark_writes_its_section_from_its_rows(part, tiny, monkeypatch) -> None:
+    name = part.__name__.rsplit(".", 1)[1]
+    measure = getattr(part, f"measure_{name}")
+    measure(tiny)
+    written = tiny.document.read_text(encoding="utf-8")
+    sections = read_sections(written)
+    own = sections.pop(TITLES[name])
+    assert set(sections.values()) == {UNKNOWN}
+    assert own.startswith(f"Written by `python -m bench {name}`.") and "| target | met |" in own
+    assert not re.search(r"\bnan\b|\binf\b|/home|/work|/tmp", own)
+    rows = [json.loads(line) for path in tiny.state.iterdir() for line in path.read_text().splitlines()]
+    assert rows and all(row["frames"] <= 4 and row["size"] <= 8 for row in rows)
+    for done in (part, attention_scaling):
+        monkeypatch.setattr(done, "run_case", lambda *_: pytest.fail("what is done is not done again"))
+    measure(tiny)
+    assert tiny.document.read_text(encoding="utf-8") == written
+
+
+def test_performance_runs_every_part(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    command = importlib.import_module("consistent_video.bench.__main__")
+    ran = []
+    for part in (attention, temporal, sample, tune, memory):
+        name = part.__name__.rsplit(".", 1)[1]
+        monkeypatch.setattr(part, f"measure_{name}", lambda _, name=name: ran.append(name) or name == "tune")
+    for what in ("stop_on_signals", "enter", "register_pack"):
+        monkeypatch.setattr(command.environment, what, lambda *_: None)
+    monkeypatch.setattr("consistent_video.scripts.in_process.use_host", lambda *_, **__: None)
+    monkeypatch.setattr("sys.argv", ["bench", "performance"])
+    assert command.main() == 1, "a part's failure is told"
+    assert ran == list(command.PERFORMANCE)
+    ran.clear()
+    monkeypatch.setattr("sys.argv", ["bench", "memory"])
+    assert not command.main() and ran == ["memory"]
+
+
+def test_more_frames_and_tokens_take_more_memory(tiny) -> None:
+    few, ours, checkpointed, code = (
+        tune.tuning_peak("cpu", memory.WAYS[name], frames, 24)
+        for name, frames in ((tune.OURS, 2), (tune.OURS, 4), (tune.OURS_CHECKPOINTED, 4), (tune.CODE, 4))
+    )
+    assert few < ours < code and checkpointed < ours
+    without, script = (tune.tuning_peak("cpu", memory.WAYS[name], 4, 24) for name in (tune.CODE_DEFAULTS, tune.SCRIPT))
+    assert script > 1.02 * without
+
+
+@pytest.mark.parametrize("what", [tune.OURS_CHUNKED, tune.OURS_CHECKPOINTED])
+def test_fit_planner_is_held_against_what_is_held(what: str, tiny, monkeypatch) -> None:
+    monkeypatch.setattr(memory, "CURVES", {what: what})
+    row = memory.run_case(memory.Case("cpu", "chip", "2", what, 4, 24, 4, memory.USUAL_PART))
+    assert row["planned"] == pytest.approx(row["bytes"], rel=memory.CLOSE)
+
+
+def test_accounting_finds_what_a_real_step_holds(tiny, monkeypatch) -> None:
+    accounted = tune.tuning_peak("cpu", memory.WAYS[tune.OURS], 3, 16)
+
+    @contextmanager
+    def with_values(_device: str) -> Iterator[Peak]:
+        with Held() as held:
+            yield Peak(held)
+
+    monkeypatch.setattr(tune, "measured_peak", with_values)
+    assert tune.tuning_peak("cpu", memory.WAYS[tune.OURS], 3, 16) == pytest.approx(accounted, rel=0.05)
+
+
+def test_tune_a_videos_code_learns_the_same(tiny) -> None:
+    """With the frozen weights in float32 either way, only the kernels differ."""
+    base = sd15.make_model(torch.float32)
+    losses = []
+    for way in (tune.Way(tune.TUNE_A_VIDEO_PRESET), memory.WAYS[tune.CODE], memory.WAYS[tune.CODE_DEFAULTS]):
+        with tune.tuning(tune.clip_model(base, way), way, 3, 8) as made:
+            made.tuner.advance()
+            losses.append(made.tuner.losses)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[2] == pytest.approx(losses[0], rel=1e-4)
