@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import torch
 from comfy_api.latest import io
@@ -16,7 +16,7 @@ from ..modules.tuning.host.progress import TuningProgress
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.learning_rate import advice_text
 from ..modules.tuning.settings import TuneSettings
-from .tune import consistency_inputs
+from .losses import consistency_inputs
 from .types import MENU, PREFIX, LoraModel, PromptTokens, TuningOptions
 
 CATEGORY = MENU + "tune"
@@ -159,9 +159,13 @@ class TunePromptTokens(io.ComfyNode):
         options=None,
     ) -> io.NodeOutput:
         start, progress = time.monotonic(), TuningProgress(cls.hidden.unique_id)
-        chosen = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
-        consistency = {"consistency_weight": consistency_weight, "consistency_part": consistency_blocks}
-        settings = replace(options or TuneSettings(), **chosen, **consistency)
+        settings = (options or TuneSettings()).changed(
+            steps=steps,
+            learning_rate=learning_rate,
+            seed=seed,
+            consistency_weight=consistency_weight,
+            consistency_part=consistency_blocks,
+        )
         inputs = TuneInputs(positive, latent, mask, resume, prompt=prompt_to_note)
         keep = keep_unfinished if on_interrupt == "keep" else None
         prompt = PromptSettings(shared_tokens, frame_tokens, rank)

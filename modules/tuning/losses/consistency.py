@@ -6,14 +6,65 @@ constant flicker costs nothing: it is only ever added to the diffusion loss.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Part = Literal["all", "input", "middle", "output"]
+from .term import Forward, LossTerm, Moment, Part
+
 LEAST_FRAMES = 3
+
+
+@dataclass(frozen=True)
+class ConsistencyLoss(LossTerm):
+    """The mean of the temporal consistency losses of some blocks, see `temporal_consistency_loss`.
+
+    Attributes:
+        consistency_weight: against the diffusion loss; 0 = it is not computed.
+        consistency_part: of the UNet, whose self-attention it looks at.
+    """
+
+    name = "consistency_loss"
+
+    consistency_weight: float = 0.0
+    consistency_part: Part = "middle"
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it has a weight."""
+        return self.consistency_weight > 0
+
+    @property
+    def least_frames(self) -> int:
+        """Return three: two pairs of neighbours."""
+        return LEAST_FRAMES
+
+    @property
+    def part(self) -> Part:
+        """Return whose features it compares."""
+        return self.consistency_part
+
+    def weight(self, moment: Moment) -> float:
+        """Return its weight, the same at all steps."""
+        return self.consistency_weight
+
+    def value(self, forward: Forward) -> Tensor:
+        """Return the mean over the blocks."""
+        return mean_consistency_loss(forward.features[self.part])
+
+    def check(self, frames: int) -> None:
+        """Allow any number of frames."""
+
+    def warnings(self, frames: int) -> list[str]:
+        """Return that it is 0 where a step has too few frames."""
+        if frames >= LEAST_FRAMES:
+            return []
+        return [
+            "The temporal consistency loss is 0: it compares two pairs of neighbours, for which it needs "
+            f"{LEAST_FRAMES} frames, and a step has {frames}."
+        ]
 
 
 def temporal_consistency_loss(features: Tensor) -> Tensor:

@@ -4,15 +4,79 @@ Frames come first: shape (f, c, h, w). They are added to the diffusion loss, whi
 same positions; with a mask a pair of frames counts where both do.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from .diffusion import masked_mean
+from .term import Forward, LossTerm, Moment
 
 Smoothing = Literal["none", "INR", "SmoothVideo"]
 Coupling = Literal["pairwise", "detached neighbour", "cumulative"]
 LEAST_FRAMES: dict[Smoothing, int] = {"none": 1, "INR": 2, "SmoothVideo": 3}  # below which a loss is 0
+
+
+@dataclass(frozen=True)
+class SmoothingLoss(LossTerm):
+    """A loss that ties neighbouring frames to each other.
+
+    Attributes:
+        smoothing: which one, `inr_loss` or `smooth_video_loss`.
+        smoothing_weight, smoothing_end: its weight lambda at the first step and at the last, linear between; it is
+            relative to the diffusion loss, which is a mean over the same positions. An end of None = as at the first.
+        backward_weight, forward_weight, coupling: of INR's loss.
+    """
+
+    name = "smoothing_loss"
+
+    smoothing: Smoothing = "none"
+    smoothing_weight: float = 2.0
+    smoothing_end: float | None = None
+    backward_weight: float = 0.5
+    forward_weight: float = 0.5
+    coupling: Coupling = "pairwise"
+
+    @property
+    def label(self) -> str:
+        """Return which one it is."""
+        return f"smoothing {self.smoothing}"
+
+    @property
+    def is_on(self) -> bool:
+        """Whether one is chosen."""
+        return self.smoothing != "none"
+
+    @property
+    def least_frames(self) -> int:
+        """Return how many frames it compares."""
+        return LEAST_FRAMES[self.smoothing]
+
+    @property
+    def is_even(self) -> bool:
+        """Whether lambda stays."""
+        return self.smoothing_end is None
+
+    def weight(self, moment: Moment) -> float:
+        """Return lambda."""
+        start, end = self.smoothing_weight, self.smoothing_end
+        if end is None or moment.steps == 1:
+            return start
+        return start + (end - start) * moment.done / (moment.steps - 1)
+
+    def value(self, forward: Forward) -> Tensor:
+        """Return the loss that is chosen."""
+        predicted = forward.predicted_eps.float()
+        if self.smoothing == "SmoothVideo":
+            return smooth_video_loss(predicted, forward.mask)
+        weights = self.backward_weight, self.forward_weight
+        return inr_loss(forward.eps - predicted, *weights, self.coupling, forward.mask)
+
+    def warnings(self, frames: int) -> list[str]:
+        """Return that a weight is INR's."""
+        if self.smoothing != "SmoothVideo" or self.smoothing_weight <= 1:
+            return []
+        return [f"smoothing_weight is {self.smoothing_weight:g}; SmoothVideo's own is 0.2."]
 
 
 def interframe_losses(
