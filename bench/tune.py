@@ -110,7 +110,7 @@ class BareTuning(Tuning):
     def step(self) -> None:
         """Do one step."""
         if self.encode is not None:
-            self.tuner.updates.clear()  # which the script does at the end of each step
+            self.tuner.updates.optimizer.zero_grad()  # which the script does at the end of each step
             self.encode()
         self.tuner.advance()
 

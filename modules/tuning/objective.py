@@ -64,14 +64,14 @@ class Objective:
     Attributes:
         clip: what is tuned on.
         denoise: (state x_0 + sigma * eps of some frames, sigma as a scalar tensor, which frames) -> prediction of x_0.
-        terms: losses, of which the first is the diffusion loss.
+        terms: losses by name.
         steps: of the whole tuning.
         features: returns the features of what `denoise` did last, of all parts that the losses look at.
     """
 
     clip: Clip
     denoise: Denoise
-    terms: tuple[LossTerm, ...]
+    terms: Mapping[str, LossTerm]
     steps: int
     features: Features = dict
 
@@ -90,13 +90,15 @@ class Objective:
             self.features(),
         )
 
-    def losses(self, drawn: Draw) -> dict[str, Tensor]:
-        """Return the losses of a draw by name, scalars without their weights."""
-        forward = self.forward(drawn)
-        return {term.name: term.value(forward) for term in self.terms}
+    def evaluate(self, drawn: Draw, done: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the losses of a draw by name, scalars without their weights, and their weighted sum.
 
-    def total(self, losses: Mapping[str, Tensor], drawn: Draw, done: int) -> Tensor:
-        """Return the weighted sum of a draw's losses, after some steps."""
+        Args:
+            drawn: what to evaluate on.
+            done: steps done before.
+        """
+        made = self.forward(drawn)
         moment = Moment(done, self.steps, self.clip.sigma_table[drawn.t], self.clip.prediction)
-        first, *others = (term.weight(moment) * losses[term.name] for term in self.terms)
-        return sum(others, first)
+        losses = {name: term.value(made) for name, term in self.terms.items()}
+        first, *others = (term.weight(moment) * losses[name] for name, term in self.terms.items())
+        return losses, sum(others, first)

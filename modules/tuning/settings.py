@@ -7,12 +7,12 @@ from .learning_rate import Schedule
 from .losses.consistency import ConsistencyLoss
 from .losses.diffusion import DiffusionLoss
 from .losses.smoothing import SmoothingLoss
-from .losses.term import LossTerm, Part
+from .losses.term import Loss, LossTerm, Part
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 OptimizerName = Literal["AdamW", "AdamW 8-bit", "gradient descent"]
 OnOutOfMemory = Literal["step down", "stop"]
-Term = TypeVar("Term", bound=LossTerm)
+Kind = TypeVar("Kind", bound=Loss)
 
 
 @dataclass(frozen=True)
@@ -95,28 +95,28 @@ class TuneSettings:
     snapshots: tuple[int, ...] = ()
     optimization: Optimization = Optimization()
     memory: Memory = Memory()
-    losses: tuple[LossTerm, ...] = (DiffusionLoss(), SmoothingLoss(), ConsistencyLoss())
+    losses: tuple[Loss, ...] = (DiffusionLoss(), SmoothingLoss(), ConsistencyLoss())
 
     @property
-    def terms(self) -> tuple[LossTerm, ...]:
-        """Return the losses that are on."""
-        return tuple(term for term in self.losses if term.is_on)
+    def terms(self) -> dict[str, LossTerm]:
+        """Return the losses that are on, by name."""
+        return {loss.name: term for loss in self.losses if (term := loss.term()) is not None}
 
     @property
     def parts(self) -> set[Part]:
         """Return the parts of the UNet whose features they need."""
-        return {term.part for term in self.terms if term.part is not None}
+        return {term.part for term in self.terms.values() if term.part is not None}
 
-    def loss(self, kind: type[Term]) -> Term:
-        """Return the loss of a kind."""
-        return next(term for term in self.losses if isinstance(term, kind))
+    def loss(self, kind: type[Kind]) -> Kind:
+        """Return the settings of a loss."""
+        return next(loss for loss in self.losses if isinstance(loss, kind))
 
     def flat(self) -> dict[str, Any]:
         """Return the settings by their names, as files note them; JSON values."""
         own: dict[str, Any] = {"steps": self.steps, "seed": self.seed, "snapshots": self.snapshots}
         own |= asdict(self.optimization) | asdict(self.memory)
-        for term in self.losses:
-            own |= asdict(term)
+        for loss in self.losses:
+            own |= asdict(loss)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
 
     def changed(self, **changes: Any) -> "TuneSettings":
@@ -134,7 +134,7 @@ class TuneSettings:
         Args:
             frames: of the clip.
         """
-        memory = self.memory.stepped_down(frames, max(2, *(term.least_frames for term in self.terms)))
+        memory = self.memory.stepped_down(frames, max(2, *(term.least_frames for term in self.terms.values())))
         return replace(self, memory=memory) if memory is not None else None
 
 

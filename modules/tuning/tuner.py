@@ -47,13 +47,13 @@ class Tuner:
         precision: Precision = "fp32",
         features: Features = dict,
     ):
-        for term in settings.terms:
+        for term in settings.terms.values():
             term.check(settings.memory.frames_of(len(clip.x_0)))
         self.learned, self.settings, self.precision = learned, settings, precision
         self.objective = Objective(clip, denoise, settings.terms, settings.steps, features)
         self.updates = Updates(learned.parameters(), settings.optimization, settings.steps, precision == "fp16")
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self.losses: dict[str, list[float]] = {term.name: [] for term in settings.losses}
+        self.losses: dict[str, list[float]] = {loss.name: [] for loss in settings.losses}
         self.rises: list[int] = []
         self.is_applying = False
         self.last_good: tuple[int, dict[str, Tensor]] = (0, {})
@@ -90,17 +90,16 @@ class Tuner:
             FloatingPointError: the loss or its gradient is not finite; the weights stay as they were.
         """
         done = self.done
-        self.updates.clear()
+        self.updates.optimizer.zero_grad()
         drawn = self.draw()
         with parametrize.cached():  # one spectral norm a step, also where the forward is computed twice
             # Predict.
-            losses = self.objective.losses(drawn)
+            losses, total = self.objective.evaluate(drawn, done)
             values = torch.stack(list(losses.values())).tolist()
             if not math.isfinite(sum(values)):
                 raise self.updates.failure(f"loss became {sum(values)}", done)
             # Differentiate.
-            total = self.objective.total(losses, drawn, done)
-            self.updates.backward(total)
+            self.updates.scaler.scale(total).backward()
         if done % max(1, self.settings.steps // KEPT) == 0:
             self.last_good = done, {key: copied(value) for key, value in self.learned.state_dict().items()}
         # Step.
@@ -121,16 +120,16 @@ class Tuner:
     def has_risen(self, before: float, drawn: Draw, done: int) -> bool:
         """Whether a step, taken after some others, raised the loss that it was taken on."""
         with torch.no_grad(), parametrize.cached():
-            after = self.objective.total(self.objective.losses(drawn), drawn, done).item()
-        return after > before + ROUNDING[self.precision] * abs(before)
+            _, after = self.objective.evaluate(drawn, done)
+        return after.item() > before + ROUNDING[self.precision] * abs(before)
 
     def notes(self, done: int) -> dict[str, list]:
         """Return what is to be noted of the first steps: losses, and the steps that raised theirs."""
-        noted: dict[str, list] = {}
-        for term in self.settings.losses:
-            values = self.losses[term.name][:done]
-            if any(values) or (term.is_on and values):
-                noted[term.name] = values
+        firsts = {name: values[:done] for name, values in self.losses.items()}
+        on = self.settings.terms
+        noted: dict[str, list] = {
+            name: values for name, values in firsts.items() if values and (name in on or any(values))
+        }
         if self.settings.optimization.optimizer == "gradient descent":
             noted["rises"] = [step for step in self.rises if step <= done]
         return noted

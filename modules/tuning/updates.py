@@ -34,14 +34,6 @@ class Updates:
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scales)
         self.factor = learning_rate_factor(settings.schedule, settings.warmup_steps, steps)
 
-    def clear(self) -> None:
-        """Forget the gradients."""
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def backward(self, total: Tensor) -> None:
-        """Compute the gradients of what is minimised."""
-        self.scaler.scale(total).backward()
-
     def apply(self, done: int) -> None:
         """Change the parameters, after some steps.
 

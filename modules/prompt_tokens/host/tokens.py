@@ -147,8 +147,7 @@ def gradient_of(tuning: PromptTuning, drawn: Draw, parameters: list[Any]) -> Cal
     def gradient(at: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         vector_to_parameters(at, parameters)
-        tuner = tuning.tuner
-        total = tuner.objective.total(tuner.objective.losses(drawn), drawn, tuner.done)
+        _, total = tuning.tuner.objective.evaluate(drawn, tuning.tuner.done)
         return parameters_to_vector(torch.autograd.grad(total, parameters)).detach()
 
     return gradient

@@ -79,12 +79,6 @@ class Learned(nn.Module):
         """Return the temporal modules' part of `tensors`."""
         return self.bank.tensors() if self.bank is not None else {}
 
-    def settle(self) -> None:
-        """Compute the spectral norms of this step now: what is checkpointed must find them, not make them."""
-        if self.bank is not None:
-            for module in self.bank.bank:
-                _ = module.to_v.weight, module.to_out.weight
-
 
 def query_projections(unet: nn.Module) -> dict[str, nn.Linear]:
     """Replace both attentions' query projections of a copy by float32 ones that can be tuned; return them by key."""

@@ -28,6 +28,7 @@ TOKENS = 77
 BESIDE = 0.16  # of what is counted: workspaces and fragments; 14.2 GiB measured and 12.2 counted on an H200, of old
 COARSER = (4, 8)  # r
 CPU = torch.device("cpu")
+TOO_MUCH = "too much: ComfyUI then takes the sides of the guidance one by one"
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def tuning_peak(model: ModelPatcher, shape: tuple[int, ...], settings: TuneSetti
             output = unet(x, torch.empty(len(x)), **context_of(model, len(x), x.dtype), transformer_options=options)
             taken = {part: captured.take() for part, captured in features.items()}
             made = Forward(output, x, x, output, features=taken)
-            torch.stack([term.value(made) for term in settings.terms]).sum().backward()
+            torch.stack([term.value(made) for term in settings.terms.values()]).sum().backward()
     kept = {"AdamW": 2, "AdamW 8-bit": 0.5, "gradient descent": 0}[settings.optimization.optimizer]
     return with_rest(counted.peak + kept * sum(4 * weight.numel() for weight in learned))
 
@@ -258,7 +259,7 @@ def report_plan(
             for plan in tried
         ),
         f"| sampling with guidance | {shape[0]} | {chosen.r or ''} | | | {sampling / GIB:.1f} | "
-        f"{fits(sampling, budget)} |",
+        f"{'fits' if sampling <= budget else TOO_MUCH} |",
     ]
     return "\n".join(lines), data
 
@@ -266,8 +267,3 @@ def report_plan(
 def on_or_off(value: bool) -> str:
     """Return a switch in words."""
     return "on" if value else "off"
-
-
-def fits(size: int, budget: int) -> str:
-    """Return in words whether bytes fit into a budget."""
-    return "fits" if size <= budget else "too much: ComfyUI then takes the sides of the guidance one by one"

@@ -60,8 +60,8 @@ class Session(ABC, Generic[Kept]):
     def __init__(self, copy: ModelPatcher, model: ModelPatcher, inputs: TuneInputs, settings: TuneSettings):
         self.copy, self.clip, unet = copy, clip_settings(model), copy.model.diffusion_model
         self.x_0 = to_model_latent(copy, clip_latent(model, inputs.latent, self.clip.num_frames))
-        for term in settings.terms:
-            for warning in term.warnings(settings.memory.frames_of(len(self.x_0))):
+        for term in settings.terms.values():
+            if warning := term.check(settings.memory.frames_of(len(self.x_0))):
                 log.warning(warning)
         self.precision = choose_precision(settings.memory.precision, model, copy.load_device)
         computing = computing_in(self.precision, copy)
@@ -125,7 +125,7 @@ class Session(ABC, Generic[Kept]):
         if kept.info.get("model_hash") != self.info["model_hash"]:
             raise ValueError("resume was begun on another model, or with other LoRA. Connect the one it was begun on.")
         settings = self.tuner.settings
-        is_even = settings.optimization.schedule == "constant" and all(term.is_even for term in settings.losses)
+        is_even = settings.optimization.schedule == "constant" and all(term.is_even for term in settings.terms.values())
         both = self.info.keys() & kept.info.keys() - (self.MAY_DIFFER if is_even else self.MAY_DIFFER - {"steps"})
         others = sorted(name for name in both if kept.info[name] != self.info[name])
         if others:
@@ -171,7 +171,7 @@ class Session(ABC, Generic[Kept]):
         less = settings.stepped_down(len(self.x_0)) if may else None
         if less is None:
             raise OutOfMemory(memory_advice(self.clip, self.x_0, settings.memory))
-        tuner.updates.clear()
+        tuner.updates.optimizer.zero_grad()
         gc.collect()
         comfy.model_management.soft_empty_cache()
         tuner.settings, memory = less, less.memory

@@ -66,7 +66,8 @@ class Tuning(Session[Tune]):
 
     def denoise(self, x: Tensor, sigma: Tensor, frames: slice) -> Tensor:
         """Predict x_0 for a step of the tuning."""
-        self.learned.settle()
+        for module in self.bank.bank if self.bank is not None else ():
+            _ = module.to_v.weight, module.to_out.weight  # spectral norms: what is checkpointed must find them made
         return self.call(x, sigma, rows_of(self.given, frames))
 
     def preview(self, settings: PreviewSettings) -> Preview:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .term import Forward, LossTerm, Moment, Part
+from .term import Loss, LossTerm, Part
 
 LEAST_FRAMES = 3
 
 
 @dataclass(frozen=True)
-class ConsistencyLoss(LossTerm):
+class ConsistencyLoss(Loss):
     """The mean of the temporal consistency losses of some blocks, see `temporal_consistency_loss`.
 
     Attributes:
@@ -31,40 +31,18 @@ class ConsistencyLoss(LossTerm):
     consistency_weight: float = 0.0
     consistency_part: Part = "middle"
 
-    @property
-    def is_on(self) -> bool:
-        """Whether it has a weight."""
-        return self.consistency_weight > 0
-
-    @property
-    def least_frames(self) -> int:
-        """Return three: two pairs of neighbours."""
-        return LEAST_FRAMES
-
-    @property
-    def part(self) -> Part:
-        """Return whose features it compares."""
-        return self.consistency_part
-
-    def weight(self, moment: Moment) -> float:
-        """Return its weight, the same at all steps."""
-        return self.consistency_weight
-
-    def value(self, forward: Forward) -> Tensor:
-        """Return the mean over the blocks."""
-        return mean_consistency_loss(forward.features[self.part])
-
-    def check(self, frames: int) -> None:
-        """Allow any number of frames."""
-
-    def warnings(self, frames: int) -> list[str]:
-        """Return that it is 0 where a step has too few frames."""
-        if frames >= LEAST_FRAMES:
-            return []
-        return [
-            "The temporal consistency loss is 0: it compares two pairs of neighbours, for which it needs "
-            f"{LEAST_FRAMES} frames, and a step has {frames}."
-        ]
+    def term(self) -> LossTerm | None:
+        """Return the mean over the blocks, with the same weight at all steps."""
+        if not self.consistency_weight:
+            return None
+        return LossTerm(
+            lambda made: mean_consistency_loss(made.features[self.consistency_part]),
+            lambda _moment: self.consistency_weight,
+            "temporal consistency loss",
+            LEAST_FRAMES,
+            is_vital=False,
+            part=self.consistency_part,
+        )
 
 
 def temporal_consistency_loss(features: Tensor) -> Tensor:

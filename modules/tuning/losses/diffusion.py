@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ...diffusion.ddim import Prediction
 from ...diffusion.schedule import sigma_to_alpha_bar
-from .term import Forward, LossTerm, Moment
+from .term import Loss, LossTerm, Moment
 
 
 @dataclass(frozen=True)
-class DiffusionLoss(LossTerm):
+class DiffusionLoss(Loss):
     """The mean squared error of the UNet's output, see `diffusion_loss`.
 
     Attributes:
@@ -23,15 +23,15 @@ class DiffusionLoss(LossTerm):
 
     min_snr_gamma: float = 0.0
 
-    def weight(self, moment: Moment) -> float:
-        """Return min-SNR's weight of the noise level."""
-        if not self.min_snr_gamma:
-            return 1.0
-        return min_snr_weights(moment.sigma.reshape(1), self.min_snr_gamma, moment.prediction).item()
+    def term(self) -> LossTerm:
+        """Return the mean squared error, weighted by the noise level."""
 
-    def value(self, forward: Forward) -> Tensor:
-        """Return the mean squared error."""
-        return diffusion_loss(forward.output, forward.target, forward.mask)
+        def weight(moment: Moment) -> float:
+            if not self.min_snr_gamma:
+                return 1.0
+            return min_snr_weights(moment.sigma.reshape(1), self.min_snr_gamma, moment.prediction).item()
+
+        return LossTerm(lambda made: diffusion_loss(made.output, made.target, made.mask), weight, "diffusion loss")
 
 
 def diffusion_loss(output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

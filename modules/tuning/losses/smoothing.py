@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from .diffusion import masked_mean
-from .term import Forward, LossTerm, Moment
+from .term import Forward, Loss, LossTerm, Moment
 
 Smoothing = Literal["none", "INR", "SmoothVideo"]
 Coupling = Literal["pairwise", "detached neighbour", "cumulative"]
@@ -18,7 +18,7 @@ LEAST_FRAMES: dict[Smoothing, int] = {"none": 1, "INR": 2, "SmoothVideo": 3}  # 
 
 
 @dataclass(frozen=True)
-class SmoothingLoss(LossTerm):
+class SmoothingLoss(Loss):
     """A loss that ties neighbouring frames to each other.
 
     Attributes:
@@ -37,46 +37,33 @@ class SmoothingLoss(LossTerm):
     forward_weight: float = 0.5
     coupling: Coupling = "pairwise"
 
-    @property
-    def label(self) -> str:
-        """Return which one it is."""
-        return f"smoothing {self.smoothing}"
-
-    @property
-    def is_on(self) -> bool:
-        """Whether one is chosen."""
-        return self.smoothing != "none"
-
-    @property
-    def least_frames(self) -> int:
-        """Return how many frames it compares."""
-        return LEAST_FRAMES[self.smoothing]
-
-    @property
-    def is_even(self) -> bool:
-        """Whether lambda stays."""
-        return self.smoothing_end is None
-
-    def weight(self, moment: Moment) -> float:
-        """Return lambda."""
-        start, end = self.smoothing_weight, self.smoothing_end
-        if end is None or moment.steps == 1:
-            return start
-        return start + (end - start) * moment.done / (moment.steps - 1)
-
-    def value(self, forward: Forward) -> Tensor:
+    def term(self) -> LossTerm | None:
         """Return the loss that is chosen."""
-        predicted = forward.predicted_eps.float()
-        if self.smoothing == "SmoothVideo":
-            return smooth_video_loss(predicted, forward.mask)
-        weights = self.backward_weight, self.forward_weight
-        return inr_loss(forward.eps - predicted, *weights, self.coupling, forward.mask)
+        if self.smoothing == "none":
+            return None
+        start, end = self.smoothing_weight, self.smoothing_end
 
-    def warnings(self, frames: int) -> list[str]:
-        """Return that a weight is INR's."""
-        if self.smoothing != "SmoothVideo" or self.smoothing_weight <= 1:
-            return []
-        return [f"smoothing_weight is {self.smoothing_weight:g}; SmoothVideo's own is 0.2."]
+        def value(made: Forward) -> Tensor:
+            predicted = made.predicted_eps.float()
+            if self.smoothing == "SmoothVideo":
+                return smooth_video_loss(predicted, made.mask)
+            weights = self.backward_weight, self.forward_weight
+            return inr_loss(made.eps - predicted, *weights, self.coupling, made.mask)
+
+        def weight(moment: Moment) -> float:
+            if end is None or moment.steps == 1:
+                return start
+            return start + (end - start) * moment.done / (moment.steps - 1)
+
+        is_heavy = self.smoothing == "SmoothVideo" and start > 1
+        return LossTerm(
+            value,
+            weight,
+            f"smoothing {self.smoothing}",
+            LEAST_FRAMES[self.smoothing],
+            is_even=end is None,
+            remark=f"smoothing_weight is {start:g}; SmoothVideo's own is 0.2." if is_heavy else "",
+        )
 
 
 def interframe_losses(

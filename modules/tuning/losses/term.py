@@ -1,7 +1,7 @@
 """What a tuning minimises: the sum of some losses, each with a weight of its own."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -48,58 +48,56 @@ class Forward:
 
 
 @dataclass(frozen=True)
-class LossTerm(ABC):
-    """One of the losses that a tuning minimises, with its settings: subclasses are frozen dataclasses.
-
-    Names of settings stand in files, each by itself, and therefore differ from those of all other settings.
+class LossTerm:
+    """A loss as it is computed and weighted.
 
     Attributes:
-        name: in files; in plots with spaces.
+        value: the loss without its weight, a scalar.
+        weight: factor that it is added with; the diffusion loss without min-SNR has 1.
+        label: what a user knows it by.
+        least_frames: frames that a step needs.
+        is_vital: whether fewer are refused; else it is 0 of them.
+        part: of the UNet, whose self-attention features it needs; None = of none.
+        is_even: whether its weight is the same however many steps there are.
+        remark: what to tell the user; empty = nothing.
+    """
+
+    value: Callable[[Forward], Tensor]
+    weight: Callable[[Moment], float]
+    label: str
+    least_frames: int = 1
+    is_vital: bool = True
+    part: Part | None = None
+    is_even: bool = True
+    remark: str = ""
+
+    def check(self, frames: int) -> str:
+        """Return what to tell the user where a step has so many frames.
+
+        Raises:
+            ValueError: they are too few.
+        """
+        if frames >= self.least_frames:
+            return self.remark
+        lack = f"compares neighbouring frames and needs {self.least_frames} in each step"
+        if not self.is_vital:
+            return f"The {self.label} is 0: it {lack}, and a step has {frames}."
+        raise ValueError(
+            f"{self.label} {lack}; there {'is' if frames == 1 else 'are'} {frames}. Set frames_per_step higher, or "
+            "turn that loss off."
+        )
+
+
+@dataclass(frozen=True)
+class Loss(ABC):
+    """Settings of a loss. Files have them by their names, which therefore differ from those of all other settings.
+
+    Attributes:
+        name: of its values in files; in plots with spaces.
     """
 
     name: ClassVar[str]
 
-    @property
-    def label(self) -> str:
-        """Return what a user knows it by."""
-        return self.name.replace("_", " ")
-
-    @property
-    def is_on(self) -> bool:
-        """Whether it is computed at all."""
-        return True
-
-    @property
-    def is_even(self) -> bool:
-        """Whether its weight is the same however many steps there are."""
-        return True
-
-    @property
-    def least_frames(self) -> int:
-        """Return how many frames a step needs."""
-        return 1
-
-    @property
-    def part(self) -> Part | None:
-        """Return of which part of the UNet it needs the self-attention features; None = of none."""
-        return None
-
     @abstractmethod
-    def weight(self, moment: Moment) -> float:
-        """Return the factor that it is added with; the diffusion loss without min-SNR has 1."""
-
-    @abstractmethod
-    def value(self, forward: Forward) -> Tensor:
-        """Return the loss without its weight, a scalar."""
-
-    def check(self, frames: int) -> None:
-        """Raise ValueError where a step has too few frames; a loss that is merely 0 there allows it."""
-        if frames < self.least_frames:
-            raise ValueError(
-                f"{self.label} compares neighbouring frames and needs {self.least_frames} in each step; there "
-                f"{'is' if frames == 1 else 'are'} {frames}. Set frames_per_step higher, or turn that loss off."
-            )
-
-    def warnings(self, frames: int) -> list[str]:
-        """Return what to tell a user whose steps have so many frames."""
-        return []
+    def term(self) -> LossTerm | None:
+        """Return the loss as these settings want it, None = not at all."""

@@ -35,7 +35,7 @@ def test_the_tokens_lower_the_loss() -> None:
             with torch.no_grad(), tuning.tuner.whole_step():
                 tuning.tuner.generator.manual_seed(5)
                 draws = [tuning.tuner.draw(t) for t in range(100, 1000, 100)]
-                return sum(tuning.tuner.objective.losses(drawn)["loss"].item() for drawn in draws)
+                return sum(tuning.tuner.objective.evaluate(drawn, 0)[0]["loss"].item() for drawn in draws)
 
         before = loss()
         tuning.run(progress.TuningProgress("1"))
@@ -97,7 +97,7 @@ def test_the_features_are_those_of_self_attention() -> None:
         tuning.call.options["patches_replace"]["attn1"].clear()
         attention = copy.model.diffusion_model.middle_block[1].transformer_blocks[0].attn1
         attention.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-        losses = tuning.tuner.objective.losses(tuning.tuner.draw())
+        losses, _ = tuning.tuner.objective.evaluate(tuning.tuner.draw(), 0)
         assert len(seen) == 1 and seen[0].shape[0] == FRAMES
         torch.testing.assert_close(losses["consistency_loss"], temporal_consistency_loss(seen[0]))
 
@@ -118,7 +118,7 @@ def test_the_consistency_loss_in_one_shot_tune(caplog) -> None:
     assert weighted.info["loss"][0] == plain.info["loss"][0] and min(weighted.info["consistency_loss"]) > 0
     assert any(not torch.equal(weighted.tensors[key], value) for key, value in plain.tensors.items())
     assert tune(2, consistency_weight=50.0).info["consistency_loss"] == [0.0, 0.0]
-    assert "needs 3 frames, and a step has 2" in caplog.text
+    assert "needs 3 in each step, and a step has 2" in caplog.text
 
 
 def test_wrong_inputs_are_refused_in_words(far) -> None:

@@ -46,6 +46,6 @@ def test_the_low_rank_adapters_are_what_was_learned_with() -> None:
             tuning.learned.tokens.shared.copy_(part.adapter.shared)
             tuning.learned.tokens.frame.copy_(part.adapter.frame)
         tuning.tuner.generator.set_state(part.adapter.state["generator"])
-        loss = tuning.tuner.objective.losses(tuning.tuner.draw())["loss"].item()
+        loss = tuning.tuner.objective.evaluate(tuning.tuner.draw(), 0)[0]["loss"].item()
     assert loss == pytest.approx(whole.adapter.info["loss"][4], rel=1e-4)
     assert loss != pytest.approx(run(settings=SETTINGS.changed(steps=5)).adapter.info["loss"][4], rel=1e-4)

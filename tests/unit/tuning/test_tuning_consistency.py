@@ -54,11 +54,11 @@ def test_a_weight_of_zero_changes_nothing_and_asks_for_no_features() -> None:
 def test_the_loss_is_added_with_its_weight() -> None:
     tuner = make_tuner(SETTINGS.changed(consistency_weight=0.7))
     drawn = tuner.draw()
-    losses = tuner.objective.losses(drawn)
+    losses, total = tuner.objective.evaluate(drawn, 0)
     expected = mean_consistency_loss(tuner.learned.held)
     assert torch.equal(losses["consistency_loss"], expected) and expected > 0
     expected = losses["loss"] + 0.7 * losses["consistency_loss"]
-    torch.testing.assert_close(tuner.objective.total(losses, drawn, 0), expected)
+    torch.testing.assert_close(total, expected)
     finish(tuner)
     assert len(tuner.losses["consistency_loss"]) == 4 and min(tuner.losses["consistency_loss"]) > 0
 
@@ -90,7 +90,7 @@ def test_gradient_descent_is_plain() -> None:
     before = tuner.learned.mix.detach().clone()
     with tuner.whole_step():
         drawn = tuner.draw()
-    (slope,) = torch.autograd.grad(tuner.objective.total(tuner.objective.losses(drawn), drawn, 0), tuner.learned.mix)
+    (slope,) = torch.autograd.grad(tuner.objective.evaluate(drawn, 0)[1], tuner.learned.mix)
     finish(tuner)
     torch.testing.assert_close(tuner.learned.mix, before - 1e-2 * slope)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from consistent_video.modules.diffusion.ddim import Prediction
+from consistent_video.modules.tuning.losses import smoothing as smoothing_losses
 from consistent_video.modules.tuning.losses.smoothing import SmoothingLoss
 from consistent_video.modules.tuning.losses.term import Forward
 from consistent_video.modules.tuning.objective import Clip
@@ -168,7 +169,7 @@ def test_the_diffusion_loss_means_the_same_with_smoothing(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_smoothing_under_a_mask_is_the_smoothing_of_what_it_shows(kind: str) -> None:
     def value(predicted: Tensor, eps: Tensor, mask: Tensor | None) -> Tensor:
-        return SmoothingLoss(kind).value(Forward(predicted, eps, eps, predicted, mask))
+        return SmoothingLoss(kind).term().value(Forward(predicted, eps, eps, predicted, mask))
 
     predicted, eps = (torch.randn(5, 2, 4, 6, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     half = torch.zeros(5, 1, 4, 6)
@@ -226,7 +227,7 @@ def test_a_smoothing_loss_that_is_not_finite_ends_the_tuning(value: float, monke
     toy = Toy()
     tuner = take(make_tuner(toy), 1)
     before = toy.mix.detach().clone()
-    monkeypatch.setattr(SmoothingLoss, "value", lambda self, forward: value * forward.output.sum())
+    monkeypatch.setattr(smoothing_losses, "inr_loss", lambda residual, *_: value * residual.sum())
     with pytest.raises(FloatingPointError, match=r"loss became \S+ at step 2"):
         tuner.advance()
     assert tuner.done == len(tuner.losses["smoothing_loss"]) == 1 and torch.equal(toy.mix, before)
