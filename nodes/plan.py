@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..modules.tuning.host.planner import GIB, free_memory, plan_tuning, report_plan
 from ..modules.tuning.settings import TuneSettings
-from .losses import loss_inputs
+from .tune import loss_inputs
 from .types import MENU, PREFIX, TuningOptions
 
 

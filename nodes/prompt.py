@@ -16,7 +16,7 @@ from ..modules.tuning.host.progress import TuningProgress
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.learning_rate import advice_text
 from ..modules.tuning.settings import TuneSettings
-from .losses import consistency_inputs
+from .tune import consistency_inputs
 from .types import MENU, PREFIX, LoraModel, PromptTokens, TuningOptions
 
 CATEGORY = MENU + "tune"
@@ -159,13 +159,9 @@ class TunePromptTokens(io.ComfyNode):
         options=None,
     ) -> io.NodeOutput:
         start, progress = time.monotonic(), TuningProgress(cls.hidden.unique_id)
-        settings = (options or TuneSettings()).changed(
-            steps=steps,
-            learning_rate=learning_rate,
-            seed=seed,
-            consistency_weight=consistency_weight,
-            consistency_part=consistency_blocks,
-        )
+        chosen = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
+        consistency = {"consistency_weight": consistency_weight, "consistency_part": consistency_blocks}
+        settings = (options or TuneSettings()).changed(**chosen, **consistency)
         inputs = TuneInputs(positive, latent, mask, resume, prompt=prompt_to_note)
         keep = keep_unfinished if on_interrupt == "keep" else None
         prompt = PromptSettings(shared_tokens, frame_tokens, rank)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from typing import get_args
 
 import torch
 from comfy_api.latest import io
@@ -12,9 +13,10 @@ from ..modules.tuning.host.apply import apply_tune
 from ..modules.tuning.host.progress import TuningProgress
 from ..modules.tuning.host.training import tune_model
 from ..modules.tuning.host.tune_inputs import TuneInputs
+from ..modules.tuning.losses.smoothing import Smoothing
+from ..modules.tuning.losses.term import Part
 from ..modules.tuning.settings import TuneSettings, read_steps
 from ..modules.tuning.weights import Tune as TuneData
-from .losses import loss_inputs
 from .types import MENU, PREFIX, Tune, TuningOptions, TuningPreview
 
 CATEGORY = MENU + "tune"
@@ -24,6 +26,59 @@ SNAPSHOTS = "25%, 50%, 75%"
 def keep_unfinished(tune: TuneData) -> str:
     """Save a tuning that did not come to its end; returns where."""
     return write_tune(tune, "unfinished", with_state=True).name
+
+
+def loss_inputs() -> list[io.Input]:
+    """Return the inputs of all losses, named as their settings but for `consistency_blocks`."""
+    return [
+        io.Combo.Input(
+            "smoothing",
+            options=list(get_args(Smoothing)),
+            default="none",
+            optional=True,
+            tooltip="Loss added that ties neighbouring frames to each other. INR (INR Smooth, PLoS One 2025): "
+            "what UNet and noise differ by is to be equal in neighbours. SmoothVideo: the predicted noise is "
+            "to change evenly, which also takes texture away.",
+        ),
+        io.Float.Input(
+            "smoothing_weight",
+            default=2.0,
+            min=0.0,
+            max=100.0,
+            step=0.01,
+            optional=True,
+            tooltip="Weight lambda of the smoothing loss against the diffusion loss: 2 on Tune-A-Video and "
+            "0.2 on ControlVideo in INR Smooth; 0.2 in SmoothVideo.",
+        ),
+        *consistency_inputs(),
+    ]
+
+
+def consistency_inputs() -> list[io.Input]:
+    """Return the inputs of the temporal consistency loss."""
+    return [
+        io.Float.Input(
+            "consistency_weight",
+            default=0.0,
+            min=0.0,
+            max=1000000.0,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="Weight of the temporal consistency loss against the diffusion loss: the similarity of "
+            "neighbouring frames is to change evenly. Its values are small, about 1e-4 beside a diffusion "
+            "loss of 1e-2: try 1 to 100. 0 = none.",
+        ),
+        io.Combo.Input(
+            "consistency_blocks",
+            options=list(get_args(Part)),
+            default="middle",
+            optional=True,
+            advanced=True,
+            tooltip="Whose self-attention features the temporal consistency loss compares: those of the whole UNet, or "
+            "of its encoder blocks (input), its middle block or its decoder blocks (output).",
+        ),
+    ]
 
 
 class OneShotTune(io.ComfyNode):
@@ -144,14 +199,13 @@ class OneShotTune(io.ComfyNode):
         **losses,
     ) -> io.NodeOutput:
         start, progress = time.monotonic(), TuningProgress(cls.hidden.unique_id)
-        settings = (options or TuneSettings()).changed(
-            steps=steps,
-            learning_rate=learning_rate,
-            seed=seed,
-            snapshots=read_steps(snapshots, steps),
-            consistency_part=consistency_blocks,
-            **losses,
-        )
+        chosen = {
+            "steps": steps,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "snapshots": read_steps(snapshots, steps),
+        }
+        settings = (options or TuneSettings()).changed(**chosen, consistency_part=consistency_blocks, **losses)
         inputs = TuneInputs(positive, latent, mask, resume, preview, prompt_to_note)
         keep = keep_unfinished if on_interrupt == "keep" else None
         tune = tune_model(model, inputs, settings, progress, keep)

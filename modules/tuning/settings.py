@@ -1,7 +1,7 @@
 """Settings of a one-shot tuning."""
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from .learning_rate import Schedule
 from .losses.consistency import ConsistencyLoss
@@ -12,7 +12,6 @@ from .losses.term import Loss, LossTerm, Part
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 OptimizerName = Literal["AdamW", "AdamW 8-bit", "gradient descent"]
 OnOutOfMemory = Literal["step down", "stop"]
-Kind = TypeVar("Kind", bound=Loss)
 
 
 @dataclass(frozen=True)
@@ -106,10 +105,6 @@ class TuneSettings:
     def parts(self) -> set[Part]:
         """Return the parts of the UNet whose features they need."""
         return {term.part for term in self.terms.values() if term.part is not None}
-
-    def loss(self, kind: type[Kind]) -> Kind:
-        """Return the settings of a loss."""
-        return next(loss for loss in self.losses if isinstance(loss, kind))
 
     def flat(self) -> dict[str, Any]:
         """Return the settings by their names, as files note them; JSON values."""

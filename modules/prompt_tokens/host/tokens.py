@@ -18,13 +18,7 @@ from ...tuning.host.progress import TuningProgress, show_text
 from ...tuning.host.rescue import Keep, on_private_copy
 from ...tuning.host.tune_inputs import TuneInputs
 from ...tuning.learning_rate import Curvature, Smoothness
-from ...tuning.losses.consistency import (
-    LEAST_FRAMES,
-    ConsistencyLoss,
-    least_norm,
-    smoothness_bound,
-    temporal_consistency_loss,
-)
+from ...tuning.losses.consistency import LEAST_FRAMES, least_norm, smoothness_bound, temporal_consistency_loss
 from ...tuning.objective import Draw
 from ...tuning.settings import TuneSettings
 from ..adapter import PromptAdapter
@@ -81,7 +75,7 @@ def tune_prompt(
     with on_private_copy(partial(PromptTuning, prompt=prompt), model, inputs, settings, keep) as tuning:
         curvatures, smoothness = list[Curvature](), None
         if with_advice:
-            part = settings.loss(ConsistencyLoss).consistency_part
+            part = settings.flat()["consistency_part"]
             features = Features(tuning.copy.model.diffusion_model, part)
             if tuning.precision != "fp32":
                 log.warning("The curvature is measured in %s, which makes it look larger.", tuning.precision)
