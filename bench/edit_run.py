@@ -93,7 +93,9 @@ class Bench:
         weight = case.value if how.smoothing != "none" else 0.0
         key = (how, case.steps, case.rate, weight)
         if key not in self.tuned:
-            settings = TuneSettings(case.steps, case.rate, case.seed, smoothing=how.smoothing, smoothing_weight=weight)
+            settings = TuneSettings(case.steps, case.seed).changed(
+                learning_rate=case.rate, smoothing=how.smoothing, smoothing_weight=weight
+            )
             with Watch() as watch:
                 tune = tune_model(model, self.inputs(), settings, TuningProgress(""))
             self.tuned[key] = apply_tune(model, tune), watch
@@ -110,7 +112,7 @@ class Bench:
             return None, None
         key = how.model, case.steps, case.rate
         if key not in self.learned:
-            settings = TuneSettings(case.steps, TOKEN_RATE, case.seed)
+            settings = TuneSettings(case.steps, case.seed).changed(learning_rate=TOKEN_RATE)
             given = model, self.inputs(), settings, PromptSettings(), TuningProgress("")
             with Watch() as watch:
                 adapter = tune_prompt(*given, with_advice=False).adapter

@@ -23,7 +23,7 @@ from ..modules.clip_model.host.attach import attach, inflate
 from ..modules.clip_model.host.settings import KEY
 from ..modules.clip_model.methods import EI2, TUNE_A_VIDEO_PRESET, method
 from ..modules.tuning.host.private_copy import private_copy, reproducible
-from ..modules.tuning.host.session import Tuning
+from ..modules.tuning.host.training import Tuning
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.losses.smoothing import Smoothing, inr_loss
 from ..modules.tuning.settings import Precision, TuneSettings
@@ -110,7 +110,7 @@ class BareTuning(Tuning):
     def step(self) -> None:
         """Do one step."""
         if self.encode is not None:
-            self.tuner.optimizer.zero_grad()  # which the script does at the end of each step
+            self.tuner.updates.optimizer.zero_grad()  # which the script does at the end of each step
             self.encode()
         self.tuner.advance()
 
@@ -126,8 +126,7 @@ def clip_model(base: ModelPatcher, way: Way, r: int = 4) -> ModelPatcher:
 
 def settings_of(way: Way, precision: Precision = "auto") -> TuneSettings:
     """Return the settings of a way to tune."""
-    return TuneSettings(
-        ENDLESS,
+    return TuneSettings(ENDLESS).changed(
         precision=precision,
         smoothing=way.smoothing,
         chunking=way.chunking,

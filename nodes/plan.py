@@ -1,10 +1,13 @@
 """Fit Planner."""
 
+from dataclasses import replace
+
 from comfy_api.latest import io
 
 from ..modules.files.strict_json import to_json
 from ..modules.tuning.host.planner import GIB, free_memory, plan_tuning, report_plan
 from ..modules.tuning.settings import TuneSettings
+from .tune import loss_inputs
 from .types import MENU, PREFIX, TuningOptions
 
 
@@ -35,6 +38,7 @@ class FitPlanner(io.ComfyNode):
                 TuningOptions.Input(
                     "options", optional=True, tooltip="Options to begin with. Without them the defaults."
                 ),
+                *loss_inputs(),
             ],
             outputs=[
                 TuningOptions.Output("planned", tooltip="The options that fit, for One-Shot Tune; with clip_model."),
@@ -47,8 +51,9 @@ class FitPlanner(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, latent, budget_gib, options=None) -> io.NodeOutput:
-        budget = round(budget_gib * GIB) or free_memory()
-        model, planned, tried = plan_tuning(model, latent, options or TuneSettings(), budget)
+    def execute(cls, model, latent, budget_gib, options=None, consistency_blocks="middle", **losses) -> io.NodeOutput:
+        budget, options = round(budget_gib * GIB) or free_memory(), options or TuneSettings()
+        settings = options.changed(consistency_part=consistency_blocks, **losses)
+        model, planned, tried = plan_tuning(model, latent, settings, budget)
         report, data = report_plan(model, latent, tried, budget)
-        return io.NodeOutput(planned, report, to_json(data), model)
+        return io.NodeOutput(replace(options, memory=planned.memory), report, to_json(data), model)

@@ -1,7 +1,7 @@
 """Tune, Apply, Save and Load Prompt Tokens."""
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import torch
 from comfy_api.latest import io
@@ -162,7 +162,7 @@ class TunePromptTokens(io.ComfyNode):
         start, progress = time.monotonic(), TuningProgress(cls.hidden.unique_id)
         chosen = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
         consistency = {"consistency_weight": consistency_weight, "consistency_part": consistency_blocks}
-        settings = replace(options or TuneSettings(), **chosen, **consistency)
+        settings = (options or TuneSettings()).changed(**chosen, **consistency)
         inputs = TuneInputs(positive, latent, mask, resume, prompt=prompt_to_note)
         keep = keep_unfinished if on_interrupt == "keep" else None
         prompt = PromptSettings(shared_tokens, frame_tokens, rank)

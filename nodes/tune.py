@@ -1,7 +1,6 @@
 """One-Shot Tune."""
 
 import time
-from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -14,8 +13,8 @@ from ..modules.tuning.host.apply import apply_tune
 from ..modules.tuning.host.progress import TuningProgress
 from ..modules.tuning.host.training import tune_model
 from ..modules.tuning.host.tune_inputs import TuneInputs
-from ..modules.tuning.losses.consistency import Part
 from ..modules.tuning.losses.smoothing import Smoothing
+from ..modules.tuning.losses.term import Part
 from ..modules.tuning.settings import TuneSettings, read_steps
 from ..modules.tuning.weights import Tune as TuneData
 from .types import MENU, PREFIX, Tune, TuningOptions, TuningPreview
@@ -27,6 +26,32 @@ SNAPSHOTS = "25%, 50%, 75%"
 def keep_unfinished(tune: TuneData) -> str:
     """Save a tuning that did not come to its end; returns where."""
     return write_tune(tune, "unfinished", with_state=True).name
+
+
+def loss_inputs() -> list[io.Input]:
+    """Return the inputs of all losses, named as their settings but for `consistency_blocks`."""
+    return [
+        io.Combo.Input(
+            "smoothing",
+            options=list(get_args(Smoothing)),
+            default="none",
+            optional=True,
+            tooltip="Loss added that ties neighbouring frames to each other. INR (INR Smooth, PLoS One 2025): "
+            "what UNet and noise differ by is to be equal in neighbours. SmoothVideo: the predicted noise is "
+            "to change evenly, which also takes texture away.",
+        ),
+        io.Float.Input(
+            "smoothing_weight",
+            default=2.0,
+            min=0.0,
+            max=100.0,
+            step=0.01,
+            optional=True,
+            tooltip="Weight lambda of the smoothing loss against the diffusion loss: 2 on Tune-A-Video and "
+            "0.2 on ControlVideo in INR Smooth; 0.2 in SmoothVideo.",
+        ),
+        *consistency_inputs(),
+    ]
 
 
 def consistency_inputs() -> list[io.Input]:
@@ -126,26 +151,7 @@ class OneShotTune(io.ComfyNode):
                     tooltip="Text noted in the tune file as its source prompt. Empty = none: a file you share then "
                     "says nothing of your prompt.",
                 ),
-                io.Combo.Input(
-                    "smoothing",
-                    options=list(get_args(Smoothing)),
-                    default="none",
-                    optional=True,
-                    tooltip="Loss added that ties neighbouring frames to each other. INR (INR Smooth, PLoS One 2025): "
-                    "what UNet and noise differ by is to be equal in neighbours. SmoothVideo: the predicted noise is "
-                    "to change evenly, which also takes texture away.",
-                ),
-                io.Float.Input(
-                    "smoothing_weight",
-                    default=2.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.01,
-                    optional=True,
-                    tooltip="Weight lambda of the smoothing loss against the diffusion loss: 2 on Tune-A-Video and "
-                    "0.2 on ControlVideo in INR Smooth; 0.2 in SmoothVideo.",
-                ),
-                *consistency_inputs(),
+                *loss_inputs(),
                 io.Mask.Input(
                     "mask",
                     optional=True,
@@ -185,30 +191,30 @@ class OneShotTune(io.ComfyNode):
         snapshots=SNAPSHOTS,
         on_interrupt="keep",
         prompt_to_note="",
-        smoothing="none",
-        smoothing_weight=2.0,
-        consistency_weight=0.0,
-        consistency_blocks="middle",
         mask=None,
         resume=None,
         options=None,
         preview=None,
+        consistency_blocks="middle",
+        **losses,
     ) -> io.NodeOutput:
         start, progress = time.monotonic(), TuningProgress(cls.hidden.unique_id)
-        chosen = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
-        smooth = {"smoothing": smoothing, "smoothing_weight": smoothing_weight}
-        consistency = {"consistency_weight": consistency_weight, "consistency_part": consistency_blocks}
-        chosen |= smooth | consistency
-        settings = replace(options or TuneSettings(), **chosen, snapshots=read_steps(snapshots, steps))
+        chosen = {
+            "steps": steps,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "snapshots": read_steps(snapshots, steps),
+        }
+        settings = (options or TuneSettings()).changed(**chosen, consistency_part=consistency_blocks, **losses)
         inputs = TuneInputs(positive, latent, mask, resume, preview, prompt_to_note)
         keep = keep_unfinished if on_interrupt == "keep" else None
         tune = tune_model(model, inputs, settings, progress, keep)
         spent = {"seconds": round(time.monotonic() - start, 2), "peak_gib": round(progress.memory.look(), 2)}
-        losses = tune.info["loss"]
+        plotted = {name.replace("_", " "): tune.info[name] for name in tune.info if name.endswith("_loss")}
         return io.NodeOutput(
             apply_tune(model, tune),
             tune,
-            plot_loss(losses, {f"{name} loss": tune.info.get(f"{name}_loss") for name in ("smoothing", "consistency")}),
+            plot_loss(tune.info["loss"], plotted),
             to_json({**tune.info, **spent}),
-            {"loss": torch.tensor(losses)},
+            {"loss": torch.tensor(tune.info["loss"])},
         )

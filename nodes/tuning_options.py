@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..modules.tuning.host.preview import PreviewSettings
 from ..modules.tuning.learning_rate import Schedule
 from ..modules.tuning.losses.smoothing import Coupling
-from ..modules.tuning.settings import OnOutOfMemory, Optimizer, Precision, TuneSettings
+from ..modules.tuning.settings import OnOutOfMemory, OptimizerName, Precision, TuneSettings
 from .inversion import denoise_input
 from .types import MENU, PREFIX, TuningOptions, TuningPreview
 
@@ -83,7 +83,7 @@ class TuningOptionsNode(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "optimizer",
-                    options=list(get_args(Optimizer)),
+                    options=list(get_args(OptimizerName)),
                     default="AdamW",
                     tooltip="AdamW 8-bit needs the package bitsandbytes and a quarter of the optimiser's memory. "
                     "Gradient descent is plain: no momentum, no weight decay; its steps are checked, see Tune Prompt "
@@ -154,7 +154,8 @@ class TuningOptionsNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, smoothing_end=-1.0, **settings) -> io.NodeOutput:
-        return io.NodeOutput(TuneSettings(**settings, smoothing_end=None if smoothing_end < 0 else smoothing_end))
+        end = None if smoothing_end < 0 else smoothing_end
+        return io.NodeOutput(TuneSettings().changed(**settings, smoothing_end=end))
 
 
 class TuningPreviewNode(io.ComfyNode):

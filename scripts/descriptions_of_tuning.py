@@ -212,7 +212,7 @@ def tuning_settings(task: Task) -> Workflow:
         INFLATE,
         PATCH,
         task.tuning_options().but(**values, gradient_checkpointing=True),
-        ours("Plan", "FitPlanner", model="Patch", latent="Encode", options="Options"),
+        ours("Plan", "FitPlanner", model="Patch", latent="Encode", options="Options", smoothing="INR"),
         show("Findings", "Plan"),
         Group(
             "4 Tune",

@@ -1,92 +1,137 @@
-"""Settings of a one-shot tuning, and the optimiser they ask for."""
+"""Settings of a one-shot tuning."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
-
-import torch
-from torch import nn
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
 from .learning_rate import Schedule
-from .losses.consistency import Part
-from .losses.smoothing import LEAST_FRAMES, Coupling, Smoothing
+from .losses.consistency import ConsistencyLoss
+from .losses.diffusion import DiffusionLoss
+from .losses.smoothing import SmoothingLoss
+from .losses.term import Loss, LossTerm, Part
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
-Optimizer = Literal["AdamW", "AdamW 8-bit", "gradient descent"]
+OptimizerName = Literal["AdamW", "AdamW 8-bit", "gradient descent"]
 OnOutOfMemory = Literal["step down", "stop"]
 MOST_SNAPSHOTS = 32
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How gradients change the weights.
+
+    The default of the learning rate is EI²'s; betas, weight decay and gradient clipping are those of Tune-A-Video's
+    code.
+
+    Attributes:
+        learning_rate: at its highest.
+        betas, weight_decay: of AdamW.
+        max_grad_norm: gradients are scaled down to this norm; 0 = never.
+        schedule, warmup_steps: of the learning rate.
+        optimizer: AdamW, or with states of 8 bits by bitsandbytes; or plain gradient descent, without momentum and
+            weight decay, for which theory knows a safe learning rate.
+    """
+
+    learning_rate: float = 3e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    optimizer: OptimizerName = "AdamW"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a step holds in memory.
+
+    Attributes:
+        frames_per_step: consecutive frames of a longer clip taken in each step, at random; 0 = all.
+        precision: of the UNet's computations; what is learned is float32 always.
+        chunking: compute activations of feed-forwards and temporal modules again for the backward, part by part,
+            instead of holding them.
+        gradient_checkpointing: compute all of the UNet's activations again for the backward.
+        on_out_of_memory: "step down" = go on with less where a step does not fit into the memory.
+    """
+
+    frames_per_step: int = 0
+    precision: Precision = "auto"
+    chunking: bool = False
+    gradient_checkpointing: bool = False
+    on_out_of_memory: OnOutOfMemory = "step down"
+
+    def frames_of(self, frames: int) -> int:
+        """Return how many frames a step takes of a clip with so many."""
+        return min(self.frames_per_step or frames, frames)
+
+    def stepped_down(self, frames: int, least: int) -> "Memory | None":
+        """Return what takes less memory: chunking, checkpointing, half the frames; None = nothing is left.
+
+        Args:
+            frames: of the clip.
+            least: frames that a step needs.
+        """
+        if not self.chunking:
+            return replace(self, chunking=True)
+        if not self.gradient_checkpointing:
+            return replace(self, gradient_checkpointing=True)
+        half = self.frames_of(frames) // 2
+        return replace(self, frames_per_step=half) if half >= least else None
 
 
 @dataclass(frozen=True)
 class TuneSettings:
     """Settings of one-shot tuning.
 
-    The defaults of steps and learning rate are EI²'s; betas, weight decay and gradient clipping are those of
-    Tune-A-Video's code.
-
     Attributes:
-        steps: optimiser steps in all, one noise level and one noise for each frame in each.
-        learning_rate: of AdamW.
+        steps: optimiser steps in all, one noise level and one noise for each frame in each; 500 in EI².
         seed: of the noise and the noise levels.
-        betas, weight_decay: of AdamW.
-        max_grad_norm: gradients are scaled down to this norm; 0 = never.
-        schedule, warmup_steps: of the learning rate.
-        min_snr_gamma: of the loss weights, see `min_snr_weights`; 0 = all noise levels alike.
-        optimizer: AdamW, or with states of 8 bits by bitsandbytes; or plain gradient descent, without momentum and
-            weight decay, for which theory knows a safe learning rate.
-        frames_per_step: consecutive frames of a longer clip taken in each step, at random; 0 = all.
         snapshots: numbers of steps after which the state is kept.
-        precision: of the UNet's computations; what is learned is float32 always.
-        chunking: compute activations of feed-forwards and temporal modules again for the backward, part by part,
-            instead of holding them.
-        gradient_checkpointing: compute all of the UNet's activations again for the backward.
-        on_out_of_memory: "step down" = go on with less where a step does not fit into the memory.
-        smoothing: loss added that ties neighbouring frames to each other.
-        smoothing_weight, smoothing_end: its weight lambda at the first step and at the last, linear between; it is
-            relative to the diffusion loss, which is a mean over the same positions. An end of None = as at the first.
-        backward_weight, forward_weight, coupling: of INR's loss, see `inr_loss`.
-        consistency_weight: of the temporal consistency loss against the diffusion loss; 0 = it is not computed.
-        consistency_part: of the UNet, whose self-attention it looks at.
+        optimization, memory: see there.
+        losses: what is minimised is the sum of those that are on.
     """
 
     steps: int = 500
-    learning_rate: float = 3e-5
     seed: int = 0
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 1e-2
-    max_grad_norm: float = 1.0
-    schedule: Schedule = "constant"
-    warmup_steps: int = 0
-    min_snr_gamma: float = 0.0
-    optimizer: Optimizer = "AdamW"
-    frames_per_step: int = 0
     snapshots: tuple[int, ...] = ()
-    precision: Precision = "auto"
-    chunking: bool = False
-    gradient_checkpointing: bool = False
-    smoothing: Smoothing = "none"
-    smoothing_weight: float = 2.0
-    smoothing_end: float | None = None
-    backward_weight: float = 0.5
-    forward_weight: float = 0.5
-    coupling: Coupling = "pairwise"
-    consistency_weight: float = 0.0
-    consistency_part: Part = "middle"
-    on_out_of_memory: OnOutOfMemory = "step down"
+    optimization: Optimization = Optimization()
+    memory: Memory = Memory()
+    losses: tuple[Loss, ...] = (DiffusionLoss(), SmoothingLoss(), ConsistencyLoss())
+
+    @property
+    def terms(self) -> dict[str, LossTerm]:
+        """Return the losses that are on, by name."""
+        return {loss.name: term for loss in self.losses if (term := loss.term()) is not None}
+
+    @property
+    def parts(self) -> set[Part]:
+        """Return the parts of the UNet whose features they need."""
+        return {term.part for term in self.terms.values() if term.part is not None}
+
+    def flat(self) -> dict[str, Any]:
+        """Return the settings by their names, as files note them; JSON values."""
+        own: dict[str, Any] = {"steps": self.steps, "seed": self.seed, "snapshots": self.snapshots}
+        own |= asdict(self.optimization) | asdict(self.memory)
+        for loss in self.losses:
+            own |= asdict(loss)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
+
+    def changed(self, **changes: Any) -> "TuneSettings":
+        """Return other settings, the changes by their names as `flat` gives them, whichever record they are in."""
+
+        def within(record: Any) -> Any:
+            return replace(record, **{own.name: changes.pop(own.name) for own in fields(record) if own.name in changes})
+
+        records = {"optimization": within(self.optimization), "memory": within(self.memory)}
+        return replace(self, **records, losses=tuple(map(within, self.losses)), **changes)
 
     def stepped_down(self, frames: int) -> "TuneSettings | None":
-        """Return settings that need less memory: chunking, checkpointing, half the frames; None = nothing is left.
+        """Return settings that need less memory, see `Memory.stepped_down`; a step keeps the frames that losses need.
 
         Args:
             frames: of the clip.
         """
-        if not self.chunking:
-            return replace(self, chunking=True)
-        if not self.gradient_checkpointing:
-            return replace(self, gradient_checkpointing=True)
-        half = min(self.frames_per_step or frames, frames) // 2
-        if half < max(2, LEAST_FRAMES[self.smoothing], 3 if self.consistency_weight else 0):
-            return None
-        return replace(self, frames_per_step=half)
+        memory = self.memory.stepped_down(frames, max(2, *(term.least_frames for term in self.terms.values())))
+        return replace(self, memory=memory) if memory is not None else None
 
 
 def read_steps(text: str, steps: int) -> tuple[int, ...]:
@@ -112,24 +157,3 @@ def read_steps(text: str, steps: int) -> tuple[int, ...]:
             f"snapshots has {len(found)} entries, each as large as the tune. Give {MOST_SNAPSHOTS} or fewer."
         )
     return tuple(sorted(found - {steps}))
-
-
-def make_optimizer(parameters: list[nn.Parameter], settings: TuneSettings) -> torch.optim.Optimizer:
-    """Return the optimiser of the settings.
-
-    Raises:
-        ImportError: bitsandbytes is needed and absent.
-    """
-    if settings.optimizer == "gradient descent":
-        return torch.optim.SGD(parameters, settings.learning_rate)
-    given = {"lr": settings.learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
-    if settings.optimizer == "AdamW":
-        return torch.optim.AdamW(parameters, **given)
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise ImportError(
-            "optimizer AdamW 8-bit needs the package bitsandbytes, which is not installed. Install it into ComfyUI's "
-            "Python (pip install bitsandbytes) or choose AdamW."
-        ) from error
-    return AdamW8bit(parameters, **given)

@@ -1,15 +1,11 @@
 """What self-attention makes of a clip, captured while the UNet runs."""
 
-import logging
 from typing import Any
 
 from torch import Tensor, nn
 
-from ...tuning.losses.consistency import LEAST_FRAMES, Part
-from ...tuning.settings import TuneSettings
+from ...tuning.losses.term import Part
 from .bank import transformer_blocks
-
-log = logging.getLogger(__name__)
 
 
 class Features:
@@ -46,13 +42,3 @@ class Features:
         assert len(self.held) == len(self.paths), "each block runs once"
         held, self.held, self.is_open = self.held, [], False
         return held
-
-
-def warn_of_few_frames(settings: TuneSettings, num_frames: int) -> None:
-    """Tell where a temporal consistency loss is wanted and a step has too few frames to compare."""
-    frames = min(settings.frames_per_step or num_frames, num_frames)
-    if settings.consistency_weight and frames < LEAST_FRAMES:
-        log.warning(
-            "The temporal consistency loss is 0: it compares two pairs of neighbours, for which it needs %d frames, "
-            "and a step has %d.", LEAST_FRAMES, frames
-        )  # fmt: skip

@@ -16,7 +16,7 @@ from ...tuning.curvature import Map, jacobian_norm
 from ...tuning.host.learned import Caller, frozen_bank, training_options
 from ...tuning.host.private_copy import check_tunable, computing_in, private_copy
 from ...tuning.host.tune_inputs import condition
-from ...tuning.settings import TuneSettings
+from ...tuning.settings import Memory
 from ..inversion import Inversion
 from ..stability import Stability
 from .invert import inversion_of, trajectory
@@ -70,7 +70,7 @@ def measure_stability(
         unet, device = copy.model.diffusion_model, copy.load_device
         computing = computing_in("fp32", copy)
         unet.requires_grad_(False)
-        options = training_options(copy, frozen_bank(unet, model, device), TuneSettings(gradient_checkpointing=True))
+        options = training_options(copy, frozen_bank(unet, model, device), Memory(gradient_checkpointing=True))
         states = trajectory(copy.model, inversion).to(device).flip(0)
         start = copy.model.process_latent_in(inversion.start.clone().float()).to(device)
         call = Caller(copy, options, computing)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -11,16 +12,15 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from ...clip_model.host.settings import clip_settings
+from ...clip_model.host.features import Features
 from ...tuning.curvature import central_difference, hessian_vector_product, power_iteration
-from ...tuning.host.private_copy import check_tunable, private_copy, reproducible
 from ...tuning.host.progress import TuningProgress, show_text
-from ...tuning.host.rescue import Keep, advising, keeping
+from ...tuning.host.rescue import Keep, on_private_copy
 from ...tuning.host.tune_inputs import TuneInputs
 from ...tuning.learning_rate import Curvature, Smoothness
 from ...tuning.losses.consistency import LEAST_FRAMES, least_norm, smoothness_bound, temporal_consistency_loss
+from ...tuning.objective import Draw
 from ...tuning.settings import TuneSettings
-from ...tuning.tuner import Draw
 from ..adapter import PromptAdapter
 from .session import PromptSettings, PromptTuning
 
@@ -72,53 +72,43 @@ def tune_prompt(
         FloatingPointError: the loss is no longer finite.
         torch.cuda.OutOfMemoryError: saying what to change.
     """
-    clip_settings(model)
-    check_tunable(model)
-    comfy.model_management.unload_all_models()  # while their inference tensors may still be moved
-    with (
-        advising(model, inputs, settings),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        private_copy(model) as copy,
-    ):
-        tuning = PromptTuning(copy, model, inputs, settings, prompt)
-        with reproducible(), keeping(tuning, keep):
-            if with_advice:
-                if tuning.precision != "fp32":
-                    log.warning("The curvature is measured in %s, which makes it look larger.", tuning.precision)
-                show_text("measuring the curvature of the loss, before and after", progress.node_id)
-            curvatures = measure_curvatures(tuning) if with_advice else []
-            tuning.run(progress)
-            curvatures += measure_curvatures(tuning) if with_advice else []
-            smoothness = measure_smoothness(tuning) if with_advice else None
+    with on_private_copy(partial(PromptTuning, prompt=prompt), model, inputs, settings, keep) as tuning:
+        curvatures, smoothness = list[Curvature](), None
+        if with_advice:
+            part = settings.flat()["consistency_part"]
+            features = Features(tuning.copy.model.diffusion_model, part)
+            if tuning.precision != "fp32":
+                log.warning("The curvature is measured in %s, which makes it look larger.", tuning.precision)
+            show_text("measuring the curvature of the loss, before and after", progress.node_id)
+            curvatures += measure_curvatures(tuning)
+        tuning.run(progress)
+        if with_advice:
+            curvatures += measure_curvatures(tuning)
+            smoothness = measure_smoothness(tuning, features)
         return LearnedTokens(tuning.tune(), tuning.low_rank(), curvatures, smoothness)
 
 
 def measure_curvatures(tuning: PromptTuning) -> list[Curvature]:
     """Estimate the curvature of a tuning's loss where it stands, at some noise levels, without moving it."""
     tuner = tuning.tuner
-    table, done = tuner.sigma_table, len(tuner.losses)
+    table, done = tuner.objective.clip.sigma_table, tuner.done
     with tuner.whole_step():
         draws = [tuner.draw(int(level * len(table))) for level in LEVELS]
         return [Curvature(done, float(table[drawn.t]), curvature(tuning, drawn)) for drawn in draws]
 
 
-def measure_smoothness(tuning: PromptTuning) -> Smoothness:
+def measure_smoothness(tuning: PromptTuning, captured: Features) -> Smoothness:
     """Measure how smooth the temporal consistency loss is on a clip's features, at the middle noise level."""
-    with tuning.tuner.whole_step():
-        features = features_of(tuning, tuning.tuner.draw(len(tuning.tuner.sigma_table) // 2))
+    tuner = tuning.tuner
+    with tuner.whole_step(), torch.no_grad():
+        drawn = tuner.draw(len(tuner.objective.clip.sigma_table) // 2)
+        captured.begin()
+        tuner.objective.forward(drawn)
+        features = [block.float() for block in captured.take()]
     frames, blocks = len(features[0]), len(features)
     norm = min(least_norm(block) for block in features)
     found = max(features_curvature(block) for block in features)
     return Smoothness(frames, norm, smoothness_bound(norm, frames) / blocks, found / blocks)  # the loss is their mean
-
-
-def features_of(tuning: PromptTuning, drawn: Draw) -> list[Tensor]:
-    """Return the self-attention features of the clip with a draw's noise."""
-    with torch.no_grad():
-        tuning.features.begin()
-        tuning.tuner.output(drawn)
-        return [block.float() for block in tuning.features.take()]
 
 
 def features_curvature(features: Tensor) -> float:
@@ -133,7 +123,7 @@ def features_curvature(features: Tensor) -> float:
 
 def curvature(tuning: PromptTuning, drawn: Draw) -> float:
     """Return the largest curvature of a draw's whole loss by what is learned."""
-    parameters = [parameter for parameter in tuning.tuner.parameters if parameter.requires_grad]
+    parameters = [parameter for parameter in tuning.learned.parameters() if parameter.requires_grad]
     here = parameters_to_vector(parameters).detach().clone()
     start = torch.randn(here.shape, generator=torch.Generator().manual_seed(0)).to(here)
     gradient = gradient_of(tuning, drawn, parameters)
@@ -151,7 +141,7 @@ def gradient_of(tuning: PromptTuning, drawn: Draw, parameters: list[Any]) -> Cal
     def gradient(at: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         vector_to_parameters(at, parameters)
-        total = tuning.tuner.total(tuning.tuner.evaluate(drawn), drawn)
+        _, total = tuning.tuner.objective.evaluate(drawn, tuning.tuner.done)
         return parameters_to_vector(torch.autograd.grad(total, parameters)).detach()
 
     return gradient

@@ -18,7 +18,7 @@ from ...clip_model.host.bank import TemporalBank, transformer_blocks
 from ...clip_model.host.calls import OURS, attend_block, run_residual, run_transformer
 from ...clip_model.host.features import Features
 from ...clip_model.host.settings import KEY, clip_settings
-from ..settings import TuneSettings
+from ..settings import Memory
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Caller:
         copy: the model.
         options: transformer options of every call.
         computing: context of every call, see `computing_in`.
-        features: captured at every call, None = none.
+        features: captured at every call.
     """
 
     copy: ModelPatcher
     options: dict[str, Any]
     computing: AbstractContextManager
-    features: Features | None = None
+    features: tuple[Features, ...] = ()
 
     def __call__(self, x: Tensor, sigma: Tensor, given: dict[str, Any], **options: Any) -> Tensor:
         """Predict x_0 from the state of some frames at the noise levels of their rows.
@@ -46,8 +46,8 @@ class Caller:
             given: the UNet's other arguments, see `condition`.
             options: transformer options that replace its own.
         """
-        if self.features is not None:
-            self.features.begin()
+        for features in self.features:
+            features.begin()
         sigmas = sigma * x.new_ones(len(x))
         with self.computing:
             return self.copy.model.apply_model(x, sigmas, transformer_options={**self.options, **options}, **given)
@@ -78,12 +78,6 @@ class Learned(nn.Module):
     def temporal_tensors(self) -> dict[str, Tensor]:
         """Return the temporal modules' part of `tensors`."""
         return self.bank.tensors() if self.bank is not None else {}
-
-    def settle(self) -> None:
-        """Compute the spectral norms of this step now: what is checkpointed must find them, not make them."""
-        if self.bank is not None:
-            for module in self.bank.bank:
-                _ = module.to_v.weight, module.to_out.weight
 
 
 def query_projections(unet: nn.Module) -> dict[str, nn.Linear]:
@@ -144,19 +138,19 @@ def run_checkpointed(
     return x
 
 
-def training_options(model: ModelPatcher, bank: TemporalBank | None, settings: TuneSettings) -> dict[str, Any]:
+def training_options(model: ModelPatcher, bank: TemporalBank | None, memory: Memory) -> dict[str, Any]:
     """Return the transformer options of a training call: the model's own, with the given temporal modules."""
     options = comfy.patcher_extension.copy_nested_dicts(model.model_options["transformer_options"])
     clip = replace(options[KEY], temporal=bank, num_frames=0)  # a step may take a part of the clip
     # What a checkpoint rebuilds it would keep for that, and it keeps nothing else.
-    options[KEY] = replace(clip, rebuild=not settings.gradient_checkpointing, recompute=settings.chunking)
+    options[KEY] = replace(clip, rebuild=not memory.gradient_checkpointing, recompute=memory.chunking)
     options["optimized_attention_override"] = sdpa_override
     options["cond_or_uncond"] = [0]
     attn1 = options.setdefault("patches_replace", {}).setdefault("attn1", {})
     for block in transformer_blocks(model.model.diffusion_model):
         attn1.setdefault(block.place, attend_block)  # refuses rearranged tokens where no attention is replaced, too
     patches = options.setdefault("patches", {}).setdefault("forward_timestep_embed_patch", [])
-    if settings.gradient_checkpointing:
+    if memory.gradient_checkpointing:
         patches.insert(0, ((SpatialTransformer, ResBlock), run_checkpointed))
     else:
         patches.extend(

@@ -13,10 +13,11 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
+from ...clip_model.host.features import Features
 from ...clip_model.host.settings import KEY, clip_settings
 from ...diffusion.host.latent import fitting_latents
 from ..accounting import Held
-from ..losses.diffusion import diffusion_loss
+from ..losses.term import Forward
 from ..settings import Precision, TuneSettings
 from .fit import memory_advice
 from .learned import query_projections, sdpa_override, temporal_copy, training_options
@@ -27,6 +28,7 @@ TOKENS = 77
 BESIDE = 0.16  # of what is counted: workspaces and fragments; 14.2 GiB measured and 12.2 counted on an H200, of old
 COARSER = (4, 8)  # r
 CPU = torch.device("cpu")
+TOO_MUCH = "too much: ComfyUI then takes the sides of the guidance one by one"
 
 
 @dataclass(frozen=True)
@@ -115,16 +117,21 @@ def tuning_peak(model: ModelPatcher, shape: tuple[int, ...], settings: TuneSetti
         learned = [linear.weight for linear in query_projections(unet).values()]
         bank = without(real, mode) if real is not None else None
         learned += [] if bank is None else list(bank.parameters())
-        options = training_options(model, bank, settings)
+        options = training_options(model, bank, settings.memory)
         if precision != "fp32":
             half = torch.bfloat16 if precision == "bf16" else torch.float16
             keep_norms_in(half, unet)
             computing.enter_context(torch.autocast("cpu", half))
+        features = {part: Features(unet, part) for part in settings.parts}
         with Held([*unet.parameters(), *learned]) as counted:
             x = torch.empty(shape)
+            for captured in features.values():
+                captured.begin()
             output = unet(x, torch.empty(len(x)), **context_of(model, len(x), x.dtype), transformer_options=options)
-            diffusion_loss(output, x).backward()
-    kept = 2 if settings.optimizer == "AdamW" else 0.5 if settings.optimizer == "AdamW 8-bit" else 0
+            taken = {part: captured.take() for part, captured in features.items()}
+            made = Forward(output, x, x, output, features=taken)
+            torch.stack([term.value(made) for term in settings.terms.values()]).sum().backward()
+    kept = {"AdamW": 2, "AdamW 8-bit": 0.5, "gradient descent": 0}[settings.optimization.optimizer]
     return with_rest(counted.peak + kept * sum(4 * weight.numel() for weight in learned))
 
 
@@ -176,8 +183,8 @@ def list_ways(
     while now is not None:
         yield now, r
         less = now.stepped_down(frames)
-        keeps_frames = less is not None and less.frames_per_step == now.frames_per_step
-        if now.frames_per_step == settings.frames_per_step and not keeps_frames:
+        keeps_frames = less is not None and less.memory.frames_per_step == now.memory.frames_per_step
+        if now.memory.frames_per_step == settings.memory.frames_per_step and not keeps_frames:
             yield from ((now, other) for other in coarser if r and 1 < r < other)  # 1 puts nothing side by side
         now = less
 
@@ -199,18 +206,18 @@ def plan_tuning(
         ValueError: the latent is no clip of the model's, or nothing fits.
     """
     samples = fitting_latents(model, latent, clip_settings(model).num_frames)
-    precision = choose_precision(settings.precision, model, comfy.model_management.get_torch_device())
+    precision = choose_precision(settings.memory.precision, model, comfy.model_management.get_torch_device())
     tried: list[Plan] = []
     may_change = not clip_settings(model).tunes  # were made with the r that is
     for now, r in list_ways(settings, r_of(model), len(samples), COARSER if may_change else ()):
-        frames, given = min(now.frames_per_step or len(samples), len(samples)), with_r(model, r)
+        frames, given = now.memory.frames_of(len(samples)), with_r(model, r)
         tried.append(Plan(now, r, frames, tuning_peak(given, (frames, *samples.shape[1:]), now, precision)))
         if tried[-1].peak <= budget:
             return given, now, tried
     least = min(tried, key=lambda plan: plan.peak)
     raise ValueError(
         f"At least {least.peak / GIB:.1f} GiB are needed and budget_gib is {budget / GIB:.1f}. "
-        + memory_advice(clip_settings(model), samples, least.settings)
+        + memory_advice(clip_settings(model), samples, least.settings.memory)
     )
 
 
@@ -233,8 +240,8 @@ def report_plan(
             {
                 "frames_per_step": plan.frames,
                 "r": plan.r,
-                "chunking": plan.settings.chunking,
-                "gradient_checkpointing": plan.settings.gradient_checkpointing,
+                "chunking": plan.settings.memory.chunking,
+                "gradient_checkpointing": plan.settings.memory.gradient_checkpointing,
                 "gib": round(plan.peak / GIB, 2),
             }
             for plan in tried
@@ -246,13 +253,13 @@ def report_plan(
         "| | frames | r | chunking | checkpointing | GiB | |",
         "|---|---|---|---|---|---|---|",
         *(
-            f"| tuning | {plan.frames} | {plan.r or ''} | {on_or_off(plan.settings.chunking)} | "
-            f"{on_or_off(plan.settings.gradient_checkpointing)} | {plan.peak / GIB:.1f} | "
+            f"| tuning | {plan.frames} | {plan.r or ''} | {on_or_off(plan.settings.memory.chunking)} | "
+            f"{on_or_off(plan.settings.memory.gradient_checkpointing)} | {plan.peak / GIB:.1f} | "
             f"{'chosen' if plan is chosen else 'too much'} |"
             for plan in tried
         ),
         f"| sampling with guidance | {shape[0]} | {chosen.r or ''} | | | {sampling / GIB:.1f} | "
-        f"{fits(sampling, budget)} |",
+        f"{'fits' if sampling <= budget else TOO_MUCH} |",
     ]
     return "\n".join(lines), data
 
@@ -260,8 +267,3 @@ def report_plan(
 def on_or_off(value: bool) -> str:
     """Return a switch in words."""
     return "on" if value else "off"
-
-
-def fits(size: int, budget: int) -> str:
-    """Return in words whether bytes fit into a budget."""
-    return "fits" if size <= budget else "too much: ComfyUI then takes the sides of the guidance one by one"

@@ -1,67 +1,77 @@
-"""What becomes of a tuning that is interrupted or fails."""
+"""A tuning on a private copy, and what becomes of it where it is interrupted or fails."""
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import comfy.model_management
+import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...clip_model.host.settings import clip_settings
-from ...prompt_tokens.adapter import PromptAdapter
 from ..settings import TuneSettings
-from ..tuner import Tuner
-from ..weights import Tune
 from .fit import OutOfMemory, memory_advice
+from .private_copy import check_tunable, private_copy, reproducible
+from .session import Kept, Session
 from .tune_inputs import TuneInputs
 
-Kept = TypeVar("Kept", Tune, PromptAdapter)
-Learned = TypeVar("Learned", Tune, PromptAdapter, covariant=True)
+Made = TypeVar("Made", bound=Session)
 Keep = Callable[[Kept], str]
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def advising(model: ModelPatcher, inputs: TuneInputs, settings: TuneSettings) -> Iterator[None]:
-    """Say what to change where a tuning does not fit into the memory."""
+def on_private_copy(
+    make: Callable[[ModelPatcher, ModelPatcher, TuneInputs, TuneSettings], Made],
+    model: ModelPatcher,
+    inputs: TuneInputs,
+    settings: TuneSettings,
+    keep: Keep | None,
+) -> Iterator[Made]:
+    """Yield a tuning on a private copy of a model, which is gone afterwards; what was learned is saved if it fails.
+
+    Args:
+        make: the session from the copy and the rest.
+        model: inflated model; neither it nor its base is changed.
+        inputs: what it is tuned with; a tuning to resume is resumed.
+        settings: of the tuning.
+        keep: saves what was learned before an interruption or a failure, and returns where; None = it is lost.
+
+    Raises:
+        ValueError: the model is not inflated or cannot be tuned, or the inputs do not fit.
+        torch.cuda.OutOfMemoryError: saying what to change.
+    """
+    clip = clip_settings(model)
+    check_tunable(model)
+    comfy.model_management.unload_all_models()  # while their inference tensors may still be moved
     try:
-        yield
+        with torch.inference_mode(False), torch.enable_grad(), private_copy(model) as copy, reproducible():
+            tuning = make(copy, model, inputs, settings)
+            if inputs.resume is not None:
+                tuning.resume(inputs.resume)
+            with keeping(tuning, keep):
+                yield tuning
     except OutOfMemory:
         raise
     except RuntimeError as error:
         if not comfy.model_management.is_oom(error):
             raise
-        raise OutOfMemory(memory_advice(clip_settings(model), inputs.latent["samples"], settings)) from error
-
-
-class Keepable(Protocol[Learned]):
-    """A tuning of which something can be kept."""
-
-    tuner: Tuner
-
-    def tune(self) -> Learned:
-        """Return what has been learned."""
-
-    def last_good(self) -> Learned | None:
-        """Return what had been learned when the loss was last seen finite, None = nothing."""
+        raise OutOfMemory(memory_advice(clip, inputs.latent["samples"], settings.memory)) from error
 
 
 @contextmanager
-def keeping(tuning: Keepable[Kept], keep: Keep[Kept] | None) -> Iterator[None]:
+def keeping(tuning: Session[Kept], keep: Keep[Kept] | None) -> Iterator[None]:
     """Save what was learned where the tuning is interrupted or fails, whatever the reason."""
-    if keep is None:
-        yield
-        return
     try:
         yield
     except FloatingPointError as error:
-        good = tuning.last_good()
-        if good is None:
+        good = tuning.last_good() if keep is not None else None
+        if keep is None or good is None:
             raise
         raise FloatingPointError(f"{error} {kept(good, keep)}") from error
     except BaseException:
-        if tuning.tuner.losses:
+        if keep is not None and tuning.tuner.done:
             log.warning(kept(tuning.tune(), keep))
         raise
 

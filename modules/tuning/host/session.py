@@ -1,205 +1,201 @@
-"""One tuning on a private copy of a model: from its inputs to the Tunes of its states."""
+"""One tuning on a private copy of a model: from its inputs to what was learned."""
 
+import gc
 import logging
-from dataclasses import asdict, replace
-from functools import partial
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, ClassVar, Generic, TypeVar
 
+import comfy.model_management
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...clip_model.host.features import Features, warn_of_few_frames
-from ...clip_model.host.settings import KEY, ClipSettings, clip_settings, is_active
-from ...clip_model.methods import name_of
+from ...clip_model.host.bank import TemporalBank
+from ...clip_model.host.features import Features
+from ...clip_model.host.settings import clip_settings
 from ...diffusion.host.latent import clip_latent, prediction_of, sigma_table, to_model_latent
+from ...prompt_tokens.adapter import PromptAdapter
+from ..losses.term import Part
+from ..objective import Clip
 from ..settings import TuneSettings
-from ..tuner import ROUNDING, Tuner
+from ..tuner import Tuner
 from ..weights import Tune, hash_tensors
-from .fit import FittingSteps
-from .learned import Caller, Learned, training_options
-from .preview import Preview, PreviewSettings
+from .fit import OutOfMemory, memory_advice
+from .learned import Caller, training_options
 from .private_copy import choose_precision, computing_in
 from .progress import TuningProgress
-from .tune_inputs import TuneInputs, condition, latent_mask, rows_of
+from .tune_inputs import TuneInputs, condition, latent_mask
 
-MUST_AGREE = ("spatial", "temporal", "prediction", "optimizer")
-MAY_DIFFER = {"steps", "seed", "snapshots", "prompt", "chunking", "gradient_checkpointing", "on_out_of_memory"}
+Kept = TypeVar("Kept", Tune, PromptAdapter)
 log = logging.getLogger(__name__)
 
 
-class Tuning(FittingSteps):
-    """A tuning in the host: makes the Tuner, and Tunes of its states.
+class Session(ABC, Generic[Kept]):
+    """A tuning in the host: makes the Tuner, takes its steps, with less memory where they do not fit.
 
     Args:
         copy: private copy of the model.
-        model: inflated and patched model.
+        model: inflated model, with what is attached to it.
         inputs: what it is tuned with.
         settings: of the tuning.
+
+    Attributes:
+        clip: settings of the model.
+        x_0: clean model latent of the clip.
+        precision: that the UNet computes in.
+        given: the UNet's other arguments.
+        learned, bank: what is learned, and the temporal modules of the UNet's calls.
+        features: of the parts of the UNet that a loss looks at.
+        call: calls the UNet.
+        tuner: takes the steps.
+        info: how it is made, for files; JSON values.
     """
 
+    MUST_AGREE: ClassVar[tuple[str, ...]]  # of a tuning and of what it resumes
+    MAY_DIFFER: ClassVar = {"steps", "seed", "snapshots", "prompt", "chunking", "gradient_checkpointing",
+                            "on_out_of_memory"}  # fmt: skip
+    NO_STATE: ClassVar[str]
+
     def __init__(self, copy: ModelPatcher, model: ModelPatcher, inputs: TuneInputs, settings: TuneSettings):
-        device, unet = copy.load_device, copy.model.diffusion_model
-        self.copy, self.clip = copy, clip_settings(model)
+        self.copy, self.clip, unet = copy, clip_settings(model), copy.model.diffusion_model
         self.x_0 = to_model_latent(copy, clip_latent(model, inputs.latent, self.clip.num_frames))
-        if settings.smoothing == "SmoothVideo" and settings.smoothing_weight > 1:
-            log.warning("smoothing_weight is %g; SmoothVideo's own is 0.2.", settings.smoothing_weight)
-        self.precision = choose_precision(settings.precision, model, device)
+        for term in settings.terms.values():
+            if warning := term.check(settings.memory.frames_of(len(self.x_0))):
+                log.warning(warning)
+        self.precision = choose_precision(settings.memory.precision, model, copy.load_device)
         computing = computing_in(self.precision, copy)
         unet.requires_grad_(False)
-        self.learned = Learned(unet, model, device)
-        warn_of_few_frames(settings, len(self.x_0))
-        features = Features(unet, settings.consistency_part) if settings.consistency_weight else None
-        self.bank = self.learned.bank
-        options = training_options(copy, self.bank, settings)
-        self.call = Caller(copy, options, computing, features)
         self.given = condition(copy, inputs.positive, self.x_0)
-        self.tuner = Tuner(
-            self.denoise,
-            self.learned,
-            self.x_0,
-            sigma_table(model).clone(),
-            prediction_of(model),
-            settings,
-            latent_mask(inputs.mask, self.x_0),
-            scale_gradients=self.precision == "fp16",
-            features=features.take if features is not None else None,
-            rounding=ROUNDING[self.precision],
-        )
-        self.info = {**tune_info(self.clip, prediction_of(model), settings, inputs), **self.identities()}
-        self.snapshots = {0: halved(self.learned.temporal_tensors())} if settings.snapshots else {}
-        if inputs.resume is not None:
-            self.resume(inputs.resume)
-
-    def identities(self) -> dict[str, Any]:
-        """Return what tells the clip and the model from others, for a Tune's info."""
-        return {
+        self.learned, self.bank = self.learn(model, settings)
+        self.features = {part: Features(unet, part) for part in settings.parts}
+        options = training_options(copy, self.bank, settings.memory)
+        self.call = Caller(copy, options, computing, tuple(self.features.values()))
+        mask = latent_mask(inputs.mask, self.x_0)
+        clip = Clip(self.x_0, sigma_table(model).clone(), prediction_of(model), mask)
+        self.tuner = Tuner(self.denoise, self.learned, clip, settings, self.precision, self.take_features)
+        self.info = {
+            **settings.flat(),
+            "prediction": clip.prediction,
+            "masked": mask is not None,
             "frames": len(self.x_0),
             "precision": self.precision,
-            "clip_hash": hash_tensors([self.x_0]),
-            "model_hash": hash_tensors(self.learned.before),
+            **({"prompt": inputs.prompt} if inputs.prompt else {}),
+            **self.identities(),
         }
 
-    def resume(self, tune: Tune) -> None:
+    @abstractmethod
+    def learn(self, model: ModelPatcher, settings: TuneSettings) -> tuple[nn.Module, TemporalBank | None]:
+        """Return what is learned and the temporal modules, both on the device of the copy."""
+
+    @abstractmethod
+    def denoise(self, x: Tensor, sigma: Tensor, frames: slice) -> Tensor:
+        """Predict x_0 for a step of the tuning."""
+
+    @abstractmethod
+    def model_weights(self) -> list[Tensor]:
+        """Return weights that tell the model from others."""
+
+    @abstractmethod
+    def made(self, done: int, state: dict[str, Tensor]) -> Kept:
+        """Return what is learned as it is, after some steps, with the tuning's state."""
+
+    def identities(self) -> dict[str, Any]:
+        """Return what tells the clip and the model from others."""
+        return {"clip_hash": hash_tensors([self.x_0]), "model_hash": hash_tensors(self.model_weights())}
+
+    def take_features(self) -> dict[Part, list[Tensor]]:
+        """Return the features of the last call."""
+        return {part: features.take() for part, features in self.features.items()}
+
+    def resume(self, kept: Any) -> None:
         """Continue a tuning.
 
         Raises:
-            ValueError: the tune has no state, or was made with another model, patch or optimiser.
+            ValueError: what was kept has no state, or was made with something else that must agree.
         """
-        if not tune.state:
-            raise ValueError(
-                "resume has no state of its tuning. Save it with with_state on; or connect Apply Tune before One-Shot "
-                "Tune to begin a new tuning from its weights."
-            )
-        for key in MUST_AGREE:
-            if tune.info.get(key) != self.info[key]:
+        if not kept.state:
+            raise ValueError(self.NO_STATE)
+        for key in self.MUST_AGREE:
+            if kept.info.get(key) != self.info[key]:
                 raise ValueError(
-                    f"resume was tuned with {key} = {tune.info.get(key)}, and here it is {self.info[key]}. Use what it "
+                    f"resume was tuned with {key} = {kept.info.get(key)}, and here it is {self.info[key]}. Use what it "
                     "was begun with."
                 )
-        if tune.info.get("model_hash") != self.info["model_hash"]:
+        if kept.info.get("model_hash") != self.info["model_hash"]:
             raise ValueError("resume was begun on another model, or with other LoRA. Connect the one it was begun on.")
-        is_even = self.info["schedule"] == "constant" and self.info["smoothing_end"] is None
-        may_differ = MAY_DIFFER if is_even else MAY_DIFFER - {"steps"}
-        both = self.info.keys() & tune.info.keys() - may_differ
-        others = [name for name in both if tune.info[name] != self.info[name]]
-        if others:
-            log.warning(
-                "The tuning to resume was begun with other %s; going on with those given.", ", ".join(sorted(others))
-            )
-        self.tuner.load_state_dict(tune.state)
-        self.snapshots |= tune.snapshots
-        self.take_snapshot()  # a tune has none of its own end
-
-    def denoise(self, x: Tensor, sigma: Tensor, frames: slice) -> Tensor:
-        """Predict x_0 for a step of the tuning."""
-        self.learned.settle()
-        return self.call(x, sigma, rows_of(self.given, frames))
-
-    def preview(self, settings: PreviewSettings) -> Preview:
-        """Return what draws the edit as it would be now."""
-        bank = self.learned.bank
-        sides = {
-            name: condition(self.copy, getattr(settings, name), self.x_0, name) for name in ("positive", "negative")
-        }
-        denoisers = {name: partial(self.preview_call, given=given) for name, given in sides.items()}
-        return Preview(settings, self.copy, bank, self.x_0, self.tuner.sigma_table, self.tuner.prediction, **denoisers)
-
-    def preview_call(self, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> Tensor:
-        """Predict x_0 for a preview; as in sampling the patch acts in its part of it alone."""
-        clip = self.call.options[KEY]
-        acting = clip if is_active(clip, {"sigmas": sigma}) else replace(clip, spatial=None, temporal=None)
-        return self.call(x, sigma, given, **{KEY: acting})
-
-    def run(self, progress: TuningProgress, preview: PreviewSettings | None) -> None:
-        """Do the steps that are left, showing them."""
         settings = self.tuner.settings
-        progress.begin(settings.steps, len(self.tuner.losses))
-        drawn = self.preview(preview) if preview is not None else None
+        is_even = settings.optimization.schedule == "constant" and all(term.is_even for term in settings.terms.values())
+        both = self.info.keys() & kept.info.keys() - (self.MAY_DIFFER if is_even else self.MAY_DIFFER - {"steps"})
+        others = sorted(name for name in both if kept.info[name] != self.info[name])
+        if others:
+            log.warning("The tuning to resume was begun with other %s; going on with those given.", ", ".join(others))
+        self.tuner.load_state_dict(kept.state)
+
+    def run(self, progress: TuningProgress) -> None:
+        """Do the steps that are left, showing them."""
+        progress.begin(self.tuner.settings.steps, self.tuner.done)
         for done in self.steps():
-            self.take_snapshot()
-            if drawn is not None and (done % drawn.settings.every == 0 or done == settings.steps):
-                progress.clip = drawn.draw()
-            progress(done, self.tuner.losses[-1])
+            self.after_step(done, progress)
+            progress(done, self.tuner.losses["loss"][-1])
 
-    def take_snapshot(self) -> None:
-        """Keep the state if the number of steps done is one to keep it at."""
-        done = len(self.tuner.losses)
-        if done in self.tuner.settings.snapshots:
-            self.snapshots[done] = halved(self.learned.tensors())
+    def after_step(self, done: int, progress: TuningProgress) -> None:  # noqa: B027
+        """Do what else a step calls for; nothing unless a subclass says so."""
 
-    def tune(self) -> Tune:
-        """Return what has been learned."""
-        done = len(self.tuner.losses)
-        snapshots = {step: value for step, value in self.snapshots.items() if step < done}
-        return Tune(self.learned.tensors(), self.info_after(done), snapshots, self.tuner.state_dict())
+    def steps(self) -> Iterator[int]:
+        """Do the steps that are left, with less memory where they do not fit; yields the number of those done.
+
+        Raises:
+            OutOfMemory: a step does not fit with the least.
+        """
+        while self.tuner.done < self.tuner.settings.steps:
+            try:
+                yield from self.tuner.steps()
+            except RuntimeError as error:
+                if not comfy.model_management.is_oom(error) or self.tuner.is_applying:
+                    raise
+            else:
+                break
+            self.step_down()
+        if self.tuner.rises:
+            log.warning("%d steps of gradient descent raised their loss: lower learning_rate.", len(self.tuner.rises))
+
+    def step_down(self) -> None:
+        """Go on with settings that need less memory.
+
+        Raises:
+            OutOfMemory: there are none, or the settings say to stop.
+        """
+        tuner, settings = self.tuner, self.tuner.settings
+        may = settings.memory.on_out_of_memory == "step down"
+        less = settings.stepped_down(len(self.x_0)) if may else None
+        if less is None:
+            raise OutOfMemory(memory_advice(self.clip, self.x_0, settings.memory))
+        tuner.updates.optimizer.zero_grad()
+        gc.collect()
+        comfy.model_management.soft_empty_cache()
+        tuner.settings, memory = less, less.memory
+        self.call = replace(self.call, options=training_options(self.copy, self.bank, memory))
+        now = {key: getattr(memory, key) for key in ("chunking", "gradient_checkpointing", "frames_per_step")}
+        self.info |= now
+        self.info["stepped_down"] = [*self.info.get("stepped_down", []), {"after": tuner.done, **now}]
+        log.warning(
+            "Out of memory after %d steps; going on with chunking, gradient_checkpointing %s and %s frames per step.",
+            tuner.done, "on" if memory.gradient_checkpointing else "off", memory.frames_per_step or "all",
+        )  # fmt: skip
 
     def info_after(self, done: int) -> dict[str, Any]:
-        """Return a Tune's info after some steps."""
-        return {**self.info, **losses_after(self.tuner, done)}
+        """Return the info after some steps."""
+        return {**self.info, **self.tuner.notes(done)}
 
-    def last_good(self) -> Tune | None:
+    def last_good(self) -> Kept | None:
         """Return what had been learned when the loss was last seen finite, None = nothing."""
         done, learned = self.tuner.last_good
         if not done:
             return None
         self.learned.load_state_dict(learned)
-        snapshots = {step: value for step, value in self.snapshots.items() if step < done}
-        return Tune(self.learned.tensors(), self.info_after(done), snapshots)
+        return self.made(done, {})
 
-
-def losses_after(tuner: Tuner, done: int) -> dict[str, list]:
-    """Return what was noted of the first steps of a tuning, for info: its losses, and the steps that raised theirs."""
-    settings = tuner.settings
-    noted = {
-        "loss": (tuner.losses, True),
-        "smoothing_loss": (tuner.smoothing_losses, settings.smoothing != "none"),
-        "consistency_loss": (tuner.consistency_losses, settings.consistency_weight > 0),
-    }
-    kept: dict[str, list] = {
-        name: values[:done] for name, (values, is_on) in noted.items() if values and (is_on or any(values[:done]))
-    }
-    if settings.optimizer == "gradient descent":
-        kept["rises"] = [step for step in tuner.rises if step <= done]
-    return kept
-
-
-def halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors in float16, for snapshots."""
-    return {key: value.half() for key, value in tensors.items()}
-
-
-def tune_info(clip: ClipSettings, prediction: str, settings: TuneSettings, inputs: TuneInputs) -> dict[str, Any]:
-    """Return what a tune says of how it was made."""
-    config = clip.temporal.config if clip.temporal is not None else None
-    info = {
-        "preset": name_of(clip.spatial, config),
-        "spatial": asdict(clip.spatial) if clip.spatial else None,
-        "spatial_strength": clip.spatial_strength,
-        "temporal": asdict(config) if config else None,
-        "temporal_strength": clip.temporal_strength,
-        "percents": list(clip.percents),
-        "prediction": prediction,
-        **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()},
-        "masked": inputs.mask is not None,
-    }
-    return {**info, "prompt": inputs.prompt} if inputs.prompt else info
+    def tune(self) -> Kept:
+        """Return what has been learned."""
+        return self.made(self.tuner.done, self.tuner.state_dict())

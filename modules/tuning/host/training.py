@@ -1,21 +1,110 @@
-"""One-shot tuning in the host: on a private copy of the model, which is gone afterwards."""
+"""One-shot tuning in the host: of query projections and temporal modules."""
 
 import logging
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
 
-import comfy.model_management
-import torch
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
-from ...clip_model.host.settings import clip_settings
+from ...clip_model.host.bank import TemporalBank
+from ...clip_model.host.settings import KEY, is_active
+from ...clip_model.methods import name_of
 from ..settings import TuneSettings
 from ..weights import Tune
-from .private_copy import check_tunable, private_copy, reproducible
+from .learned import Learned
+from .preview import Preview, PreviewSettings
 from .progress import TuningProgress
-from .rescue import Keep, advising, keeping
-from .session import Tuning
-from .tune_inputs import TuneInputs
+from .rescue import Keep, on_private_copy
+from .session import Session
+from .tune_inputs import TuneInputs, condition, rows_of
 
 log = logging.getLogger(__name__)
+
+
+class Tuning(Session[Tune]):
+    """A one-shot tuning: of the query projections of both attentions and the temporal modules. See Session."""
+
+    MUST_AGREE = ("spatial", "temporal", "prediction", "optimizer")
+    NO_STATE = (
+        "resume has no state of its tuning. Save it with with_state on; or connect Apply Tune before One-Shot Tune to "
+        "begin a new tuning from its weights."
+    )
+    learned: Learned
+
+    def __init__(self, copy: ModelPatcher, model: ModelPatcher, inputs: TuneInputs, settings: TuneSettings):
+        super().__init__(copy, model, inputs, settings)
+        if len(self.x_0) == 1 and self.bank is not None:
+            log.warning("The clip has 1 frame: its temporal modules have nothing to connect and learn next to nothing.")
+        clip, config = self.clip, self.clip.temporal.config if self.clip.temporal is not None else None
+        self.info |= {
+            "preset": name_of(clip.spatial, config),
+            "spatial": asdict(clip.spatial) if clip.spatial else None,
+            "spatial_strength": clip.spatial_strength,
+            "temporal": asdict(config) if config else None,
+            "temporal_strength": clip.temporal_strength,
+            "percents": list(clip.percents),
+        }
+        self.snapshots = {0: halved(self.learned.temporal_tensors())} if settings.snapshots else {}
+        self.shown = self.preview(inputs.preview) if inputs.preview is not None else None
+
+    def learn(self, model: ModelPatcher, settings: TuneSettings) -> tuple[Learned, TemporalBank | None]:
+        """Return float32 layers instead of the copy's query projections, with copies of the temporal modules."""
+        learned = Learned(self.copy.model.diffusion_model, model, self.copy.load_device)
+        return learned, learned.bank
+
+    def model_weights(self) -> list[Tensor]:
+        """Return the query projections as they were."""
+        return self.learned.before
+
+    def resume(self, kept: Tune) -> None:
+        """Continue a tuning, with its snapshots."""
+        super().resume(kept)
+        self.snapshots |= kept.snapshots
+        self.take_snapshot()  # a tune has none of its own end
+
+    def denoise(self, x: Tensor, sigma: Tensor, frames: slice) -> Tensor:
+        """Predict x_0 for a step of the tuning."""
+        for module in self.bank.bank if self.bank is not None else ():
+            _ = module.to_v.weight, module.to_out.weight  # spectral norms: what is checkpointed must find them made
+        return self.call(x, sigma, rows_of(self.given, frames))
+
+    def preview(self, settings: PreviewSettings) -> Preview:
+        """Return what draws the edit as it would be now."""
+        sides = {
+            name: condition(self.copy, getattr(settings, name), self.x_0, name) for name in ("positive", "negative")
+        }
+        denoisers = {name: partial(self.preview_call, given=given) for name, given in sides.items()}
+        clip = self.tuner.objective.clip
+        return Preview(settings, self.copy, self.bank, self.x_0, clip.sigma_table, clip.prediction, **denoisers)
+
+    def preview_call(self, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> Tensor:
+        """Predict x_0 for a preview; as in sampling the patch acts in its part of it alone."""
+        clip = self.call.options[KEY]
+        acting = clip if is_active(clip, {"sigmas": sigma}) else replace(clip, spatial=None, temporal=None)
+        return self.call(x, sigma, given, **{KEY: acting})
+
+    def after_step(self, done: int, progress: TuningProgress) -> None:
+        """Take a snapshot and draw the preview where it is time for them."""
+        self.take_snapshot()
+        if self.shown is not None and (done % self.shown.settings.every == 0 or done == self.tuner.settings.steps):
+            progress.clip = self.shown.draw()
+
+    def take_snapshot(self) -> None:
+        """Keep the weights if the number of steps done is one to keep them at."""
+        if self.tuner.done in self.tuner.settings.snapshots:
+            self.snapshots[self.tuner.done] = halved(self.learned.tensors())
+
+    def made(self, done: int, state: dict[str, Tensor]) -> Tune:
+        """Return what is learned as it is, after some steps."""
+        snapshots = {step: value for step, value in self.snapshots.items() if step < done}
+        return Tune(self.learned.tensors(), self.info_after(done), snapshots, state)
+
+
+def halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors in float16, for snapshots."""
+    return {key: value.half() for key, value in tensors.items()}
 
 
 def tune_model(
@@ -23,7 +112,7 @@ def tune_model(
     inputs: TuneInputs,
     settings: TuneSettings,
     progress: TuningProgress,
-    keep: Keep | None = None,
+    keep: Keep[Tune] | None = None,
 ) -> Tune:
     """Tune an inflated model on one clip: the query projections of both attentions and the temporal modules.
 
@@ -39,22 +128,6 @@ def tune_model(
         FloatingPointError: the loss is no longer finite.
         torch.cuda.OutOfMemoryError: saying what to change.
     """
-    clip_settings(model)
-    check_tunable(model)
-    comfy.model_management.unload_all_models()  # while their inference tensors may still be moved
-    with (
-        advising(model, inputs, settings),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        private_copy(model) as copy,
-    ):
-        return run_tuning(Tuning(copy, model, inputs, settings), inputs, progress, keep)
-
-
-def run_tuning(tuning: Tuning, inputs: TuneInputs, progress: TuningProgress, keep: Keep | None) -> Tune:
-    """Do all steps of a tuning; returns what was learned."""
-    if len(tuning.x_0) == 1 and tuning.learned.bank is not None:
-        log.warning("The clip has 1 frame: its temporal modules have nothing to connect and learn next to nothing.")
-    with reproducible(), keeping(tuning, keep):
-        tuning.run(progress, inputs.preview)
-    return tuning.tune()
+    with on_private_copy(Tuning, model, inputs, settings, keep) as tuning:
+        tuning.run(progress)
+        return tuning.tune()

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sampler_helpers import convert_cond
 from comfy.samplers import encode_model_conds
@@ -49,12 +48,8 @@ def condition(model: ModelPatcher, positive: list, x_0: Tensor, name: str = "pos
             "apply the rest to the edited prompt."
         )
     given = {key: cond.process_cond(batch_size=len(x_0)).cond for key, cond in conds[0]["model_conds"].items()}
-    return {key: own_copy(value, x_0.device) for key, value in given.items()}
-
-
-def own_copy(value: Any, device: torch.device) -> Any:
-    """Copy a tensor made in inference mode so that gradients may pass it."""
-    return value.to(device).clone() if isinstance(value, Tensor) else value
+    # Gradients may not pass tensors made in inference mode, but their copies.
+    return {key: v.to(x_0.device).clone() if isinstance(v, Tensor) else v for key, v in given.items()}
 
 
 def rows_of(given: dict[str, Any], frames: slice) -> dict[str, Any]:

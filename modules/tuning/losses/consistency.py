@@ -6,14 +6,43 @@ constant flicker costs nothing: it is only ever added to the diffusion loss.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Part = Literal["all", "input", "middle", "output"]
+from .term import Loss, LossTerm, Part
+
 LEAST_FRAMES = 3
+
+
+@dataclass(frozen=True)
+class ConsistencyLoss(Loss):
+    """The mean of the temporal consistency losses of some blocks, see `temporal_consistency_loss`.
+
+    Attributes:
+        consistency_weight: against the diffusion loss; 0 = it is not computed.
+        consistency_part: of the UNet, whose self-attention it looks at.
+    """
+
+    name = "consistency_loss"
+
+    consistency_weight: float = 0.0
+    consistency_part: Part = "middle"
+
+    def term(self) -> LossTerm | None:
+        """Return the mean over the blocks, with the same weight at all steps."""
+        if not self.consistency_weight:
+            return None
+        return LossTerm(
+            lambda made: mean_consistency_loss(made.features[self.consistency_part]),
+            lambda _moment: self.consistency_weight,
+            "temporal consistency loss",
+            LEAST_FRAMES,
+            is_vital=False,
+            part=self.consistency_part,
+        )
 
 
 def temporal_consistency_loss(features: Tensor) -> Tensor:

@@ -4,15 +4,66 @@ Frames come first: shape (f, c, h, w). They are added to the diffusion loss, whi
 same positions; with a mask a pair of frames counts where both do.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from .diffusion import masked_mean
+from .term import Forward, Loss, LossTerm, Moment
 
 Smoothing = Literal["none", "INR", "SmoothVideo"]
 Coupling = Literal["pairwise", "detached neighbour", "cumulative"]
 LEAST_FRAMES: dict[Smoothing, int] = {"none": 1, "INR": 2, "SmoothVideo": 3}  # below which a loss is 0
+
+
+@dataclass(frozen=True)
+class SmoothingLoss(Loss):
+    """A loss that ties neighbouring frames to each other.
+
+    Attributes:
+        smoothing: which one, `inr_loss` or `smooth_video_loss`.
+        smoothing_weight, smoothing_end: its weight lambda at the first step and at the last, linear between; it is
+            relative to the diffusion loss, which is a mean over the same positions. An end of None = as at the first.
+        backward_weight, forward_weight, coupling: of INR's loss.
+    """
+
+    name = "smoothing_loss"
+
+    smoothing: Smoothing = "none"
+    smoothing_weight: float = 2.0
+    smoothing_end: float | None = None
+    backward_weight: float = 0.5
+    forward_weight: float = 0.5
+    coupling: Coupling = "pairwise"
+
+    def term(self) -> LossTerm | None:
+        """Return the loss that is chosen."""
+        if self.smoothing == "none":
+            return None
+        start, end = self.smoothing_weight, self.smoothing_end
+
+        def value(made: Forward) -> Tensor:
+            predicted = made.predicted_eps.float()
+            if self.smoothing == "SmoothVideo":
+                return smooth_video_loss(predicted, made.mask)
+            weights = self.backward_weight, self.forward_weight
+            return inr_loss(made.eps - predicted, *weights, self.coupling, made.mask)
+
+        def weight(moment: Moment) -> float:
+            if end is None or moment.steps == 1:
+                return start
+            return start + (end - start) * moment.done / (moment.steps - 1)
+
+        is_heavy = self.smoothing == "SmoothVideo" and start > 1
+        return LossTerm(
+            value,
+            weight,
+            f"smoothing {self.smoothing}",
+            LEAST_FRAMES[self.smoothing],
+            is_even=end is None,
+            remark=f"smoothing_weight is {start:g}; SmoothVideo's own is 0.2." if is_heavy else "",
+        )
 
 
 def interframe_losses(

@@ -110,7 +110,10 @@ def test_the_whole_edit_leaves_the_model_bit_for_bit(demo) -> None:
     source, empty = encode(clip, "a red circle on a white background"), encode(clip, "")
     clip_model = attach(inflate(model), *method(EI2, 4, "area"))
     tuned = apply_tune(
-        clip_model, tune_model(clip_model, TuneInputs(source, latent), TuneSettings(4, 1e-4), TuningProgress("1"))
+        clip_model,
+        tune_model(
+            clip_model, TuneInputs(source, latent), TuneSettings(4).changed(learning_rate=1e-4), TuningProgress("1")
+        ),
     )
     smoothed = invert_clip(tuned, empty, empty, latent, InversionSettings(4))
     sample_clip(tuned, encode(clip, "a blue square on a white background"), empty, smoothed, SampleSettings())

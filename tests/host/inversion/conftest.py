@@ -29,7 +29,7 @@ def latent() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def tune(latent) -> Tune:
-    settings = TuneSettings(steps=2, learning_rate=1e-2)
+    settings = TuneSettings().changed(steps=2, learning_rate=1e-2)
     with torch.inference_mode():
         return tune_model(patched(), TuneInputs(SOURCE, latent), settings, TuningProgress("1"))
 

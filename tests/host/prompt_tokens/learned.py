@@ -12,7 +12,7 @@ from consistent_video.modules.tuning.settings import TuneSettings
 
 from ..small import EDIT, FRAMES, SOURCE, clip_latent, family_model
 
-SETTINGS = TuneSettings(steps=6, learning_rate=3e-2, seed=11)
+SETTINGS = TuneSettings().changed(steps=6, learning_rate=3e-2, seed=11)
 PROMPT = PromptSettings(3, 2)
 
 

@@ -1,6 +1,5 @@
 """The learning rate that curvature advises for prompt tokens."""
 
-from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -17,17 +16,17 @@ from .learned import SETTINGS, assert_same, clip_model, run
 
 
 def test_gradient_descent_at_the_advised_rate_never_rises() -> None:
-    gentle = replace(SETTINGS, steps=1, optimizer="gradient descent", learning_rate=1e-9, max_grad_norm=0.0)
+    gentle = SETTINGS.changed(steps=1, optimizer="gradient descent", learning_rate=1e-9, max_grad_norm=0.0)
     found = run(settings=gentle, with_advice=True)
     rate = 1 / max(curvature.value for curvature in found.curvatures)
     assert [curvature.step for curvature in found.curvatures] == [0, 0, 0, 1, 1, 1]
-    safe = run(settings=replace(gentle, steps=5, learning_rate=rate)).adapter.info
+    safe = run(settings=gentle.changed(steps=5, learning_rate=rate)).adapter.info
     assert safe["rises"] == []
-    assert run(settings=replace(gentle, steps=5, learning_rate=1e4 * rate)).adapter.info["rises"]
+    assert run(settings=gentle.changed(steps=5, learning_rate=1e4 * rate)).adapter.info["rises"]
 
 
 def test_the_bound_on_this_clips_features_holds() -> None:
-    smoothness = run(settings=replace(SETTINGS, steps=1, consistency_part="all"), with_advice=True).smoothness
+    smoothness = run(settings=SETTINGS.changed(steps=1, consistency_part="all"), with_advice=True).smoothness
     assert smoothness.frames == FRAMES and 0 < smoothness.found < smoothness.bound
 
 

@@ -1,7 +1,6 @@
 """Prompt tokens in the host: what is learned, from what, and what is refused."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ from .learned import PROMPT, SETTINGS, assert_same, clip_model, run, with_tokens
 
 def test_the_tokens_lower_the_loss() -> None:
     """On the very noise that they were not learned on."""
-    settings = replace(SETTINGS, steps=80)
+    settings = SETTINGS.changed(steps=80)
     inputs = TuneInputs(SOURCE, clip_latent())
     with (
         torch.inference_mode(False),
@@ -36,7 +35,7 @@ def test_the_tokens_lower_the_loss() -> None:
             with torch.no_grad(), tuning.tuner.whole_step():
                 tuning.tuner.generator.manual_seed(5)
                 draws = [tuning.tuner.draw(t) for t in range(100, 1000, 100)]
-                return sum(tuning.tuner.evaluate(drawn).diffusion.item() for drawn in draws)
+                return sum(tuning.tuner.objective.evaluate(drawn, 0)[0]["loss"].item() for drawn in draws)
 
         before = loss()
         tuning.run(progress.TuningProgress("1"))
@@ -66,41 +65,41 @@ def test_same_seed_same_tokens_and_torchs_generator_stays(adapter) -> None:
     before = torch.get_rng_state()
     assert_same(run().adapter, adapter)
     assert torch.equal(torch.get_rng_state(), before)
-    assert not torch.equal(run(settings=replace(SETTINGS, seed=12)).adapter.shared, adapter.shared)
+    assert not torch.equal(run(settings=SETTINGS.changed(seed=12)).adapter.shared, adapter.shared)
 
 
 def test_checkpointing_and_the_captured_features_learn_the_same() -> None:
-    settings = replace(SETTINGS, consistency_weight=20.0, consistency_part="all", steps=3)
-    plain, checked = (run(settings=replace(settings, gradient_checkpointing=on)).adapter for on in (False, True))
+    settings = SETTINGS.changed(consistency_weight=20.0, consistency_part="all", steps=3)
+    plain, checked = (run(settings=settings.changed(gradient_checkpointing=on)).adapter for on in (False, True))
     assert min(plain.info["consistency_loss"]) > 0
     torch.testing.assert_close(plain.shared, checked.shared, rtol=1e-4, atol=1e-6)
-    without = run(settings=replace(settings, consistency_weight=0.0)).adapter
+    without = run(settings=settings.changed(consistency_weight=0.0)).adapter
     assert (plain.shared - without.shared).norm() > 1e-3 * plain.shared.norm()
 
 
 def test_the_features_of_a_step_are_not_held_after_it() -> None:
     """Checkpointing runs the layers again in the backward."""
-    settings = replace(SETTINGS, steps=1, consistency_weight=1.0, gradient_checkpointing=True)
+    settings = SETTINGS.changed(steps=1, consistency_weight=1.0, gradient_checkpointing=True)
     with torch.inference_mode(False), torch.enable_grad(), private_copy(clip_model()) as copy:
         tuning = PromptTuning(copy, clip_model(), TuneInputs(SOURCE, clip_latent()), settings, PROMPT)
         tuning.tuner.advance()
-        assert tuning.features.held == [] and tuning.tuner.consistency_losses
+        assert tuning.features["middle"].held == [] and tuning.tuner.losses["consistency_loss"]
 
 
 def test_the_features_are_those_of_self_attention() -> None:
     """Against a hook on the whole attention module, which runs where nothing replaces it."""
     seen = []
     base = clip_model()
-    settings = replace(SETTINGS, steps=1, consistency_weight=1.0, consistency_part="middle")
+    settings = SETTINGS.changed(steps=1, consistency_weight=1.0, consistency_part="middle")
     inputs = TuneInputs(SOURCE, clip_latent())
     with torch.inference_mode(False), torch.enable_grad(), private_copy(base) as copy:
         tuning = PromptTuning(copy, base, inputs, settings, PROMPT)
         tuning.call.options["patches_replace"]["attn1"].clear()
         attention = copy.model.diffusion_model.middle_block[1].transformer_blocks[0].attn1
         attention.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-        losses = tuning.tuner.evaluate(tuning.tuner.draw())
+        losses, _ = tuning.tuner.objective.evaluate(tuning.tuner.draw(), 0)
         assert len(seen) == 1 and seen[0].shape[0] == FRAMES
-        torch.testing.assert_close(losses.consistency, temporal_consistency_loss(seen[0]))
+        torch.testing.assert_close(losses["consistency_loss"], temporal_consistency_loss(seen[0]))
 
 
 def test_the_consistency_loss_in_one_shot_tune(caplog) -> None:
@@ -108,7 +107,7 @@ def test_the_consistency_loss_in_one_shot_tune(caplog) -> None:
 
     def tune(frames: int = FRAMES, **changes):
         inputs = TuneInputs(SOURCE, clip_latent(frames))
-        settings = replace(TuneSettings(2, 1e-3, 11), **changes)
+        settings = TuneSettings(2, 11).changed(learning_rate=1e-3, **changes)
         with torch.inference_mode():
             return tune_model(model, inputs, settings, progress.TuningProgress("1"))
 
@@ -119,7 +118,7 @@ def test_the_consistency_loss_in_one_shot_tune(caplog) -> None:
     assert weighted.info["loss"][0] == plain.info["loss"][0] and min(weighted.info["consistency_loss"]) > 0
     assert any(not torch.equal(weighted.tensors[key], value) for key, value in plain.tensors.items())
     assert tune(2, consistency_weight=50.0).info["consistency_loss"] == [0.0, 0.0]
-    assert "needs 3 frames, and a step has 2" in caplog.text
+    assert "needs 3 in each step, and a step has 2" in caplog.text
 
 
 def test_wrong_inputs_are_refused_in_words(far) -> None:
@@ -139,7 +138,7 @@ def test_a_full_memory_is_met_with_advice(monkeypatch) -> None:
 
     monkeypatch.setattr(PromptTuning, "denoise", fill)
     with pytest.raises(torch.cuda.OutOfMemoryError, match="turn chunking on in Tuning Options"):
-        run(settings=replace(SETTINGS, on_out_of_memory="stop"))
+        run(settings=SETTINGS.changed(on_out_of_memory="stop"))
 
 
 def test_a_full_memory_is_met_by_less_from_the_last_step_on(adapter, monkeypatch) -> None:
@@ -147,7 +146,7 @@ def test_a_full_memory_is_met_by_less_from_the_last_step_on(adapter, monkeypatch
 
     def crowded(self, *args):
         denoised = denoise(self, *args)
-        if len(self.tuner.losses) >= 2 and not self.tuner.settings.gradient_checkpointing:
+        if self.tuner.done >= 2 and not self.tuner.settings.memory.gradient_checkpointing:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return denoised
 
@@ -160,7 +159,7 @@ def test_a_full_memory_is_met_by_less_from_the_last_step_on(adapter, monkeypatch
 
 def test_tokens_are_learned_on_a_tuned_model_and_with_ei2() -> None:
     model = attach(clip_model(), *method(EI2, 2, "area"))
-    assert run(model, replace(SETTINGS, steps=2)).adapter.info["loss"] != run().adapter.info["loss"][:2]
+    assert run(model, SETTINGS.changed(steps=2)).adapter.info["loss"] != run().adapter.info["loss"][:2]
     assert session.clip_settings(model).temporal is not None
 
 

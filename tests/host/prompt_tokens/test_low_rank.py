@@ -18,7 +18,7 @@ from .learned import PROMPT, SETTINGS, clip_model, run
 
 
 def test_low_rank_adapters_are_a_lora_of_the_host(folder, monkeypatch) -> None:
-    settings = replace(SETTINGS, steps=4)
+    settings = SETTINGS.changed(steps=4)
     found = run(settings=settings, asked=replace(PROMPT, rank=2))
     model, latent = clip_model(), clip_latent()
     blocks = len(transformer_blocks(model.model.diffusion_model))
@@ -36,8 +36,8 @@ def test_low_rank_adapters_are_a_lora_of_the_host(folder, monkeypatch) -> None:
 
 def test_the_low_rank_adapters_are_what_was_learned_with() -> None:
     """The loss with the LoRA as the host applies it is that of the tuning's next step."""
-    whole = run(settings=replace(SETTINGS, steps=5, learning_rate=1e-2), asked=replace(PROMPT, rank=2))
-    part = run(settings=replace(SETTINGS, steps=4, learning_rate=1e-2), asked=replace(PROMPT, rank=2))
+    whole = run(settings=SETTINGS.changed(steps=5, learning_rate=1e-2), asked=replace(PROMPT, rank=2))
+    part = run(settings=SETTINGS.changed(steps=4, learning_rate=1e-2), asked=replace(PROMPT, rank=2))
     (loaded,) = LoraModelLoader.execute(clip_model(), part.low_rank, 1.0).args
     inputs = TuneInputs(SOURCE, clip_latent())
     with torch.inference_mode(False), torch.enable_grad(), private_copy(loaded) as copy:
@@ -46,6 +46,6 @@ def test_the_low_rank_adapters_are_what_was_learned_with() -> None:
             tuning.learned.tokens.shared.copy_(part.adapter.shared)
             tuning.learned.tokens.frame.copy_(part.adapter.frame)
         tuning.tuner.generator.set_state(part.adapter.state["generator"])
-        loss = tuning.tuner.evaluate(tuning.tuner.draw()).diffusion.item()
+        loss = tuning.tuner.objective.evaluate(tuning.tuner.draw(), 0)[0]["loss"].item()
     assert loss == pytest.approx(whole.adapter.info["loss"][4], rel=1e-4)
-    assert loss != pytest.approx(run(settings=replace(SETTINGS, steps=5)).adapter.info["loss"][4], rel=1e-4)
+    assert loss != pytest.approx(run(settings=SETTINGS.changed(steps=5)).adapter.info["loss"][4], rel=1e-4)

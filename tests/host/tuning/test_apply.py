@@ -73,7 +73,7 @@ def test_a_patch_does_not_throw_a_tune_away(tune) -> None:
 def test_the_dial_goes_from_the_untuned_model_to_the_tuned_one(latent, long) -> None:
     base = lively_model()
     untuned, tuned = sample(patched(EI2, base), latent), sample(apply_tune(base, long), latent)
-    third = run(patched(EI2, base), replace(LONG, steps=2))
+    third = run(patched(EI2, base), LONG.changed(steps=2))
     ends = distance(tuned, untuned)
     assert ends > 0.02
     dialled = {at: sample(apply_tune(base, long, progress=at), latent) for at in (0, 1 / 3, 0.5, 0.8, 1)}
@@ -107,7 +107,7 @@ def test_a_tune_of_another_family_is_refused(tune) -> None:
     first = "input_blocks.3.1.transformer_blocks.0.attn1.to_q.diff"
     with pytest.raises(ValueError, match=rf"{first} is \(64, 64\) in the tune and \(128, 128\) in the model"):
         apply_tune(family_model("SDXL"), tune)
-    sdxl = run(patched(PER_FRAME, family_model("SDXL")), replace(SETTINGS, steps=1), positive=prompt(3, 56))
+    sdxl = run(patched(PER_FRAME, family_model("SDXL")), SETTINGS.changed(steps=1), positive=prompt(3, 56))
     first = "input_blocks.1.1.transformer_blocks.0.attn1.to_q.diff"
     with pytest.raises(ValueError, match=rf"{first} is absent in the tune and \(32, 32\) in the model"):
         apply_tune(random_model(), sdxl)
@@ -125,7 +125,7 @@ def test_the_same_tune_is_applied_once(long) -> None:
 def test_a_tune_made_on_a_tuned_model_is_applied_after_it(latent, long) -> None:
     base = lively_model()
     first = apply_tune(base, long)
-    second = run(first, replace(SETTINGS, seed=5))
+    second = run(first, SETTINGS.changed(seed=5))
     both = apply_tune(first, second)
     added = {key: value + long.tensors[key] * key.endswith(".diff") for key, value in second.tensors.items()}
     summed = apply_tune(base, Tune(added, {**second.info, "seed": 0}))

@@ -1,7 +1,5 @@
 """Checkpointing and chunking: the same gradients from far less memory."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
@@ -20,7 +18,7 @@ from .tuned import SETTINGS, lively_model, patched, run
 
 def first_gradients(name: str, **changes) -> dict[str, torch.Tensor]:
     """Return the gradients of the first step, which AdamW's first mean is a tenth of."""
-    settings = replace(SETTINGS, steps=1, max_grad_norm=0, **changes)
+    settings = SETTINGS.changed(steps=1, max_grad_norm=0, **changes)
     state = run(patched(name, lively_model()), settings).state
     return {key: 10 * value for key, value in state.items() if key.endswith("exp_avg")}
 
@@ -75,7 +73,7 @@ def test_norms_take_and_give_the_half_precision_of_a_tuning(precision: str, dtyp
     monkeypatch.setattr(private_copy, "normalise_in", note)
     unet = random_model().model.diffusion_model
     norms = sum(isinstance(module, (torch.nn.GroupNorm, torch.nn.LayerNorm)) for module in unet.modules())
-    run(patched(EI2), replace(SETTINGS, steps=1, precision=precision))
+    run(patched(EI2), SETTINGS.changed(steps=1, precision=precision))
     assert {given[:2] for given in seen} == ({(dtype, dtype)} if dtype else set())
     assert len({id(norm) for *_, norm in seen}) == (norms if dtype else 0)
 
@@ -90,10 +88,10 @@ def test_checkpointing_computes_the_layers_twice(monkeypatch) -> None:
 
         monkeypatch.setattr(kind, "forward", counted)
     layers = sum(isinstance(module, kinds) for module in random_model().model.diffusion_model.modules())
-    run(patched(EI2), replace(SETTINGS, steps=1))
+    run(patched(EI2), SETTINGS.changed(steps=1))
     assert len(calls) == len(set(calls)) == layers
     calls.clear()
-    run(patched(EI2), replace(SETTINGS, steps=1, gradient_checkpointing=True))
+    run(patched(EI2), SETTINGS.changed(steps=1, gradient_checkpointing=True))
     counts = [calls.count(layer) for layer in dict.fromkeys(calls)]
     assert counts == [1] + [2] * (layers - 1), "nothing is learned before the first layer"
 
@@ -113,13 +111,13 @@ def count_saved_bytes(settings: TuneSettings) -> int:
 
 def test_checkpointing_holds_far_less() -> None:
     whole, less = (
-        count_saved_bytes(replace(SETTINGS, steps=1, gradient_checkpointing=given)) for given in (False, True)
+        count_saved_bytes(SETTINGS.changed(steps=1, gradient_checkpointing=given)) for given in (False, True)
     )
     assert 0 < less < 0.25 * whole
 
 
 def test_chunking_holds_less() -> None:
-    whole, less = (count_saved_bytes(replace(SETTINGS, steps=1, chunking=given)) for given in (False, True))
+    whole, less = (count_saved_bytes(SETTINGS.changed(steps=1, chunking=given)) for given in (False, True))
     assert 0 < less < 0.75 * whole
 
 
@@ -132,7 +130,7 @@ def test_keys_and_values_side_by_side_are_rebuilt_but_in_checkpoints(checkpointi
         return attend_across_frames(*args)
 
     monkeypatch.setattr(calls, "attend_across_frames", note)
-    run(patched(EI2), replace(SETTINGS, steps=1, gradient_checkpointing=checkpointing))
+    run(patched(EI2), SETTINGS.changed(steps=1, gradient_checkpointing=checkpointing))
     assert set(asked) == {not checkpointing}
     asked.clear()
     sample(patched(EI2), clip_latent(), 3.0)

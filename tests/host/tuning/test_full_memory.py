@@ -1,14 +1,13 @@
 """A full memory: met with advice, with checkpointing, with fewer frames."""
 
 import math
-from dataclasses import replace
 
 import comfy.model_management
 import pytest
 import torch
 
 from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME
-from consistent_video.modules.tuning.host import session
+from consistent_video.modules.tuning.host import training
 from consistent_video.modules.tuning.weights import Tune
 
 from ..small import FRAMES, HEIGHT, WIDTH
@@ -34,7 +33,7 @@ def test_a_full_memory_is_met_with_advice(name: str, changes: dict, advice: list
     copies, kept = watch_copies(monkeypatch), list[Tune]()
     spoil(2, fill, monkeypatch)
     with pytest.raises(torch.cuda.OutOfMemoryError) as caught:
-        run(patched(name), replace(SETTINGS, on_out_of_memory="stop", **changes), keeper(kept))
+        run(patched(name), SETTINGS.changed(on_out_of_memory="stop", **changes), keeper(kept))
     said = str(caught.value)
     assert comfy.model_management.is_oom(caught.value)
     per_step = changes.get("frames_per_step", FRAMES)
@@ -50,22 +49,22 @@ def test_a_full_memory_is_met_with_advice(name: str, changes: dict, advice: list
 def crowd(limit: int, steps: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
     """Let the UNet run out of memory with more frames than `limit` in the steps given; note what each call was."""
     calls: list[tuple[int, int, bool]] = []
-    denoise = session.Tuning.denoise
+    denoise = training.Tuning.denoise
 
     def crowded(self, x, sigma, frames):
-        settings = self.tuner.settings
-        calls.append((len(self.tuner.losses) + 1, len(x), settings.gradient_checkpointing))
+        memory = self.tuner.settings.memory
+        calls.append((self.tuner.done + 1, len(x), memory.gradient_checkpointing))
         denoised = denoise(self, x, sigma, frames)
-        if calls[-1][0] in steps and (len(x) > limit or not settings.gradient_checkpointing):
+        if calls[-1][0] in steps and (len(x) > limit or not memory.gradient_checkpointing):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return denoised
 
-    monkeypatch.setattr(session.Tuning, "denoise", crowded)
+    monkeypatch.setattr(training.Tuning, "denoise", crowded)
     return calls
 
 
 def test_checkpointing_helps_a_full_memory_and_changes_nothing_else(monkeypatch, caplog) -> None:
-    settings = replace(SETTINGS, steps=4)
+    settings = SETTINGS.changed(steps=4)
     expected = run(patched(EI2), settings)
     calls = crowd(FRAMES, (3,), monkeypatch)
     found = run(patched(EI2), settings)
@@ -84,7 +83,7 @@ def test_checkpointing_helps_a_full_memory_and_changes_nothing_else(monkeypatch,
 
 def test_a_full_memory_is_met_by_fewer_frames_from_the_last_step_on(monkeypatch) -> None:
     calls = crowd(2, (2, 3, 4), monkeypatch)
-    found = run(patched(EI2), replace(SETTINGS, steps=4))
+    found = run(patched(EI2), SETTINGS.changed(steps=4))
     assert [rows for _, rows, _ in calls] == [FRAMES, FRAMES, FRAMES, FRAMES, 2, 2, 2] and FRAMES // 2 == 2
     assert [step for step, _, _ in calls] == [1, 2, 2, 2, 2, 3, 4]
     assert len(found.info["loss"]) == 4 and all(map(math.isfinite, found.info["loss"]))
@@ -95,7 +94,7 @@ def test_a_full_memory_is_met_by_fewer_frames_from_the_last_step_on(monkeypatch)
 def test_where_the_least_does_not_fit_it_says_so(monkeypatch) -> None:
     calls, kept, copies = crowd(1, (2,), monkeypatch), list[Tune](), watch_copies(monkeypatch)
     with pytest.raises(torch.cuda.OutOfMemoryError, match="Tuning 2 frames of .* make the frames smaller") as caught:
-        run(patched(EI2), replace(SETTINGS, steps=4), keeper(kept))
+        run(patched(EI2), SETTINGS.changed(steps=4), keeper(kept))
     assert "gradient_checkpointing" not in str(caught.value)
     assert [rows for _, rows, _ in calls] == [FRAMES, FRAMES, FRAMES, FRAMES, 2]
     assert [len(tune.info["loss"]) for tune in kept] == [1]
@@ -114,11 +113,11 @@ def test_a_step_that_was_half_taken_is_not_taken_again(monkeypatch) -> None:
 
     monkeypatch.setattr(torch.optim.AdamW, "step", full)
     with pytest.raises(torch.cuda.OutOfMemoryError, match="chunking on in Tuning Options"):
-        run(patched(EI2), replace(SETTINGS, steps=5), keeper(kept))
+        run(patched(EI2), SETTINGS.changed(steps=5), keeper(kept))
     assert len(calls) == 3 and [len(tune.info["loss"]) for tune in kept] == [2]
 
 
 def test_smoothing_keeps_the_frames_that_it_needs(monkeypatch) -> None:
     crowd(2, (1,), monkeypatch)
     with pytest.raises(torch.cuda.OutOfMemoryError, match=f"Tuning {FRAMES} frames"):
-        run(patched(EI2), replace(SETTINGS, steps=2, smoothing="SmoothVideo", smoothing_weight=0.2))
+        run(patched(EI2), SETTINGS.changed(steps=2, smoothing="SmoothVideo", smoothing_weight=0.2))

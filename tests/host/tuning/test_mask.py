@@ -1,7 +1,5 @@
 """Masks of a tuning, and the rows that belong to the frames of a step."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from comfy.model_base import BaseModel
@@ -56,7 +54,7 @@ def test_a_frame_that_a_mask_leaves_out_is_not_learned() -> None:
     """What is to be learned may leave the picture."""
     mask = white(FRAMES)
     mask[2:] = 0
-    tune = run(patched(PER_FRAME), replace(SETTINGS, steps=12, frames_per_step=2), mask=mask)
+    tune = run(patched(PER_FRAME), SETTINGS.changed(steps=12, frames_per_step=2), mask=mask)
     assert 0 in tune.info["loss"] and all(torch.isfinite(torch.tensor(tune.info["loss"])))
 
 
@@ -78,7 +76,7 @@ def test_the_frames_of_a_step_come_with_their_own_rows(num_frames: int, monkeypa
     monkeypatch.setattr(Tuner, "draw_frames", noted)
     monkeypatch.setattr(BaseModel, "apply_model", seeing)
     model = attach(inflate(random_model(), num_frames), *method(EI2, 2, "area"))
-    run(model, replace(SETTINGS, steps=6, frames_per_step=2), positive=[[rows, {}]])
+    run(model, SETTINGS.changed(steps=6, frames_per_step=2), positive=[[rows, {}]])
     assert len({frames.start for frames in taken}) > 2
     for frames, (count, text) in zip(taken, seen, strict=True):
         assert count == 2 and torch.equal(text, rows[frames])

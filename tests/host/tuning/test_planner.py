@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import cache, partial
+from types import SimpleNamespace
 
 import comfy.model_management
 import pytest
@@ -17,14 +18,15 @@ from consistent_video.modules.tuning.host import planner
 from consistent_video.modules.tuning.host.learned import sdpa_override
 from consistent_video.modules.tuning.host.planner import GIB, list_ways, plan_tuning, sampling_peak, tuning_peak
 from consistent_video.modules.tuning.host.private_copy import private_copy
-from consistent_video.modules.tuning.host.session import Tuning
+from consistent_video.modules.tuning.host.training import Tuning
 from consistent_video.modules.tuning.host.tune_inputs import TuneInputs
 from consistent_video.modules.tuning.settings import TuneSettings
 from consistent_video.nodes.plan import FitPlanner
+from consistent_video.nodes.tune import OneShotTune
 
 from ..small import FRAMES, SOURCE, UNET, Small, clip_latent, family_model, make_model, random_weights, sample
 
-SETTINGS = TuneSettings(steps=2, learning_rate=1e-3, precision="fp32")
+SETTINGS = TuneSettings().changed(steps=2, learning_rate=1e-3, precision="fp32")
 SHAPE = tuple(clip_latent()["samples"].shape)
 SHALLOW = {**UNET, "transformer_depth": [1, 0], "transformer_depth_output": [1, 1, 0, 0]}
 
@@ -46,24 +48,24 @@ def exact(monkeypatch) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts the CPU's tensors")
 @pytest.mark.parametrize(
-    ("name", "chunking", "checkpointing", "precision"),
+    ("name", "chunking", "checkpointing", "precision", "losses"),
     [
-        (EI2, False, False, "fp32"),
-        (EI2, True, False, "fp32"),
-        (EI2, False, True, "fp32"),
-        (EI2, True, True, "bf16"),
-        (FULL, False, False, "bf16"),
-        (FULL, True, True, "fp32"),
-        (PER_FRAME, True, False, "bf16"),
-        (PER_FRAME, False, True, "fp32"),
+        (EI2, False, False, "fp32", {}),
+        (EI2, True, False, "fp32", {}),
+        (EI2, False, True, "fp32", {"consistency_weight": 1.0, "consistency_part": "all"}),
+        (EI2, True, True, "bf16", {}),
+        (FULL, False, False, "bf16", {}),
+        (FULL, True, True, "fp32", {}),
+        (PER_FRAME, True, False, "bf16", {}),
+        (PER_FRAME, False, True, "fp32", {"smoothing": "INR"}),
     ],
 )
 def test_what_is_counted_is_what_a_step_holds(
-    name: str, chunking: bool, checkpointing: bool, precision: str, exact, monkeypatch
+    name: str, chunking: bool, checkpointing: bool, precision: str, losses: dict, exact, monkeypatch
 ) -> None:
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 2**18)
     model = clip_model(name)
-    settings = replace(SETTINGS, chunking=chunking, gradient_checkpointing=checkpointing, precision=precision)
+    settings = SETTINGS.changed(chunking=chunking, gradient_checkpointing=checkpointing, precision=precision, **losses)
     comfy.model_management.unload_all_models()
     with torch.inference_mode(False), torch.enable_grad(), private_copy(model) as copy:
         tuning = Tuning(copy, model, TuneInputs(SOURCE, clip_latent()), settings)
@@ -87,21 +89,24 @@ def test_sampling_is_counted(model, exact) -> None:
 
 def test_more_frames_take_more_and_checkpointing_less(model) -> None:
     def peak(frames: int = FRAMES, **changes) -> int:
-        return tuning_peak(model, (frames, *SHAPE[1:]), replace(SETTINGS, **changes), "fp32")
+        return tuning_peak(model, (frames, *SHAPE[1:]), SETTINGS.changed(**changes), "fp32")
 
     assert peak(2) < peak() < peak(2 * FRAMES)
     assert peak(gradient_checkpointing=True) < 0.6 * peak()
     assert peak(chunking=True) < 0.9 * peak()
     assert peak(optimizer="AdamW 8-bit") < peak()
+    assert peak(gradient_checkpointing=True) < peak(
+        gradient_checkpointing=True, consistency_weight=1.0, consistency_part="all"
+    )
 
 
 def test_the_first_way_that_fits_is_chosen(model, monkeypatch) -> None:
     count = cache(partial(tuning_peak, model))
     monkeypatch.setattr(planner, "tuning_peak", lambda given, *how: count(*how) + (given is not model))
     clip = clip_latent(8)
-    ways = [SETTINGS, replace(SETTINGS, chunking=True)]
-    ways += [replace(ways[1], gradient_checkpointing=True, frames_per_step=frames) for frames in (0, 4, 2)]
-    peaks = [count((way.frames_per_step or 8, *SHAPE[1:]), way, "fp32") for way in ways]
+    ways = [SETTINGS, SETTINGS.changed(chunking=True)]
+    ways += [ways[1].changed(gradient_checkpointing=True, frames_per_step=frames) for frames in (0, 4, 2)]
+    peaks = [count((way.memory.frames_per_step or 8, *SHAPE[1:]), way, "fp32") for way in ways]
     assert peaks == sorted(peaks, reverse=True)
     for way, peak in zip(ways, peaks, strict=True):
         unchanged, chosen, tried = plan_tuning(model, clip, SETTINGS, peak)
@@ -113,9 +118,9 @@ def test_the_first_way_that_fits_is_chosen(model, monkeypatch) -> None:
 
 @pytest.mark.parametrize(("r", "coarser"), [(1, []), (2, [4, 8]), (3, [4, 8]), (4, [8]), (8, []), (None, [])])
 def test_a_larger_r_is_tried_before_frames_are_given_up(r: int | None, coarser: list[int]) -> None:
-    less = replace(SETTINGS, chunking=True, gradient_checkpointing=True)
-    half, tried = replace(less, frames_per_step=3), list(list_ways(SETTINGS, r, 7))
-    first = [(SETTINGS, r), (replace(SETTINGS, chunking=True), r), (less, r)]
+    less = SETTINGS.changed(chunking=True, gradient_checkpointing=True)
+    half, tried = less.changed(frames_per_step=3), list(list_ways(SETTINGS, r, 7))
+    first = [(SETTINGS, r), (SETTINGS.changed(chunking=True), r), (less, r)]
     assert tried == [*first, *((less, other) for other in coarser), (half, r)]
     assert list(list_ways(half, r, 7)) == [(half, r), *((half, other) for other in coarser)], "2 frames are too few"
 
@@ -124,7 +129,7 @@ def test_a_larger_r_is_chosen_where_it_suffices(model, monkeypatch) -> None:
     monkeypatch.setattr(planner, "tuning_peak", lambda given, *_: 100 - clip_settings(given).spatial.r)
     found, settings, tried = plan_tuning(model, clip_latent(8), SETTINGS, 96)
     assert clip_settings(found).spatial == replace(clip_settings(model).spatial, r=4)
-    assert clip_settings(model).spatial.r == 2 and settings.frames_per_step == 0
+    assert clip_settings(model).spatial.r == 2 and settings.memory.frames_per_step == 0
     assert [plan.r for plan in tried] == [2, 2, 2, 4]
     with torch.no_grad():
         torch.testing.assert_close(
@@ -141,7 +146,7 @@ def test_r_stays_where_a_tune_was_made_with_it(model, monkeypatch) -> None:
 
 
 def test_more_is_put_side_by_side_with_a_smaller_r() -> None:
-    shape, least = (16, *SHAPE[1:]), replace(SETTINGS, chunking=True, gradient_checkpointing=True)
+    shape, least = (16, *SHAPE[1:]), SETTINGS.changed(chunking=True, gradient_checkpointing=True)
     more, less = (tuning_peak(clip_model(r=r), shape, least, "fp32") for r in (2, 8))
     assert more > 1.05 * less
 
@@ -151,7 +156,7 @@ def test_the_node_gives_model_options_and_a_table(model) -> None:
         model = clip_model()
         everything = FitPlanner.execute(model, clip_latent(), 0.0, SETTINGS).args
     assert everything[0] == SETTINGS and "| chosen |" in everything[1] and everything[3] is model
-    less = replace(SETTINGS, chunking=True, gradient_checkpointing=True)
+    less = SETTINGS.changed(chunking=True, gradient_checkpointing=True)
     peak = tuning_peak(model, SHAPE, less, "fp32")
     planned, report, data, _ = FitPlanner.execute(model, clip_latent(), 1.001 * peak / GIB, SETTINGS).args
     assert planned == less
@@ -161,6 +166,22 @@ def test_the_node_gives_model_options_and_a_table(model) -> None:
         (False, False, 2), (True, False, 2), (True, True, 2)
     ]  # fmt: skip
     assert told[2]["gib"] == round(peak / GIB, 2)
+
+
+def test_what_is_planned_with_a_loss_can_be_tuned_with_it(model, monkeypatch) -> None:
+    """SmoothVideo's loss compares three frames; of a clip of four, half would be too few."""
+    monkeypatch.setattr(OneShotTune, "hidden", SimpleNamespace(unique_id="1"))
+    least = SETTINGS.changed(chunking=True, gradient_checkpointing=True)
+    budget = 1.001 * tuning_peak(model, (3, *SHAPE[1:]), least.changed(smoothing="SmoothVideo"), "fp32") / GIB
+    assert FitPlanner.execute(model, clip_latent(4), budget, SETTINGS).args[0].memory.frames_per_step == 2
+    with pytest.raises(ValueError, match="GiB are needed"):
+        FitPlanner.execute(model, clip_latent(4), budget, SETTINGS, smoothing="SmoothVideo")
+    with torch.inference_mode():
+        planned, *_, given = FitPlanner.execute(model, clip_latent(6), budget, SETTINGS, smoothing="SmoothVideo").args
+        assert planned == least.changed(frames_per_step=3)
+        chosen = {"snapshots": "", "smoothing": "SmoothVideo", "smoothing_weight": 0.2, "options": planned}
+        tune = OneShotTune.execute(given, SOURCE, clip_latent(6), 2, 1e-3, 0, **chosen).args[1]
+    assert len(tune.info["smoothing_loss"]) == 2 and tune.info["frames_per_step"] == 3
 
 
 @pytest.mark.parametrize("family", ["SD2.x", "SDXL"])

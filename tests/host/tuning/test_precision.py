@@ -1,12 +1,10 @@
 """The precision of a tuning: float32, or half of it with scaled gradients."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from consistent_video.modules.clip_model.methods import EI2
-from consistent_video.modules.tuning.host import session
+from consistent_video.modules.tuning.host import training
 from consistent_video.modules.tuning.host.apply import apply_tune
 from consistent_video.modules.tuning.host.private_copy import choose_precision
 
@@ -23,27 +21,27 @@ def test_half_precision_models_are_tuned_in_float32(latent) -> None:
 
 
 def test_scaled_gradients_go_on_to_the_bit() -> None:
-    settings = replace(LONG, steps=3, precision="fp16", snapshots=())
-    begun = run(patched(EI2), replace(settings, steps=2))
+    settings = LONG.changed(steps=3, precision="fp16", snapshots=())
+    begun = run(patched(EI2), settings.changed(steps=2))
     assert begun.state["scaler.scale:number"] > 1
     assert_same_tuning(run(patched(EI2), settings, resume=begun), run(patched(EI2), settings))
 
 
 def test_float16_gradients_that_never_become_finite_end_the_tuning(monkeypatch) -> None:
-    denoise = session.Tuning.denoise
+    denoise = training.Tuning.denoise
 
     def steep(self, x, sigma, frames):
         denoised = denoise(self, x, sigma, frames)
         return denoised + 1e30 * (denoised - denoised.detach())
 
-    monkeypatch.setattr(session.Tuning, "denoise", steep)
+    monkeypatch.setattr(training.Tuning, "denoise", steep)
     with pytest.raises(FloatingPointError, match="gradient's norm became (inf|nan) at step"):
-        run(patched(EI2), replace(LONG, steps=60, precision="fp16"))
+        run(patched(EI2), LONG.changed(steps=60, precision="fp16"))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_is_near_full_precision(long, precision: str) -> None:
-    tune = run(patched(EI2, lively_model()), replace(LONG, steps=3, precision=precision))
+    tune = run(patched(EI2, lively_model()), LONG.changed(steps=3, precision=precision))
     assert tune.info["precision"] == precision
     assert {value.dtype for value in tune.tensors.values()} == {torch.float32}
     assert all(value.isfinite().all() for value in tune.tensors.values())
@@ -52,7 +50,7 @@ def test_half_precision_is_near_full_precision(long, precision: str) -> None:
 
 
 def test_auto_is_full_precision_for_a_model_that_has_it(tune) -> None:
-    found = run(patched(EI2), replace(SETTINGS, precision="fp32"))
+    found = run(patched(EI2), SETTINGS.changed(precision="fp32"))
     assert found.info["precision"] == "fp32"
     assert_same(found.tensors, tune.tensors)
 

@@ -13,7 +13,7 @@ from consistent_video.modules.clip_model.methods import EI2, TUNE_A_VIDEO_PRESET
 from consistent_video.modules.inversion.host.invert import invert_clip
 from consistent_video.modules.inversion.inversion import InversionSettings
 from consistent_video.modules.sampling.host import SampleSettings, sample_clip
-from consistent_video.modules.tuning.host import preview, private_copy, progress, session
+from consistent_video.modules.tuning.host import preview, private_copy, progress, training
 from consistent_video.modules.tuning.host.apply import apply_tune
 from consistent_video.modules.tuning.host.preview import PreviewSettings
 from consistent_video.modules.tuning.host.tune_inputs import TuneInputs
@@ -89,7 +89,7 @@ def test_a_preview_minds_where_the_patch_acts() -> None:
     def draw(percents: tuple[float, float]) -> list:
         clip_model = attach(inflate(lively_model()), *method(EI2, 2, "area"), percents=percents)
         with torch.inference_mode(False), private_copy.private_copy(clip_model) as copy:
-            tuning = session.Tuning(copy, clip_model, TuneInputs(SOURCE, clip_latent()), SETTINGS)
+            tuning = training.Tuning(copy, clip_model, TuneInputs(SOURCE, clip_latent()), SETTINGS)
             pictures = tuning.preview(preview.PreviewSettings(EDIT, EMPTY, 1, 3, 4.0)).draw()
         return [picture.tobytes() for picture in pictures]
 

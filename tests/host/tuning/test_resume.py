@@ -17,12 +17,12 @@ from .tuned import LONG, assert_same, assert_same_tuning, lively_model, patched,
 @pytest.mark.parametrize("name", [EI2, TUNE_A_VIDEO_PRESET, FULL])
 def test_a_tuning_goes_on_to_the_bit(name: str, tmp_path) -> None:
     changes = {"frames_per_step": 3, "gradient_checkpointing": True} if name == FULL else {}
-    whole = run(patched(name), replace(LONG, **changes))
-    begun = run(patched(name), replace(LONG, steps=3, snapshots=(1, 2), **changes))
+    whole = run(patched(name), LONG.changed(**changes))
+    begun = run(patched(name), LONG.changed(steps=3, snapshots=(1, 2), **changes))
     save_tune(begun, tmp_path / "tune.safetensors", with_state=True)
     with torch.inference_mode():
         begun = load_tune(tmp_path / "tune.safetensors")
-    resumed = run(patched(name), replace(LONG, **changes), resume=begun)
+    resumed = run(patched(name), LONG.changed(**changes), resume=begun)
     assert_same_tuning(resumed, whole)
     assert begun.info["loss"] == whole.info["loss"][:3] and set(whole.snapshots) == {0, 1, 2, 4}
 
@@ -40,33 +40,33 @@ def test_what_cannot_be_resumed_is_refused(long) -> None:
     with pytest.raises(ValueError, match="resume has 6 steps done and steps is 6, .*Set steps higher"):
         run(patched(EI2, lively_model()), LONG, resume=long)
     with pytest.raises(ValueError, match="resume was begun on another model"):
-        run(patched(EI2), replace(LONG, steps=7), resume=long)
+        run(patched(EI2), LONG.changed(steps=7), resume=long)
     with pytest.raises(ValueError, match="resume was begun on another model"):
-        run(patched(EI2, family_model("SDXL")), replace(LONG, steps=7), resume=long, positive=prompt(3, 56))
+        run(patched(EI2, family_model("SDXL")), LONG.changed(steps=7), resume=long, positive=prompt(3, 56))
 
 
 def test_going_on_with_something_else_is_told(long, caplog) -> None:
-    again = run(patched(EI2, lively_model()), replace(LONG, steps=7), resume=long)
+    again = run(patched(EI2, lively_model()), LONG.changed(steps=7), resume=long)
     assert len(again.info["loss"]) == 7 and "resume" not in caplog.text
-    run(patched(EI2, lively_model()), replace(LONG, steps=7), resume=long, latent=clip_latent(4, seed=20))
+    run(patched(EI2, lively_model()), LONG.changed(steps=7), resume=long, latent=clip_latent(4, seed=20))
     told = [record.getMessage() for record in caplog.records if record.name == session.__name__]
     assert told == ["The tuning to resume was begun with other clip_hash, frames; going on with those given."]
     caplog.clear()
     weaker = attach(inflate(lively_model()), *method(EI2, 2, "area"), spatial_strength=0.5)
-    run(weaker, replace(LONG, steps=7, min_snr_gamma=5.0), resume=long)
+    run(weaker, LONG.changed(steps=7, min_snr_gamma=5.0), resume=long)
     assert "begun with other min_snr_gamma, spatial_strength;" in caplog.text
 
 
 def test_a_tuning_goes_on_with_its_own_optimizer(long) -> None:
     other = replace(long, info={**long.info, "optimizer": "AdamW 8-bit"})
     with pytest.raises(ValueError, match="resume was tuned with optimizer = AdamW 8-bit, and here it is AdamW."):
-        run(patched(EI2, lively_model()), replace(LONG, steps=7), resume=other)
+        run(patched(EI2, lively_model()), LONG.changed(steps=7), resume=other)
 
 
 @pytest.mark.parametrize("step", [1, 4])
 def test_a_snapshot_is_what_a_shorter_tuning_learns(long, step: int) -> None:
     assert long.snapshots.keys() == {0, 1, 2, 4}
-    shorter = run(patched(EI2, lively_model()), replace(LONG, steps=step, snapshots=()))
+    shorter = run(patched(EI2, lively_model()), LONG.changed(steps=step, snapshots=()))
     assert shorter.snapshots == {}
     assert_same(long.snapshots[step], {key: value.half() for key, value in shorter.tensors.items()})
 

@@ -72,7 +72,7 @@ def test_a_tune_says_how_it_was_made(long, tune) -> None:
     assert info["temporal"] == {"norm": "instance centering", "spectral": True, "zero_init": False}
     assert len(info["loss"]) == 6 and info["snapshots"] == [1, 2, 4] and "prompt" not in info
     assert info["clip_hash"] == tune.info["clip_hash"] and info["model_hash"] != tune.info["model_hash"]
-    told = run(patched(PER_FRAME), replace(SETTINGS, steps=1), latent=clip_latent(seed=3), prompt="a swan").info
+    told = run(patched(PER_FRAME), SETTINGS.changed(steps=1), latent=clip_latent(seed=3), prompt="a swan").info
     assert (told["prompt"], told["preset"], told["spatial"], told["temporal"]) == ("a swan", PER_FRAME, None, None)
     assert told["clip_hash"] != info["clip_hash"] and told["model_hash"] == tune.info["model_hash"]
 

@@ -3,7 +3,6 @@
 import gc
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 
 import comfy.model_management
 import torch
@@ -11,7 +10,7 @@ import torch
 from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.host.bank import transformer_blocks
 from consistent_video.modules.clip_model.methods import method
-from consistent_video.modules.tuning.host import learned, progress, session
+from consistent_video.modules.tuning.host import learned, progress, training
 from consistent_video.modules.tuning.host.training import tune_model
 from consistent_video.modules.tuning.host.tune_inputs import TuneInputs
 from consistent_video.modules.tuning.settings import TuneSettings
@@ -19,8 +18,8 @@ from consistent_video.modules.tuning.weights import Tune
 
 from ..small import SOURCE, clip_latent, family_model, random_model
 
-SETTINGS = TuneSettings(steps=4, learning_rate=1e-3, seed=11)
-LONG = replace(SETTINGS, steps=6, snapshots=(1, 2, 4))
+SETTINGS = TuneSettings().changed(steps=4, learning_rate=1e-3, seed=11)
+LONG = SETTINGS.changed(steps=6, snapshots=(1, 2, 4))
 
 
 def lively_model():
@@ -110,10 +109,10 @@ def interrupt_after(steps: int, monkeypatch) -> None:
 
 def spoil(step: int, what: Callable[[torch.Tensor], torch.Tensor], monkeypatch) -> None:
     """Do something with the UNet's answer at one step."""
-    denoise = session.Tuning.denoise
+    denoise = training.Tuning.denoise
 
     def spoilt(self, x, sigma, frames):
         denoised = denoise(self, x, sigma, frames)
-        return what(denoised) if len(self.tuner.losses) == step - 1 else denoised
+        return what(denoised) if self.tuner.done == step - 1 else denoised
 
-    monkeypatch.setattr(session.Tuning, "denoise", spoilt)
+    monkeypatch.setattr(training.Tuning, "denoise", spoilt)

@@ -1,7 +1,6 @@
 """Tunings that go on from a state, and the steps of snapshots."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,14 +25,14 @@ CONTINUED = {
 @pytest.mark.parametrize("make", [Toy, make_spectral], ids=["plain", "spectral"])
 @pytest.mark.parametrize("how", CONTINUED)
 def test_a_tuning_goes_on_to_the_bit(how: str, make: Callable[[int], Toy], scaled: bool, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, steps=7, seed=3, **CONTINUED[how])
+    settings = SETTINGS.changed(steps=7, seed=3, **CONTINUED[how])
     tuner = make_tuner(make(4), settings, scale_gradients=scaled)
     if scaled:
-        tuner.scaler.set_growth_interval(2)  # so that the scale changes
+        tuner.updates.scaler.set_growth_interval(2)  # so that the scale changes
     take(tuner, 4)
     state = through_file(tuner.state_dict(), tmp_path)
     finish(tuner)
-    again = make_tuner(make(5), replace(settings, seed=99), scale_gradients=scaled)
+    again = make_tuner(make(5), settings.changed(seed=99), scale_gradients=scaled)
     again.load_state_dict(state)
     assert list(again.steps()) == [5, 6, 7]
     assert again.losses == tuner.losses
@@ -82,7 +81,7 @@ def test_a_tuning_stopped_inside_a_step_goes_on_to_the_bit() -> None:
     finish(whole)
     with pytest.raises(Stop):
         finish(stopped)
-    assert len(stopped.losses) == 2
+    assert stopped.done == 2
     again = make_tuner(make_spectral(5))
     again.load_state_dict(stopped.state_dict())
     finish(again)
@@ -110,7 +109,7 @@ def test_a_state_without_steps_left_is_refused(steps: int) -> None:
     tuner = make_tuner(Toy())
     take(tuner, 2)
     with pytest.raises(ValueError, match=rf"resume has 2 steps done and steps is {steps}, .*Set steps higher"):
-        make_tuner(Toy(), replace(SETTINGS, steps=steps)).load_state_dict(tuner.state_dict())
+        make_tuner(Toy(), SETTINGS.changed(steps=steps)).load_state_dict(tuner.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import math
 import sys
-from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,9 +24,9 @@ def draw_mask() -> Tensor:
 
 def run(toy: Toy, prediction: Prediction = "eps", **changes: object) -> list[float]:
     """Tune a toy to the end with changed settings; returns the losses."""
-    tuner = make_tuner(toy, replace(SETTINGS, **changes), prediction)
+    tuner = make_tuner(toy, SETTINGS.changed(**changes), prediction)
     finish(tuner)
-    return tuner.losses
+    return tuner.losses["loss"]
 
 
 def get_loss(
@@ -58,7 +58,7 @@ def test_v_and_eps_are_different_losses() -> None:
 
 
 def take_adamw_steps(
-    start: Toy, asked: list[tuple[Tensor, Tensor]], settings: TuneSettings, rates: list[float], mask: Tensor | None
+    start: Toy, asked: list[tuple[Tensor, Tensor]], settings: SimpleNamespace, rates: list[float], mask: Tensor | None
 ) -> tuple[list[Tensor], list[float]]:
     """AdamW (Loshchilov and Hutter, algorithm 2) after clipping, in double precision, with min-SNR (their eq. 5).
 
@@ -99,23 +99,24 @@ def take_adamw_steps(
     ids=["clipped", "hardly clipped", "not clipped", "warm-up", "cosine", "min-SNR", "mask"],
 )
 def test_the_steps_are_those_of_adamw(changes: dict, factors: list[float], mask: Tensor | None) -> None:
-    settings = TuneSettings(steps=6, learning_rate=0.03, betas=(0.8, 0.95), weight_decay=0.3)
-    settings = replace(settings, **changes)
+    settings = TuneSettings().changed(steps=6, learning_rate=0.03, betas=(0.8, 0.95), weight_decay=0.3)
+    settings = settings.changed(**changes)
     toy = Toy()
     tuner = make_tuner(toy, settings, mask=mask)
     finish(tuner)
-    (mix, shift), losses = take_adamw_steps(Toy(), toy.asked, settings, [0.03 * factor for factor in factors], mask)
-    assert tuner.losses == pytest.approx(losses, rel=1e-4)
+    named, rates = SimpleNamespace(**settings.flat()), [0.03 * factor for factor in factors]
+    (mix, shift), losses = take_adamw_steps(Toy(), toy.asked, named, rates, mask)
+    assert tuner.losses["loss"] == pytest.approx(losses, rel=1e-4)
     torch.testing.assert_close(toy.mix.detach().double(), mix, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(toy.shift.detach().double(), shift, rtol=1e-4, atol=1e-5)
 
 
 def test_the_defaults_are_those_of_ei2_and_tune_a_video() -> None:
-    settings = TuneSettings()
+    settings = SimpleNamespace(**TuneSettings().flat())
     assert (settings.steps, settings.learning_rate) == (500, 3e-5)
-    assert (settings.betas, settings.weight_decay, settings.max_grad_norm) == ((0.9, 0.999), 1e-2, 1.0)
+    assert (settings.betas, settings.weight_decay, settings.max_grad_norm) == ([0.9, 0.999], 1e-2, 1.0)
     assert (settings.schedule, settings.warmup_steps, settings.min_snr_gamma) == ("constant", 0, 0)
-    assert (settings.optimizer, settings.frames_per_step, settings.snapshots) == ("AdamW", 0, ())
+    assert (settings.optimizer, settings.frames_per_step, settings.snapshots) == ("AdamW", 0, [])
 
 
 def test_min_snr_weighs_the_gradient_and_not_the_loss() -> None:
@@ -178,13 +179,13 @@ def test_a_window_as_long_as_the_clip_is_the_clip(window: int) -> None:
 
 def test_the_mask_of_a_step_is_that_of_its_frames() -> None:
     toy, mask = Toy(), draw_mask()
-    tuner = make_tuner(toy, replace(SETTINGS, steps=1, frames_per_step=2, seed=1), mask=mask)
+    tuner = make_tuner(toy, SETTINGS.changed(steps=1, frames_per_step=2, seed=1), mask=mask)
     finish(tuner)
     (x, sigma), frames, start = toy.asked[0], toy.frames[0], Toy()
     assert frames.start > 0
     denoised = start.predict(x, sigma, start.mix, start.shift)
     expected = get_loss(draw_clip()[frames], x, sigma, denoised, "eps", mask[frames])
-    assert tuner.losses == [pytest.approx(expected.item(), rel=1e-4)]
+    assert tuner.losses["loss"] == [pytest.approx(expected.item(), rel=1e-4)]
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:
@@ -216,9 +217,9 @@ def test_only_what_is_learned_changes() -> None:
 
 
 def test_steps_are_counted_as_they_are_done() -> None:
-    tuner = make_tuner(Toy(), replace(SETTINGS, steps=4))
-    assert [(done, len(tuner.losses)) for done in islice(tuner.steps(), 2)] == [(1, 1), (2, 2)]
-    assert list(tuner.steps()) == [3, 4] and len(tuner.losses) == 4
+    tuner = make_tuner(Toy(), SETTINGS.changed(steps=4))
+    assert [(done, tuner.done) for done in islice(tuner.steps(), 2)] == [(1, 1), (2, 2)]
+    assert list(tuner.steps()) == [3, 4] and tuner.done == 4
     assert list(tuner.steps()) == []
 
 
@@ -226,15 +227,15 @@ def test_8_bits_need_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("bitsandbytes", "bitsandbytes.optim"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match="pip install bitsandbytes.*or choose AdamW"):
-        make_tuner(Toy(), replace(SETTINGS, optimizer="AdamW 8-bit"))
+        make_tuner(Toy(), SETTINGS.changed(optimizer="AdamW 8-bit"))
 
 
 @pytest.mark.usefixtures("with_bitsandbytes")
 def test_8_bits_are_those_of_bitsandbytes() -> None:
-    settings = replace(SETTINGS, optimizer="AdamW 8-bit", betas=(0.7, 0.8), weight_decay=0.2)
-    optimizer = make_tuner(Toy(), settings).optimizer
+    settings = SETTINGS.changed(optimizer="AdamW 8-bit", betas=(0.7, 0.8), weight_decay=0.2)
+    optimizer = make_tuner(Toy(), settings).updates.optimizer
     assert isinstance(optimizer, WrappingAdamW)
     assert {key: optimizer.defaults[key] for key in ("lr", "betas", "weight_decay")} == {
         "lr": 1e-2, "betas": (0.7, 0.8), "weight_decay": 0.2,
     }  # fmt: skip
-    assert isinstance(make_tuner(Toy()).optimizer, torch.optim.AdamW)
+    assert isinstance(make_tuner(Toy()).updates.optimizer, torch.optim.AdamW)

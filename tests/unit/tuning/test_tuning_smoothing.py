@@ -1,19 +1,23 @@
 """One-shot tuning with a smoothing loss, against the sum of both losses written out."""
 
 import math
-from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from consistent_video.modules.diffusion.ddim import Prediction
+from consistent_video.modules.tuning.losses import smoothing as smoothing_losses
+from consistent_video.modules.tuning.losses.smoothing import SmoothingLoss
+from consistent_video.modules.tuning.losses.term import Forward
+from consistent_video.modules.tuning.objective import Clip
 from consistent_video.modules.tuning.settings import TuneSettings
 from consistent_video.modules.tuning.tuner import Tuner
 
 TABLE = torch.logspace(-1.5, 1.1, 37)
-SETTINGS = TuneSettings(steps=4, learning_rate=1e-2, seed=2, max_grad_norm=0, smoothing="INR")
+SETTINGS = TuneSettings().changed(steps=4, learning_rate=1e-2, seed=2, max_grad_norm=0, smoothing="INR")
 KINDS = ("INR", "SmoothVideo")
 
 
@@ -49,7 +53,7 @@ def make_tuner(
     prediction: Prediction = "eps",
     mask: Tensor | None = None,
 ) -> Tuner:
-    return Tuner(toy.denoise, toy, draw_clip(), TABLE, prediction, settings, mask)
+    return Tuner(toy.denoise, toy, Clip(draw_clip(), TABLE, prediction, mask), settings)
 
 
 def finish(tuner: Tuner) -> Tuner:
@@ -73,7 +77,7 @@ def diffusion(x: Tensor, x_0: Tensor, denoised: Tensor, sigma: Tensor, predictio
 
 def smoothing(residual: Tensor, predicted: Tensor, settings: TuneSettings, where: Tensor) -> Tensor:
     """INR Smooth (19-22) or SmoothVideo's loss, frame by frame; a difference counts where all its frames do."""
-    frames = range(len(residual))
+    settings, frames = SimpleNamespace(**settings.flat()), range(len(residual))
     if settings.smoothing == "SmoothVideo":
         bends = [
             (where[n] * where[n - 1] * where[n + 1], (2 * predicted[n] - predicted[n - 1] - predicted[n + 1]).abs())
@@ -109,6 +113,7 @@ def by_hand(
     loss = diffusion(x, x_0, denoised, sigma, prediction, where)
     eps, predicted = (x - x_0) / sigma, (x - denoised) / sigma
     smooth = smoothing(eps - predicted, predicted, settings, where)
+    settings = SimpleNamespace(**settings.flat())
     end = settings.smoothing_weight if settings.smoothing_end is None else settings.smoothing_end
     part = step / max(1, settings.steps - 1)
     weight = (1 - part) * settings.smoothing_weight + part * end
@@ -137,82 +142,84 @@ CASES = {
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("case", CASES)
 def test_each_step_follows_the_gradient_of_both_losses(case: str, prediction: Prediction, mask: Tensor | None) -> None:
-    settings, toy = replace(SETTINGS, **CASES[case]), Toy()
+    settings, toy = SETTINGS.changed(**CASES[case]), Toy()
     tuner = make_tuner(toy, settings, prediction, mask)
     for step in range(settings.steps):
         tuner.advance()
         loss, smooth, gradient = by_hand(toy, step, settings, prediction, mask)
-        assert tuner.losses[step] == pytest.approx(loss, rel=1e-3)
-        assert tuner.smoothing_losses[step] == pytest.approx(smooth, rel=1e-3)
+        assert tuner.losses["loss"][step] == pytest.approx(loss, rel=1e-3)
+        assert tuner.losses["smoothing_loss"][step] == pytest.approx(smooth, rel=1e-3)
         torch.testing.assert_close(toy.mix.grad.double(), gradient, rtol=1e-3, atol=1e-4)
-    assert len(tuner.losses) == len(tuner.smoothing_losses) == settings.steps
+    assert tuner.done == len(tuner.losses["smoothing_loss"]) == settings.steps
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_diffusion_loss_means_the_same_with_smoothing(kind: str) -> None:
     toys = Toy(), Toy()
     plain, smooth = (
-        make_tuner(toy, replace(SETTINGS, smoothing=what, smoothing_weight=50.0))
+        make_tuner(toy, SETTINGS.changed(smoothing=what, smoothing_weight=50.0))
         for toy, what in zip(toys, ("none", kind), strict=True)
     )
     for tuner in (plain, smooth):
         take(tuner, 1)
-    assert plain.losses == smooth.losses
+    assert plain.losses["loss"] == smooth.losses["loss"]
     assert not torch.equal(toys[0].mix.grad, toys[1].mix.grad)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_smoothing_under_a_mask_is_the_smoothing_of_what_it_shows(kind: str) -> None:
-    tuner = make_tuner(Toy(), replace(SETTINGS, smoothing=kind))
+    def value(predicted: Tensor, eps: Tensor, mask: Tensor | None) -> Tensor:
+        return SmoothingLoss(kind).term().value(Forward(predicted, eps, eps, predicted, mask))
+
     predicted, eps = (torch.randn(5, 2, 4, 6, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
     half = torch.zeros(5, 1, 4, 6)
     half[..., :3] = 1
-    shown = tuner.smoothing_loss(predicted[..., :3], eps[..., :3], None)
-    torch.testing.assert_close(tuner.smoothing_loss(predicted, eps, half), shown)
-    torch.testing.assert_close(tuner.smoothing_loss(predicted, eps, 0.3 * half), shown)
+    shown = value(predicted[..., :3], eps[..., :3], None)
+    torch.testing.assert_close(value(predicted, eps, half), shown)
+    torch.testing.assert_close(value(predicted, eps, 0.3 * half), shown)
     moving = torch.rand(5, 1, 4, 6, generator=torch.Generator().manual_seed(3))
     even = predicted[:1].expand(5, -1, -1, -1)
-    assert tuner.smoothing_loss(even, eps if kind == "SmoothVideo" else even + 0.7, moving) < 1e-10
+    assert value(even, eps if kind == "SmoothVideo" else even + 0.7, moving) < 1e-10
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_smoothing_of_weight_0_is_none_to_the_bit(kind: str) -> None:
     toys = Toy(), Toy()
-    plain = finish(make_tuner(toys[0], replace(SETTINGS, smoothing="none", smoothing_weight=9.0, smoothing_end=2.0)))
-    smooth = finish(make_tuner(toys[1], replace(SETTINGS, smoothing=kind, smoothing_weight=0.0)))
-    assert torch.equal(toys[0].mix, toys[1].mix) and plain.losses == smooth.losses
-    assert plain.smoothing_losses == [0.0] * 4
-    assert len(smooth.smoothing_losses) == 4 and min(smooth.smoothing_losses) > 0
+    plain = finish(make_tuner(toys[0], SETTINGS.changed(smoothing="none", smoothing_weight=9.0, smoothing_end=2.0)))
+    smooth = finish(make_tuner(toys[1], SETTINGS.changed(smoothing=kind, smoothing_weight=0.0)))
+    assert torch.equal(toys[0].mix, toys[1].mix) and plain.losses["loss"] == smooth.losses["loss"]
+    assert plain.losses["smoothing_loss"] == [0.0] * 4
+    assert len(smooth.losses["smoothing_loss"]) == 4 and min(smooth.losses["smoothing_loss"]) > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tuning_with_smoothing_goes_on_to_the_bit(kind: str) -> None:
-    settings = replace(SETTINGS, smoothing=kind, steps=6, smoothing_end=0.5)
+    settings = SETTINGS.changed(smoothing=kind, steps=6, smoothing_end=0.5)
     tuner = take(make_tuner(Toy(), settings), 2)
     state = tuner.state_dict()
     finish(tuner)
     again = make_tuner(Toy(5), settings)
     again.load_state_dict(state)
     assert list(again.steps()) == [3, 4, 5, 6]
-    assert (again.losses, again.smoothing_losses) == (tuner.losses, tuner.smoothing_losses)
+    assert again.losses == tuner.losses
     assert again.state_dict().keys() == tuner.state_dict().keys()
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in tuner.state_dict().items())
 
 
 def test_smoothing_that_begins_later_lies_at_its_own_steps() -> None:
-    tuner = take(make_tuner(Toy(), replace(SETTINGS, smoothing="none")), 2)
-    again = make_tuner(Toy(5), replace(SETTINGS, smoothing="INR"))
+    tuner = take(make_tuner(Toy(), SETTINGS.changed(smoothing="none")), 2)
+    again = make_tuner(Toy(5), SETTINGS.changed(smoothing="INR"))
     again.load_state_dict(tuner.state_dict())
     finish(again)
-    assert again.smoothing_losses[:2] == [0.0, 0.0] and min(again.smoothing_losses[2:]) > 0
-    assert len(again.smoothing_losses) == len(again.losses)
+    assert again.losses["smoothing_loss"][:2] == [0.0, 0.0] and min(again.losses["smoothing_loss"][2:]) > 0
+    assert len(again.losses["smoothing_loss"]) == again.done
 
 
 @pytest.mark.parametrize(("kind", "frames", "enough"), [("INR", 1, 2), ("SmoothVideo", 2, 3)])
 def test_too_few_frames_to_smooth_are_refused(kind: str, frames: int, enough: int) -> None:
     with pytest.raises(ValueError, match=f"smoothing {kind} .* needs {enough} in each step; there .* {frames}"):
-        make_tuner(Toy(), replace(SETTINGS, smoothing=kind, frames_per_step=frames))
-    make_tuner(Toy(), replace(SETTINGS, smoothing=kind, frames_per_step=enough))
+        make_tuner(Toy(), SETTINGS.changed(smoothing=kind, frames_per_step=frames))
+    make_tuner(Toy(), SETTINGS.changed(smoothing=kind, frames_per_step=enough))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -220,7 +227,7 @@ def test_a_smoothing_loss_that_is_not_finite_ends_the_tuning(value: float, monke
     toy = Toy()
     tuner = take(make_tuner(toy), 1)
     before = toy.mix.detach().clone()
-    monkeypatch.setattr(tuner, "smoothing_loss", lambda predicted, eps, mask: value * predicted.sum())
+    monkeypatch.setattr(smoothing_losses, "inr_loss", lambda residual, *_: value * residual.sum())
     with pytest.raises(FloatingPointError, match=r"loss became \S+ at step 2"):
         tuner.advance()
-    assert len(tuner.losses) == len(tuner.smoothing_losses) == 1 and torch.equal(toy.mix, before)
+    assert tuner.done == len(tuner.losses["smoothing_loss"]) == 1 and torch.equal(toy.mix, before)

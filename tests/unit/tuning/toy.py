@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from consistent_video.modules.diffusion.ddim import Prediction
+from consistent_video.modules.tuning.objective import Clip
 from consistent_video.modules.tuning.settings import TuneSettings
 from consistent_video.modules.tuning.tuner import Tuner
 
 TABLE = torch.logspace(-1.5, 1.1, 37)
-SETTINGS = TuneSettings(steps=5, learning_rate=1e-2)
+SETTINGS = TuneSettings().changed(steps=5, learning_rate=1e-2)
 
 
 class Toy(nn.Module):
@@ -51,7 +52,8 @@ def make_tuner(
     scale_gradients: bool = False,
 ) -> Tuner:
     x_0 = draw_clip() if x_0 is None else x_0
-    return Tuner(denoise or toy.denoise, learned or toy, x_0, TABLE, prediction, settings, mask, scale_gradients)
+    clip = Clip(x_0, TABLE, prediction, mask)
+    return Tuner(denoise or toy.denoise, learned or toy, clip, settings, "fp16" if scale_gradients else "fp32")
 
 
 def finish(tuner: Tuner) -> None:

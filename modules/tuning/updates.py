@@ -1,0 +1,94 @@
+"""What an optimiser does with a gradient: scaling, clipping, the learning rate of each step."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from .learning_rate import learning_rate_factor
+from .settings import Optimization
+from .state import flat_name, unflatten
+
+LEAST_SCALE = 2.0**-10  # of float16 gradients; what is not finite below it will not become so
+
+
+class Updates:
+    """The updates of some parameters.
+
+    Args:
+        parameters: float32.
+        settings: see Optimization.
+        steps: of the whole tuning.
+        scales: scale the loss so that float16 gradients neither vanish nor overflow.
+
+    Raises:
+        ValueError: settings that do not fit each other.
+        ImportError: a package that the settings need is absent.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], settings: Optimization, steps: int, scales: bool):
+        self.parameters, self.settings = list(parameters), settings
+        self.optimizer = make_optimizer(self.parameters, settings)
+        self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scales)
+        self.factor = learning_rate_factor(settings.schedule, settings.warmup_steps, steps)
+
+    def apply(self, done: int) -> None:
+        """Change the parameters, after some steps.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; the parameters stay.
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_grad_norm_(self.parameters, self.settings.max_grad_norm or math.inf)
+        if not norm.isfinite() and (not self.scaler.is_enabled() or self.scaler.get_scale() < LEAST_SCALE):
+            raise self.failure(f"gradient's norm became {norm.item()}", done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * self.factor(done)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def failure(self, what: str, done: int) -> FloatingPointError:
+        """Return the error that ends a tuning that diverged, after some steps."""
+        rate = self.settings.learning_rate
+        return FloatingPointError(f"The {what} at step {done + 1}; lower learning_rate = {rate:g}.")
+
+    def state_dict(self) -> dict[str, Tensor | float]:
+        """Return the optimiser's state and the scaler's by flat names."""
+        state: dict[str, Tensor | float] = {}
+        for i, parameter in enumerate(self.parameters):
+            values = self.optimizer.state[parameter]  # not of its state_dict, where bitsandbytes nests them
+            state |= {f"optimizer.{i}.{flat_name(name, value)}": value for name, value in values.items()}
+        return state | {f"scaler.{flat_name(name, value)}": value for name, value in self.scaler.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue where `state_dict` was taken."""
+        states: dict[int, dict] = {}
+        for key, value in unflatten(state, "optimizer.").items():
+            i, name = key.split(".", 1)
+            states.setdefault(int(i), {})[name] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **unflatten(state, "scaler.")})
+
+
+def make_optimizer(parameters: list[nn.Parameter], settings: Optimization) -> torch.optim.Optimizer:
+    """Return the optimiser of the settings.
+
+    Raises:
+        ImportError: bitsandbytes is needed and absent.
+    """
+    if settings.optimizer == "gradient descent":
+        return torch.optim.SGD(parameters, settings.learning_rate)
+    given = {"lr": settings.learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "AdamW":
+        return torch.optim.AdamW(parameters, **given)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ImportError(
+            "optimizer AdamW 8-bit needs the package bitsandbytes, which is not installed. Install it into ComfyUI's "
+            "Python (pip install bitsandbytes) or choose AdamW."
+        ) from error
+    return AdamW8bit(parameters, **given)
