@@ -50,7 +50,7 @@ class CovariateShiftReport(io.ComfyNode):
                     min=0,
                     max=2**63 - 1,
                     control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Of the noise put on the clip, which differs from frame to frame.",
+                    tooltip="Seed for the noise put on the clip, which differs from frame to frame.",
                 ),
             ],
             outputs=[

@@ -122,8 +122,8 @@ class OneShotTune(io.ComfyNode):
                     min=0,
                     max=2**63 - 1,
                     control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Of the noise and noise levels trained on. Same seed, same result on the same machine; on "
-                    "a GPU to the last bit only if ComfyUI was started with --deterministic.",
+                    tooltip="Seed for the noise and the noise levels trained on. Same seed, same result on the "
+                    "same machine; on a GPU to the last bit only if ComfyUI was started with --deterministic.",
                 ),
                 io.String.Input(
                     "snapshots",

@@ -216,7 +216,7 @@ class InvertedClipSampler(ClipSampler):
         start, end = self.settings.start_step, self.settings.end_step or inversion.steps
         if not 0 <= start < end <= inversion.steps:
             raise ValueError(
-                f"start_step {start} and end_step {self.settings.end_step} are no part of the {inversion.steps} steps "
+                f"start_step {start} and end_step {self.settings.end_step} are not part of the {inversion.steps} steps "
                 "of the inversion. The first is to be below the second, which ends with them or is 0. Set both to 0 "
                 "for all steps."
             )

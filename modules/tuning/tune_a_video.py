@@ -112,7 +112,7 @@ def file_shapes(unet: Weights) -> dict[str, Shape]:
 
 
 def check_file(weights: Weights, names: Mapping[str, str], shapes: Mapping[str, Shape], source: str) -> None:
-    """Refuse what is no UNet of Tune-A-Video, or one of another structure.
+    """Refuse what is not a UNet of Tune-A-Video, or one of another structure.
 
     Args:
         weights: of the file.
@@ -125,8 +125,8 @@ def check_file(weights: Weights, names: Mapping[str, str], shapes: Mapping[str, 
     """
     if not any(".attn_temp." in key and not key.startswith(PREFIX) for key in weights):
         raise ValueError(
-            f"{source} is no UNet of Tune-A-Video: it has no temporal attention (attn_temp). Choose the file that its "
-            "training wrote, unet/diffusion_pytorch_model; a file of Save Tune belongs into Load Tune."
+            f"{source} is not a UNet of Tune-A-Video: it has no temporal attention (attn_temp). Choose the file that "
+            "its training wrote, unet/diffusion_pytorch_model; a file of Save Tune belongs into Load Tune."
         )
     expected = {names[key]: shape for key, shape in shapes.items()}
     for key in [*expected, *weights]:

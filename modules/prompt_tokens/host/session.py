@@ -49,7 +49,7 @@ class PromptTuning(Session[PromptAdapter]):
     """
 
     MUST_AGREE = ("shared_tokens", "frame_tokens", "rank", "frames", "optimizer")
-    NO_STATE = "resume has no state of its tuning: it ended outside of the numbers. Begin a new one."
+    NO_STATE = "resume has no state of its tuning, which diverged. Begin a new one."
     learned: LearnedPrompt
 
     def __init__(

@@ -81,7 +81,7 @@ def test_an_early_end_leaves_the_state_there(model, plain, edited) -> None:
 
 @pytest.mark.parametrize(("start", "end"), [(5, 0), (-1, 0), (3, 3), (4, 2), (0, 6), (7, 9)])
 def test_a_part_of_the_steps_that_is_none_is_refused(model, plain, start: int, end: int) -> None:
-    with pytest.raises(ValueError, match=f"start_step {start} and end_step {end} are no part of the 5 steps"):
+    with pytest.raises(ValueError, match=f"start_step {start} and end_step {end} are not part of the 5 steps"):
         edit(model, plain, start_step=start, end_step=end)
 
 

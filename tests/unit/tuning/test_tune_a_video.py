@@ -171,7 +171,7 @@ def test_what_is_no_tune_a_video_is_refused(unet, file, kind) -> None:
         "tune": import_file(file, unet).tensors,
         "empty": {},
     }[kind]
-    with pytest.raises(ValueError, match=r"^clip.bin is no UNet of Tune-A-Video: .*attn_temp.*Load Tune"):
+    with pytest.raises(ValueError, match=r"^clip.bin is not a UNet of Tune-A-Video: .*attn_temp.*Load Tune"):
         import_file(given, unet)
 
 

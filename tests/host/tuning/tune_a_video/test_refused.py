@@ -63,10 +63,10 @@ def test_a_model_that_cannot_be_inflated_is_refused(folder) -> None:
 def test_what_is_no_tune_a_video_is_refused(folder) -> None:
     model = small_model()
     image = {key: value for key, value in make_file(model).items() if not is_temporal(key)}
-    with pytest.raises(ValueError, match=f"{NAME}.bin is no UNet of Tune-A-Video"):
+    with pytest.raises(ValueError, match=f"{NAME}.bin is not a UNet of Tune-A-Video"):
         read(model, write(image, folder, ".bin"))
     saved = files.write_tune(draw_tune(model), "tune")
-    with pytest.raises(ValueError, match="is no UNet of Tune-A-Video.*belongs into Load Tune"):
+    with pytest.raises(ValueError, match="is not a UNet of Tune-A-Video.*belongs into Load Tune"):
         read(model, saved.name)
 
 
