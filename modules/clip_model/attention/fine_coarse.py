@@ -1,7 +1,7 @@
 """Fine-coarse frame attention (FFAM) of EI² (Zhang et al., NeurIPS 2023, arXiv 2305.17431)."""
 
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -13,6 +13,13 @@ from .rebuilt import attend_to_copies
 
 Downsample = Literal["area", "strided", "bilinear"]
 COPIED_BYTES = 2**26  # of keys and values concatenated at a time, so that memory does not grow with the frames
+
+
+class Coarse(NamedTuple):
+    """Downsampled keys and values: for each frame a tensor of shape (b, p, heads*d)."""
+
+    k: list[Tensor]
+    v: list[Tensor]
 
 
 def downsample_tokens(tokens: Tensor, height: int, width: int, r: int, kind: Downsample = "area") -> Tensor:
@@ -43,6 +50,13 @@ def downsample_tokens(tokens: Tensor, height: int, width: int, r: int, kind: Dow
     return rearrange(grid, "n d h w -> n (h w) d")
 
 
+def coarse_frames(k: Tensor, v: Tensor, grid: Grid, r: int, downsample: Downsample = "area") -> Coarse:
+    """Return the downsampled keys and values of each frame, from projected tokens of shape ((b f), h*w, d)."""
+    _, frames, height, width = grid
+    keys, values = (downsample_tokens(x, height, width, r, downsample) for x in (k, v))
+    return Coarse(*(list(rearrange(x, "(b f) p d -> f b p d", f=frames)) for x in (keys, values)))
+
+
 def fine_coarse_attention(
     q: Tensor,
     k: Tensor,
@@ -56,8 +70,7 @@ def fine_coarse_attention(
     """Attend from each frame to all its own tokens and to the downsampled tokens of every other: EI² (10).
 
     Downsampling follows the projection, which is the same as before it: W_k and W_v are linear without bias. r = 1
-    is full space-time attention, one frame is plain self-attention. Keys and values of a frame are concatenated for
-    as many frames at a time as COPIED_BYTES allows.
+    is full space-time attention, one frame is plain self-attention.
 
     Args:
         q, k, v: projected tokens, shape ((b f), h*w, heads*d).
@@ -71,16 +84,31 @@ def fine_coarse_attention(
     Returns:
         Attended values, the shape of q.
     """
-    heads, num_frames, height, width = grid
-    coarse_k, coarse_v = (
-        rearrange(downsample_tokens(x, height, width, r, downsample), "(b f) p d -> b f p d", f=num_frames)
-        for x in (k, v)
-    )
+    return attend_fine_and_coarse(q, k, v, coarse_frames(k, v, grid, r, downsample), grid, attend, rebuild)
+
+
+def attend_fine_and_coarse(
+    q: Tensor, k: Tensor, v: Tensor, coarse: Coarse, grid: Grid, attend: Attend = scaled_dot_product, rebuild: bool = False
+) -> Tensor:
+    """Attend from each frame to all its own tokens and to the coarse tokens of every other frame.
+
+    Keys and values of a frame are concatenated for as many frames at a time as COPIED_BYTES allows.
+
+    Args:
+        q, k, v: projected tokens, shape ((b f), h*w, heads*d).
+        coarse: of these f frames, in their order, and of any further ones after them.
+        grid: heads, f, h and w.
+        attend, rebuild: as for `fine_coarse_attention`.
+
+    Returns:
+        Attended values, the shape of q.
+    """
+    num_frames = grid.frames
     q, k, v = (rearrange(x, "(b f) l d -> b f l d", f=num_frames) for x in (q, k, v))
-    keys = len(q) * (height * width + (num_frames - 1) * coarse_k.shape[2])
+    keys = len(q) * (k.shape[2] + sum(frame.shape[1] for frame in coarse.k[1:]))
     group = max(1, COPIED_BYTES // (2 * keys * k.shape[3] * k.element_size()))
 
-    fine, coarse = [(x.unbind(dim=1), y.unbind(dim=1)) for x, y in ((k, v), (coarse_k, coarse_v))]
+    fine = k.unbind(dim=1), v.unbind(dim=1)
     attended = torch.empty_like(q)
     for start in range(0, num_frames, group):
         own = range(start, min(start + group, num_frames))
@@ -90,7 +118,7 @@ def fine_coarse_attention(
             for tokens, others in zip(fine, coarse, strict=True)
         )
         copy = partial(side_by_side, len(own))
-        seen = attend_to_copies(attend, asking, seen_k, seen_v, heads, copy, rebuild)
+        seen = attend_to_copies(attend, asking, seen_k, seen_v, grid.heads, copy, rebuild)
         attended[:, start : own.stop] = rearrange(seen, "(b g) l d -> b g l d", b=len(q))
     return rearrange(attended, "b f l d -> (b f) l d")
 

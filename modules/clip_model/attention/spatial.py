@@ -1,12 +1,13 @@
 """Which frames the self-attention of a block sees."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from torch import Tensor
 
 from . import Attend, Grid
-from .fine_coarse import Downsample, fine_coarse_attention
+from .fine_coarse import Coarse, Downsample, attend_fine_and_coarse, coarse_frames
 from .full import full_attention
 from .key_frame import key_frame_attention
 from .sparse_causal import sparse_causal_attention
@@ -45,11 +46,23 @@ def copied_keys(config: SpatialConfig, frames: int, height: int, width: int) -> 
 
 
 def attend_across_frames(
-    config: SpatialConfig, q: Tensor, k: Tensor, v: Tensor, grid: Grid, attend: Attend, rebuild: bool = False
+    config: SpatialConfig,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: Grid,
+    attend: Attend,
+    rebuild: bool = False,
+    complete: Callable[[Coarse], Coarse] | None = None,
 ) -> Tensor:
     """Attend from projected tokens of shape ((b f), h*w, heads*d) as the config says.
 
-    `rebuild` is that of `fine_coarse_attention`.
+    Args:
+        config: which frames are seen.
+        q, k, v: projected tokens.
+        grid: their heads, f, h and w.
+        attend, rebuild: as for `fine_coarse_attention`.
+        complete: adds coarse tokens of further frames to these frames', fine-coarse with r above 1 only.
     """
     if config.kind == "sparse-causal":
         return sparse_causal_attention(q, k, v, grid.heads, grid.frames, attend, rebuild)
@@ -58,4 +71,5 @@ def attend_across_frames(
     r = min(config.r, grid.height, grid.width)
     if config.kind == "full" or r == 1:
         return full_attention(q, k, v, grid.heads, grid.frames, attend)
-    return fine_coarse_attention(q, k, v, grid, r, config.downsample, attend, rebuild)
+    coarse = coarse_frames(k, v, grid, r, config.downsample)
+    return attend_fine_and_coarse(q, k, v, complete(coarse) if complete else coarse, grid, attend, rebuild)

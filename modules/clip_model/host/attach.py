@@ -19,6 +19,15 @@ from ..temporal import TemporalConfig
 from .bank import TemporalBank, transformer_blocks
 from .calls import OURS, attend_block, begin_call, prepare_call
 from .settings import KEY, ClipSettings, clip_settings
+from .windows import begin_sampling, evaluate_window, predict_step
+
+WRAPPERS = {
+    WrappersMP.PREPARE_SAMPLING: prepare_call,
+    WrappersMP.SAMPLER_SAMPLE: begin_sampling,
+    WrappersMP.PREDICT_NOISE: predict_step,
+    WrappersMP.CALC_COND_BATCH: evaluate_window,
+    WrappersMP.DIFFUSION_MODEL: begin_call,
+}
 
 
 def check_supported(model: ModelPatcher) -> None:
@@ -54,10 +63,9 @@ def inflate(model: ModelPatcher, num_frames: int = 0) -> ModelPatcher:
     """
     check_supported(model)
     clone = model.clone()
-    clone.remove_wrappers_with_key(WrappersMP.DIFFUSION_MODEL, KEY)
-    clone.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, begin_call)
-    clone.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, KEY)
-    clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, prepare_call)
+    for kind, wrapper in WRAPPERS.items():
+        clone.remove_wrappers_with_key(kind, KEY)
+        clone.add_wrapper_with_key(kind, KEY, wrapper)
     options = clone.model_options["transformer_options"]
     options[KEY] = replace(options.get(KEY, ClipSettings()), num_frames=num_frames)
     return clone

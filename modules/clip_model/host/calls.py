@@ -1,7 +1,7 @@
 """What a clip model does in each call of its UNet: attention across frames, temporal modules, chunks."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,11 +16,12 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
 
 from ..attention import Grid
-from ..attention.fine_coarse import COPIED_BYTES
+from ..attention.fine_coarse import COPIED_BYTES, Coarse
 from ..attention.spatial import attend_across_frames, copied_keys
 from ..chunks import apply_in_chunks
 from .bank import transformer_blocks
 from .settings import KEY, ClipSettings, count_frames, is_active
+from .windows import MEMORY, frames_of_window
 
 FEED_FORWARD = 16  # activations for each of its input: GEGLU's halves, the gate's GELU, the product; 4 times each
 
@@ -64,10 +65,20 @@ def attend_block(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any])
     grid = Grid(extra_options["n_heads"], count_frames(extra_options, len(q)), height, width)
     if settings.spatial is None:
         return attend(q, k, v, grid.heads)
-    attended = attend_across_frames(settings.spatial, q, k, v, grid, attend, settings.rebuild)
+    complete = completion(extra_options, grid.frames)
+    attended = attend_across_frames(settings.spatial, q, k, v, grid, attend, settings.rebuild, complete)
     if settings.spatial_strength == 1:
         return attended
     return torch.lerp(attend(q, k, v, grid.heads), attended, settings.spatial_strength)
+
+
+def completion(options: dict[str, Any], frames: int) -> Callable[[Coarse], Coarse] | None:
+    """Return what adds the frames outside of a window of some frames, None where the call is no such window."""
+    memory, window = options.get(MEMORY), frames_of_window(options)
+    if memory is None or window is None or len(window) != frames:
+        return None
+    layer = (*options["block"], options.get("block_index", 0))
+    return partial(memory.complete, layer, options["uuids"], window)
 
 
 @torch.compiler.disable

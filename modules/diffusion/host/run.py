@@ -1,13 +1,11 @@
 """Runs of the host's own sampler machinery, so that its conditionings and patches all apply."""
 
 import logging
-from collections.abc import Iterable
 
 import comfy.sample
 import comfy.utils
 import latent_preview
 import torch
-from comfy.context_windows import ContextHandlerABC
 from comfy.model_patcher import ModelPatcher
 from comfy.samplers import KSAMPLER
 from torch import Tensor
@@ -28,24 +26,6 @@ def run_sampler(
     )
 
 
-def refuse_hints_in_windows(conds: Iterable[list], handler: ContextHandlerABC | None, frames: int) -> None:
-    """Raise ValueError where context windows would give ControlNet's hints to the wrong frames.
-
-    The host hands every window the hints of the clip's first frames.
-
-    Args:
-        conds: conditionings, as the host's guiders hold them.
-        handler: of the windows, if there are any.
-        frames: of the clip.
-    """
-    controlled = any("control" in cond for side in conds for cond in side)
-    if controlled and getattr(handler, "context_length", frames) < frames:
-        raise ValueError(
-            "positive or negative carries ControlNet and the model context windows: ComfyUI would give each window the "
-            "hints of the first frames. Remove Context Windows or ControlNet, or edit fewer frames at a time."
-        )
-
-
 class ClipSampler(KSAMPLER):
     """A sampler whose preview plays the clip, a frame with each step, where the host shows the first frame always."""
 
@@ -53,9 +33,6 @@ class ClipSampler(KSAMPLER):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ) -> Tensor:
         """Sample, see KSAMPLER."""
-
-        handler = extra_args["model_options"].get("context_handler")
-        refuse_hints_in_windows(model_wrap.conds.values(), handler, len(noise))
 
         def show(step: int, x_0: Tensor, x: Tensor, total: int) -> None:
             frame = step % len(x_0) if step + 1 < total else 0  # the host keeps the last one as it is

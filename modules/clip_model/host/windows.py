@@ -1,0 +1,98 @@
+"""Clips in the host's context windows: what windows see of each other, and which hints of a ControlNet are theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from comfy.controlnet import ControlBase
+
+from ..attention.memory import ClipMemory
+from .settings import KEY, is_active
+
+MEMORY = f"{KEY}_memory"
+WINDOW = "context_window"  # the host's key, there while it evaluates a window
+
+
+def begin_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest, **kwargs):
+    """Wrap a sampling: check the hints of its ControlNets, and give its windows a memory of the whole clip."""
+    check_hints(guider.conds, len(noise))
+    options = extra_args["model_options"]
+    memory = make_memory(options, len(noise))
+    if memory is not None:
+        options = {**options, "transformer_options": {**options["transformer_options"], MEMORY: memory}}
+    return executor(guider, sigmas, {**extra_args, "model_options": options}, callback, noise, *rest, **kwargs)
+
+
+def make_memory(options: Mapping[str, Any], frames: int) -> ClipMemory | None:
+    """Return the memory of a sampling, None where its attention does not look beyond a window, or there are none."""
+    handler, settings = options.get("context_handler"), options["transformer_options"][KEY]
+    is_cut = getattr(handler, "dim", None) == 0 and handler.context_length < frames
+    if not is_cut or settings.spatial is None or settings.spatial.kind != "fine-coarse" or settings.spatial.r == 1:
+        return None
+    return ClipMemory(frames, settings.spatial.r)
+
+
+def predict_step(executor, x, timestep, model_options=None, seed=None):
+    """Wrap the prediction of a step: before the first that uses the memory, let every window leave its tokens there.
+
+    Otherwise the first windows would not see the others; it costs as much as a further step.
+    """
+    options = model_options["transformer_options"]
+    memory: ClipMemory | None = options.get(MEMORY)
+    if memory is not None and not memory.held and is_active(options[KEY], {"sigmas": timestep}):
+        executor(x, timestep, model_options, seed)
+    return executor(x, timestep, model_options, seed)
+
+
+def frames_of_window(options: Mapping[str, Any]) -> list[int] | None:
+    """Return the numbers in the clip of the frames that a UNet call holds, None where it holds all of them."""
+    window = options.get(WINDOW)
+    if window is None or window.dim != 0:
+        return None
+    anchor = getattr(window, "causal_anchor_index", None)  # a frame before the window, which the host drops afterwards
+    return [*([] if anchor is None or anchor < 0 else [anchor]), *window.index_list]
+
+
+def evaluate_window(executor, model, conds, x, timestep, model_options):
+    """Wrap the evaluation of a window: show its ControlNets the hints of its frames, not those of the first."""
+    frames = frames_of_window(model_options["transformer_options"])
+    with ExitStack() as afterwards:
+        for control in () if frames is None else controls(conds):
+            afterwards.enter_context(hints_of(control, frames))
+        return executor(model, conds, x, timestep, model_options)
+
+
+@contextmanager
+def hints_of(control: ControlBase, frames: list[int]) -> Iterator[None]:
+    """Let a ControlNet have the hints of some frames alone; one hint is for all of them."""
+    hints, prepared = control.cond_hint_original, control.cond_hint
+    if hints is not None and len(hints) > 1:
+        control.cond_hint_original, control.cond_hint = hints[frames], None
+    try:
+        yield
+    finally:
+        control.cond_hint_original, control.cond_hint = hints, prepared
+
+
+def controls(conds: Any) -> list[ControlBase]:
+    """Return the ControlNets of some lists of conditionings, each once, with those that precede them."""
+    found = {id(cond["control"]): cond["control"] for side in conds for cond in side or () if "control" in cond}
+    chain = list(found.values())
+    for control in chain:
+        before = control.previous_controlnet
+        if before is not None and before not in chain:
+            chain.append(before)
+    return chain
+
+
+def check_hints(conds: Mapping[str, list], frames: int) -> None:
+    """Raise ValueError where a ControlNet has neither one hint nor one for each frame."""
+    for control in controls(conds.values()):
+        hints = control.cond_hint_original
+        if hints is not None and len(hints) not in (1, frames):
+            raise ValueError(
+                f"ControlNet has {len(hints)} hints and the clip {frames} frames: ComfyUI would repeat or cut them "
+                "without a word. Give it one hint for each frame, or one for all."
+            )
