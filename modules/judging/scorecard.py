@@ -4,7 +4,7 @@ Frames have the shape (f, 3, h, w), 0 ... 1. What a measure needs beside them, a
 comes in as a function; a measure that lacks it is left out, with the reason.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -73,8 +73,33 @@ def warp_error(edit: Tensor, motion: Motion) -> float:
         edit: frames (f, 3, h, w) in 0 ... 1.
         motion: of the source clip; only what is seen in both frames counts.
     """
+    errors, seen = warp_errors(edit, motion)
+    return (errors.sum() / seen.sum().clamp(min=1)).item()
+
+
+def warp_errors(edit: Tensor, motion: Motion) -> tuple[Tensor, Tensor]:
+    """Return the sum of the squared differences of each frame and the next, and the number of points it is over."""
     apart = (warp(edit[1:], motion.forward) - edit[:-1]).square().mean(dim=1, keepdim=True)
-    return ((motion.seen_forward * apart).sum() / motion.seen_forward.sum().clamp(min=1)).item()
+    return (motion.seen_forward * apart).sum(dim=(1, 2, 3)), motion.seen_forward.sum(dim=(1, 2, 3))
+
+
+def seam_score(edit: Tensor, motion: Motion, windows: Sequence[Sequence[int]]) -> float | None:
+    """Return the warp error at the joints of windows over the one elsewhere: 1 = the joints do not show.
+
+    A joint lies between two frames of which a window holds only one.
+
+    Args:
+        edit, motion: as for `warp_error`.
+        windows: numbers of the frames in each.
+
+    Returns:
+        The ratio, None where one of the two has nothing to measure or there is no error elsewhere.
+    """
+    joints = torch.tensor([any((n in one) != (n + 1 in one) for one in windows) for n in range(len(edit) - 1)])
+    errors, seen = warp_errors(edit, motion)
+    if not (seen[joints].sum() > 0 and errors[~joints].sum() > 0):
+        return None
+    return (errors[joints].sum() / seen[joints].sum() * seen[~joints].sum() / errors[~joints].sum()).item()
 
 
 def motion_alignment(edit: Motion, source: Motion) -> float | None:

@@ -20,6 +20,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from comfy.supported_models_base import BASE
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -173,6 +174,14 @@ def control_net() -> comfy.controlnet.ControlNet:
     net.load_state_dict(random_weights({key: value.shape for key, value in net.state_dict().items()}, 0.1, net.dtype))
     device = comfy.model_management.get_torch_device()
     return comfy.controlnet.ControlNet(net, load_device=device)
+
+
+def in_windows(model: ModelPatcher, length: int, schedule: str = "standard_static", **given) -> ModelPatcher:
+    """Return a model that is shown so many frames at a time, which overlap by one, by the host's node."""
+    given = {"causal_window_fix": False, "fuse_method": "pyramid", **given}
+    return ContextWindowsManualNode.execute(
+        model, length, 1, schedule, context_stride=1, closed_loop=False, dim=0, freenoise=False, **given
+    ).args[0]
 
 
 def clip_latent(frames: int = FRAMES, seed: int = 2) -> dict[str, Tensor]:

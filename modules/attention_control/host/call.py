@@ -1,6 +1,6 @@
 """One evaluation of the UNet under Attention Control: what its attention layers keep of the source or take from it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -121,15 +121,15 @@ class Run:
         self.source_maps: Maps = {}
         self.edited_maps: Maps = {}
 
-    def mask(self, height: int, width: int, with_edit: bool) -> Tensor:
-        """Return where words are looked at, shape (f, 1, height, width); 1 = there, 0 = elsewhere."""
+    def mask(self, height: int, width: int, with_edit: bool, frames: Sequence[int]) -> Tensor:
+        """Return where words are looked at in some frames, shape (f, 1, height, width); 1 = there, 0 = elsewhere."""
         threshold = self.control.settings.threshold
         quarter = max(LEAST_MASK, -(-self.control.states.shape[-2] // MASK_SCALE))
         masks = []
         for maps in (self.source_maps, self.edited_maps) if with_edit else (self.source_maps,):
             if maps:
                 size = min(maps, key=lambda size: abs(size[0] - quarter))
-                masks.append(threshold_mask(maps[size], threshold, height, width))
+                masks.append(threshold_mask(maps[size][frames], threshold, height, width))
         return torch.stack(masks).amax(dim=0) if masks else self.control.states.new_ones(1, 1, height, width)
 
 
@@ -139,18 +139,24 @@ class Call:
     Args:
         run: of the sampling.
         step: its number.
+        frames: of the clip that it is given, by their numbers.
         replaced: replacements of self-attention that the model had before.
         source: queries and keys of the source, by layer; None = this is the source's own call, which collects them.
 
     Attributes:
         projected: queries and keys that the source's own call computed, by layer.
-        maps: its word maps, by their height and width.
     """
 
-    def __init__(self, run: Run, step: int, replaced: dict, source: dict[Place, tuple[Tensor, Tensor]] | None = None):
-        self.run, self.step, self.replaced, self.source = run, step, replaced, source
+    def __init__(
+        self,
+        run: Run,
+        step: int,
+        frames: Sequence[int],
+        replaced: dict,
+        source: dict[Place, tuple[Tensor, Tensor]] | None = None,
+    ):
+        self.run, self.step, self.frames, self.replaced, self.source = run, step, frames, replaced, source
         self.projected: dict[Place, tuple[Tensor, Tensor]] = {}
-        self.maps: Maps = {}
 
     def capture(self, place: Place, q: Tensor, k: Tensor) -> None:
         """Keep what a layer computed of the source."""
@@ -163,7 +169,7 @@ class Call:
         Raises:
             ValueError: they are not those of the source's clip.
         """
-        ids, frames = options["uuids"], len(self.run.control.states[0])
+        ids, frames = options["uuids"], len(self.frames)
         if count != frames * len(ids):
             raise ValueError(
                 f"Attention Control holds a source of {frames} frames and the UNet is given {count} rows of "
@@ -189,7 +195,9 @@ class Call:
         attended = inner(followed_q, followed_k, v)
         if control.settings.self_attention == "replace":
             return attended
-        weights = self.run.mask(height, width, with_edit=False).flatten(1).unsqueeze(-1).to(attended)
+        weights = (
+            self.run.mask(height, width, with_edit=False, frames=self.frames).flatten(1).unsqueeze(-1).to(attended)
+        )
         free = inner(q, k, v)
         for own in rows:
             attended[own] = torch.lerp(attended[own], free[own], weights)
@@ -203,7 +211,7 @@ class Call:
             check_tokens(k, prompts)
             if acts and control.settings.cross != "none":
                 self.capture(place, q, k)
-            self.note(self.maps, [(q, k)], prompts.source_words, heads, options)
+            self.note(self.run.source_maps, [(q, k)], prompts.source_words, heads, options)
             return attended
         rows = self.rows(options, len(q))
         if rows:
@@ -242,13 +250,9 @@ class Call:
         for q, k in projected:
             pairs = zip(q.split(1), k.split(1), strict=True)
             looked = torch.cat([word_map(cross_maps(*pair, heads), positions, *size) for pair in pairs])
-            add_maps(noted, {size: looked})
-
-
-def add_maps(total: Maps, maps: Maps) -> None:
-    """Add word maps to others, by their size."""
-    for size, looked in maps.items():
-        total[size] = total[size] + looked if size in total else looked
+            if size not in noted:
+                noted[size] = looked.new_zeros(self.run.control.states.shape[1], *looked.shape[1:])
+            noted[size][self.frames] += looked
 
 
 def check_tokens(k: Tensor, prompts: Prompts) -> None:

@@ -1,23 +1,24 @@
 """Attention Control: an edit whose attention follows the source clip's, as in prompt-to-prompt and FateZero.
 
 At each step the UNet is evaluated a second time, on the state of the inversion at that step and with the source prompt.
-What its attention layers computed there is used in the rows of the edited prompt, and forgotten with the step.
+What its attention layers computed there is used in the rows of the edited prompt, and forgotten with the call. In
+context windows both are done window by window.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import convert_cond
-from comfy.samplers import calc_cond_batch, encode_model_conds
+from comfy.samplers import encode_model_conds
 from torch import Tensor
 
 from ...clip_model.host.bank import transformer_blocks
+from ...clip_model.host.windows import WINDOW, frames_of_window
 from ...inversion.host.invert import inversion_of, trajectory
 from ...tuning.host.tune_inputs import NOT_TUNED_WITH
-from .call import CALL, CONTROL, RUN, Call, Control, ControlSettings, Run, add_maps, attend_cross, attend_self
+from .call import CALL, CONTROL, RUN, Call, Control, ControlSettings, Run, attend_cross, attend_self
 from .prompts import Prompts
 
 BLEND_FROM = 0.2  # part of the steps from which prompt-to-prompt blends: earlier maps are too vague
@@ -37,7 +38,7 @@ def begin_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest,
     source = encode_model_conds(model.extra_conds, convert_cond(control.positive), noise, noise.device, "positive")
     edited = frozenset(cond["uuid"] for cond in guider.conds["positive"])
     places = list(dict.fromkeys(block.place for block in transformer_blocks(model.diffusion_model)))
-    run = Run(replace(control, states=control.states.to(noise.device)), source, edited, places)
+    run = Run(control, source, edited, places)
     shared = {**options, "transformer_options": {**options["transformer_options"], RUN: run}}
     return executor(guider, sigmas, {**extra_args, "model_options": shared}, callback, noise, *rest, **kwargs)
 
@@ -48,8 +49,6 @@ def check_run(control: Control, options: dict[str, Any], positive: list) -> None
     Raises:
         ValueError: naming it.
     """
-    if options.get("context_handler") is not None:
-        raise ValueError("Attention Control needs the whole clip in one call. Remove the context windows.")
     if any("area" in cond for cond in positive):
         raise ValueError("Attention Control does not know prompts for an area. Use a mask, or a prompt for all of it.")
     taken = options["transformer_options"].get("patches_replace", {}).get("attn2", {})
@@ -61,39 +60,47 @@ def check_run(control: Control, options: dict[str, Any], positive: list) -> None
 
 
 def predict_controlled(executor, x, timestep, model_options=None, seed=None):
-    """Wrap the prediction of a step: evaluate the source first and let the edit's attention follow it."""
-    options = model_options["transformer_options"]
-    run: Run = options[RUN]
-    control, settings = run.control, run.control.settings
+    """Wrap the prediction of a step: check that it is one of the source's, and blend the source in."""
+    run: Run = model_options["transformer_options"][RUN]
+    control = run.control
     step = control.step_at(float(timestep[0]))
     if x.shape != control.states[step].shape:
         raise ValueError(
             f"Attention Control holds a source of shape {tuple(control.states[step].shape)} and the clip that is "
             f"sampled has {tuple(x.shape)}. Sample the inversion that is connected to Attention Control."
         )
+    denoised = executor(x, timestep, model_options, seed)
+    blends = control.settings.local_blend and step >= BLEND_FROM * control.steps
+    return blend(run, step, x, denoised) if blends else denoised
+
+
+def evaluate_controlled(executor, model, conds, x, timestep, model_options):
+    """Wrap an evaluation of the UNet: evaluate the source's frames first and let the edit's attention follow them."""
+    options = model_options["transformer_options"]
+    run: Run = options[RUN]
+    control, settings = run.control, run.control.settings
+    step = control.step_at(float(timestep[0]))
     acts_on_self = control.acts(step, settings.self_end)
     acts_on_cross = control.changes_cross and control.acts(step, settings.cross_end)
     if not (acts_on_self or acts_on_cross or settings.local_blend):
-        return executor(x, timestep, model_options, seed)
+        return executor(model, conds, x, timestep, model_options)
     replaced = options.get("patches_replace", {}).get("attn1", {})
     uses_cross = acts_on_cross or control.needs_mask
+    states, source, frames = control.states[step], run.source, frames_of_window(options)
+    if frames is not None:
+        source = model_options["context_handler"].get_resized_cond(source, states, options[WINDOW])
+    else:
+        frames = list(range(len(states)))
 
     # Evaluate the source.
-    projected = {}
+    call = Call(run, step, frames, replaced)
     if acts_on_self or settings.cross != "none" or control.needs_mask:
-        call = Call(run, step, replaced)
-        seen = control.states[step].to(x)
-        with_call = with_patches(model_options, call, uses_cross)
-        calc_cond_batch(executor.class_obj.inner_model, [run.source, None], seen, timestep, with_call)
-        projected = call.projected
-        add_maps(run.source_maps, call.maps)
+        seen = states[frames].to(x)
+        executor(model, [source, None], seen, timestep, with_patches(model_options, call, uses_cross))
 
     # Let the edit follow.
-    edit = with_patches(model_options, Call(run, step, replaced, projected), uses_cross)
-    denoised = executor(x, timestep, edit, seed)
-
-    # Keep the source outside the mask.
-    return blend(run, step, x, denoised) if settings.local_blend and step >= BLEND_FROM * control.steps else denoised
+    edit = Call(run, step, frames, replaced, call.projected)
+    return executor(model, conds, x, timestep, with_patches(model_options, edit, uses_cross))
 
 
 def with_patches(model_options: dict[str, Any], call: Call, uses_cross: bool) -> dict[str, Any]:
@@ -109,7 +116,7 @@ def blend(run: Run, step: int, x: Tensor, denoised: Tensor) -> Tensor:
     """Return a prediction from which a deterministic step leads to the source's next state outside of the mask."""
     sigma, sigma_next = run.control.sigmas[step].to(x), run.control.sigmas[step + 1].to(x)
     kept = x - sigma * (run.control.states[step + 1].to(x) - x) / (sigma_next - sigma)
-    return torch.lerp(kept, denoised, run.mask(x.shape[-2], x.shape[-1], with_edit=True).to(x))
+    return torch.lerp(kept, denoised, run.mask(*x.shape[-2:], with_edit=True, frames=list(range(len(x)))).to(x))
 
 
 def attach_control(
@@ -137,6 +144,7 @@ def attach_control(
     for kind, wrapper in (
         (WrappersMP.SAMPLER_SAMPLE, begin_sampling),
         (WrappersMP.PREDICT_NOISE, predict_controlled),
+        (WrappersMP.CALC_COND_BATCH, evaluate_controlled),
     ):
         clone.remove_wrappers_with_key(kind, CONTROL)
         clone.add_wrapper_with_key(kind, CONTROL, wrapper)

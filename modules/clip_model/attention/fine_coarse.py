@@ -88,7 +88,13 @@ def fine_coarse_attention(
 
 
 def attend_fine_and_coarse(
-    q: Tensor, k: Tensor, v: Tensor, coarse: Coarse, grid: Grid, attend: Attend = scaled_dot_product, rebuild: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    coarse: Coarse,
+    grid: Grid,
+    attend: Attend = scaled_dot_product,
+    rebuild: bool = False,
 ) -> Tensor:
     """Attend from each frame to all its own tokens and to the coarse tokens of every other frame.
 

@@ -1,8 +1,10 @@
 """Prompts and edits under attention control."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from consistent_video.modules.attention_control.host.call import ControlSettings
 from consistent_video.modules.attention_control.host.control import attach_control
@@ -27,3 +29,16 @@ def controlled(model, inversion, settings: ControlSettings, prompts: Prompts = P
 
 def sample(model, inversion, cfg: float = 3.0, positive=EDIT, **settings) -> torch.Tensor:
     return sample_clip(model, positive, EMPTY, inversion, SampleSettings(cfg, **settings))[0]["samples"]
+
+
+def watched(model, seen: Callable[[torch.Tensor], object]):
+    """Return a controlled model that tells of each state that the source is evaluated at."""
+
+    def tell(executor, inner, conds, x, *rest):
+        if conds[1] is None:
+            seen(x)
+        return executor(inner, conds, x, *rest)
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "test", tell)
+    return model

@@ -10,20 +10,19 @@ from comfy.model_management import InterruptProcessingException
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import DisableNoise, Guider_DualCFG, SamplerCustomAdvanced
 
-from consistent_video.modules.attention_control.host import control
 from consistent_video.modules.attention_control.host.call import CALL, CONTROL, RUN, ControlSettings
 from consistent_video.modules.attention_control.host.control import attach_control
 from consistent_video.modules.attention_control.host.prompts import read_prompts
 from consistent_video.modules.clip_model.host.attach import attach, inflate
-from consistent_video.modules.clip_model.methods import EI2, method
+from consistent_video.modules.clip_model.methods import EI2, PER_FRAME, method
 from consistent_video.modules.demo_model.host import load_demo_model
 from consistent_video.modules.inversion.host.invert import inversion_of, invert_clip
 from consistent_video.modules.inversion.inversion import InversionSettings
 from consistent_video.modules.sampling.host import InvertedClipSampler, SampleSettings, sample_clip
 from consistent_video.nodes.control import AttentionControl
 
-from ..small import EDIT, EMPTY, FRAMES, SOURCE, TOKENS, clip_latent, control_net, prompt
-from .controlled import PLAIN, PROMPTS, STEPS, WEIGHTED, controlled, sample
+from ..small import EDIT, EMPTY, FRAMES, SOURCE, TOKENS, clip_latent, control_net, in_windows, prompt
+from .controlled import PLAIN, PROMPTS, STEPS, WEIGHTED, controlled, sample, watched
 
 
 @pytest.mark.parametrize("fused", ["replace", "fusion"])
@@ -85,13 +84,31 @@ def test_the_input_model_is_never_altered_and_nothing_stays(model, inversion) ->
 def test_an_interrupt_in_the_sources_call_leaves_nothing(model, inversion) -> None:
     clone = controlled(model, inversion, ControlSettings())
     expected = sample(clone, inversion)
-    with (
-        mock.patch.object(control, "calc_cond_batch", side_effect=InterruptProcessingException),
-        pytest.raises(InterruptProcessingException),
-    ):
-        sample(clone, inversion)
+    with pytest.raises(InterruptProcessingException):
+        sample(watched(clone, mock.Mock(side_effect=InterruptProcessingException)), inversion)
     assert torch.equal(sample(clone, inversion), expected)
     assert not {RUN, CALL} & set(clone.model_options["transformer_options"])
+
+
+@pytest.mark.parametrize("fix", [True, False])
+@pytest.mark.parametrize(
+    "settings",
+    [ControlSettings("refine", 0.8, "replace", 0.6), ControlSettings("refine", 1.0, "fusion", 1.0, local_blend=True)],
+)
+def test_frames_that_do_not_see_each_other_follow_theirs_in_windows(base, latent, settings, fix) -> None:
+    """Each window follows the source's frames of its own, and the mask is of the whole clip."""
+    alone = attach(inflate(base), *method(PER_FRAME))
+    inversion = invert_clip(alone, SOURCE, SOURCE, latent, PLAIN)
+    model = controlled(alone, inversion, settings)
+    windowed, whole = sample(in_windows(model, 3, causal_window_fix=fix), inversion), sample(model, inversion)
+    torch.testing.assert_close(windowed, whole, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(whole, sample(alone, inversion), rtol=1e-2)
+
+
+def test_with_frame_attention_windows_follow_too(model, inversion) -> None:
+    own = controlled(model, inversion, ControlSettings())
+    whole, windowed = sample(own, inversion), sample(in_windows(own, FRAMES - 1), inversion)
+    assert (windowed - whole).norm() < 0.3 * (windowed - sample(model, inversion)).norm()
 
 
 def test_a_second_control_takes_the_place_of_the_first(model, inversion) -> None:

@@ -1,14 +1,11 @@
 """Attention control against Prompt-to-Prompt written out."""
 
 from dataclasses import replace
-from unittest import mock
 
-import comfy.samplers
 import pytest
 import torch
 from torch.nn import functional as F
 
-from consistent_video.modules.attention_control.host import control
 from consistent_video.modules.attention_control.host.call import ControlSettings
 from consistent_video.modules.attention_control.host.prompts import Prompts
 from consistent_video.modules.clip_model.host.attach import attach, inflate
@@ -18,7 +15,7 @@ from consistent_video.modules.inversion.host.invert import INVERSION, invert_cli
 from consistent_video.modules.inversion.inversion import InversionSettings
 
 from ..small import EDIT, EMPTY, FRAMES, SOURCE, TOKENS
-from .controlled import ALIGNED, PLAIN, PROMPTS, SHARES, STEPS, WEIGHTED, controlled, sample
+from .controlled import ALIGNED, PLAIN, PROMPTS, SHARES, STEPS, WEIGHTED, controlled, sample, watched
 
 OFF = ControlSettings("none", 0.0, "replace", 0.0)
 
@@ -120,9 +117,9 @@ def test_it_is_prompt_to_prompt(base, latent, settings, prompts, preset, cfg) ->
 
 @pytest.mark.parametrize("settings", [OFF, ControlSettings("refine", 0.0, "fusion", 0.0)])
 def test_without_a_part_of_the_steps_it_changes_nothing(model, inversion, settings) -> None:
-    with mock.patch.object(control, "calc_cond_batch") as source:
-        ours = sample(controlled(model, inversion, settings, WEIGHTED), inversion)
-    assert torch.equal(ours, sample(model, inversion)) and not source.called
+    seen: list[torch.Tensor] = []
+    ours = sample(watched(controlled(model, inversion, settings, WEIGHTED), seen.append), inversion)
+    assert torch.equal(ours, sample(model, inversion)) and not seen
 
 
 @pytest.mark.parametrize("cross", ["refine", "replace"])
@@ -145,15 +142,8 @@ def test_an_unchanged_prompt_gives_the_source_back(model, latent, cross) -> None
     ],
 )
 def test_the_source_is_evaluated_once_in_each_controlled_step(model, inversion, settings, count) -> None:
-    seen = []
-    calc = comfy.samplers.calc_cond_batch
-
-    def counted(inner, conds, x, *args):
-        seen.append(x)
-        return calc(inner, conds, x, *args)
-
-    with mock.patch.object(control, "calc_cond_batch", counted):
-        sample(controlled(model, inversion, settings), inversion)
+    seen: list[torch.Tensor] = []
+    sample(watched(controlled(model, inversion, settings), seen.append), inversion)
     states = trajectory(model.model, inversion[INVERSION])
     assert len(seen) == count
     assert all(torch.equal(x.cpu(), state) for x, state in zip(seen, states, strict=False))

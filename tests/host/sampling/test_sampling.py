@@ -6,13 +6,12 @@ import comfy.model_sampling
 import comfy.samplers
 import pytest
 import torch
-from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import DisableNoise, Guider_Basic, RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_model_advanced import LCM
 from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from consistent_video.modules.clip_model.host.attach import attach, inflate
-from consistent_video.modules.clip_model.methods import EI2, method
+from consistent_video.modules.clip_model.methods import EI2, TUNE_A_VIDEO_PRESET, method
 from consistent_video.modules.diffusion.host.run import run_sampler
 from consistent_video.modules.inversion.host.identity import model_digest
 from consistent_video.modules.inversion.host.invert import INVERSION, inversion_of, invert_clip
@@ -30,14 +29,15 @@ from ..small import (
     SmallV,
     clip_latent,
     control_net,
+    in_windows,
     random_model,
 )
 
 STEPS = 20
 
 
-def clip_model(kind: type[Small] = Small):
-    return attach(inflate(random_model(kind)), *method(EI2, 2, "area"))
+def clip_model(kind: type[Small] = Small, preset: str = EI2):
+    return attach(inflate(random_model(kind)), *method(preset, 2, "area"))
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +127,9 @@ def test_inversion_and_sampling_agree_with_diffusers(latent, kind, prediction, t
     assert (sampled - other).norm() / other.norm() > 5e-4, "the last level does not matter here"
 
 
-def in_windows(model, length: int):
-    """Return a model that is shown so many frames at a time, which overlap by one."""
-    given = length, 1, "standard_static", 1, False, "pyramid", 0, False
-    return ContextWindowsManualNode.execute(model, *given, causal_window_fix=False).args[0]
-
-
-def test_in_context_windows_what_overlaps_is_blended(model, latent) -> None:
-    """A long clip: the host shows the model some frames at a time."""
+def test_in_context_windows_what_overlaps_is_blended(latent) -> None:
+    """A long clip: the host shows the model some frames at a time, and this attention sees no others."""
+    model = clip_model(preset=TUNE_A_VIDEO_PRESET)
     windowed = in_windows(model, 3)
     inversion = plain(windowed, latent)
     windows = {(0, 1, 2): (1.0, 2.0, 1.0), (2, 3, 4): (1.0, 2.0, 1.0)}
@@ -154,16 +149,6 @@ def test_windows_tell_models_from_others(model, latent) -> None:
     used = in_windows(model, 3)
     plain(used, latent, 2)
     assert model_digest(used) == digests[1], "a run leaves them as they are"
-
-
-def test_controlnet_in_windows_is_refused(model, latent) -> None:
-    """The host would give each window the hints of the first frames."""
-    inversion = plain(model, latent, 2)
-    control = control_net().set_cond_hint(torch.rand(FRAMES, 3, 8 * HEIGHT, 8 * WIDTH), 1.0, (0.0, 1.0))
-    steered = [[EDIT[0][0], {"control": control, "control_apply_to_uncond": True}]]
-    with pytest.raises(ValueError, match="ControlNet and the model context windows"):
-        sample(in_windows(model, FRAMES - 1), steered, EMPTY, inversion, 4.0)
-    assert sample(in_windows(model, FRAMES), steered, EMPTY, inversion, 4.0)["samples"].isfinite().all()
 
 
 def test_reconstruction_gets_better_with_steps(model, latent) -> None:
