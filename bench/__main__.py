@@ -17,7 +17,8 @@ DOCS = environment.ROOT / "docs"
 PERFORMANCE = {
     "attention": "time and memory of attention across frames, beside SDPA of as many pairs",
     "temporal": "time of a temporal module and its parts, beside a copy of what its attention reads and writes",
-    "sample": "time of a guided UNet call of clip models, beside the image model; memory of long clips",
+    "sample": "time of a guided UNet call of clip models, beside the image model",
+    "windows": "long clips in context windows: whether their joints show, and memory over frames",
     "tune": "time and memory of a tuning step, beside Tune-A-Video's",
     "memory": "memory of sampling and tuning over frames, r and resolution, with a plot",
 }

@@ -11,6 +11,7 @@ TITLES = {
     "attention": "Attention across frames",
     "temporal": "Temporal modules",
     "sample": "Sampling",
+    "windows": "Long clips",
     "tune": "Tuning",
     "memory": "Memory",
 }

@@ -1,4 +1,4 @@
-"""Time of one guided UNet call of clip models against the model that takes each frame for itself; long clips."""
+"""Time of one guided UNet call of clip models against the model that takes each frame for itself."""
 
 from __future__ import annotations
 
@@ -9,22 +9,18 @@ from statistics import median
 from unittest import mock
 
 import torch
-from comfy.context_windows import IndexListContextHandler, get_matching_context_schedule, get_matching_fuse_method
 from comfy.model_management import unload_all_models
 from comfy.model_patcher import ModelPatcher
-from comfy.samplers import sampler_object
 
 from ..modules.clip_model import chunks
 from ..modules.clip_model.host.attach import attach, inflate
 from ..modules.clip_model.host.calls import feed_forward_in_chunks, run_residual
 from ..modules.clip_model.host.settings import clip_settings
 from ..modules.clip_model.methods import EI2, FULL, TUNE_A_VIDEO_PRESET, method
-from ..modules.diffusion.host.run import run_sampler
-from ..modules.tuning.host.learned import sdpa_override
 from .document import judge, write_section
-from .memory_count import MIB, extra_memory, measured_peak
+from .memory_count import MIB, extra_memory
 from .performance import Row, Setting, complete_rows, read_setting
-from .sd15 import guided_call, load, make_latent, make_model, make_prompt
+from .sd15 import guided_call, load, make_model
 from .table import write_table
 from .timing import Call, ratios, time_rounds, write_milliseconds, write_spread
 from .tune import UNBOUNDED
@@ -38,28 +34,8 @@ METHODS: Mapping[str, tuple[str, int]] = {
     FULL: (FULL, 4),
 }
 LIMITS = {OURS: 1.15}
-CFG, SIGMAS = 7.5, (5.0, 0.0)
 FULL_SIZE = 64
 WHOLE, IN_CHUNKS = "all at once", "in chunks"
-LONG, WINDOW, OVERLAP, CONSTANT = (32, 64, 128), 16, 4, 1.05
-
-
-def windowed_peak(device: str, frames: int, size: int) -> int:
-    """Return the bytes held at most, beyond the model's, by a sampling step of a clip in the host's windows."""
-    with torch.no_grad(), measured_peak(device) as peak:
-        model = attach(inflate(make_model(peak.dtype)), *method(EI2))
-        load([model])
-        peak.begin()
-        held = peak.now()
-        model.model_options["context_handler"] = IndexListContextHandler(
-            get_matching_context_schedule("standard_static"), get_matching_fuse_method("pyramid"), WINDOW, OVERLAP
-        )
-        model.model_options["transformer_options"]["optimized_attention_override"] = sdpa_override
-        given = sampler_object("euler"), torch.tensor(SIGMAS), CFG, make_prompt(), make_prompt()
-        run_sampler(model, make_latent(frames, size)["samples"], *given)
-        found = peak.end() - held
-    unload_all_models()
-    return found
 
 
 def layers_in_chunks(model: ModelPatcher, frames: int, size: int) -> dict[str, tuple[Call, Call]]:
@@ -112,13 +88,7 @@ def run_case(case: Setting) -> Row:
         times = time_rounds(calls, case.rounds, torch.device(case.device))
         in_chunks = measure_chunks(models[OURS], case)
     unload_all_models()
-    size = case.size if case.device == "cuda" else FULL_SIZE
-    return {
-        "seconds": times,
-        "dtype": str(base.model.get_dtype_inference()),
-        "chunks": in_chunks,
-        "long": {str(n): windowed_peak(case.device, n, size) for n in LONG},
-    }
+    return {"seconds": times, "dtype": str(base.model.get_dtype_inference()), "chunks": in_chunks}
 
 
 def measure_sample(options: argparse.Namespace) -> None:
@@ -140,15 +110,6 @@ def make_section(setting: Setting, row: Row) -> str:
         + [f"{part['bytes'][way] / MIB:.4g}" for way in (WHOLE, IN_CHUNKS)]
         for name, part in row["chunks"].items()
     ]
-    size = setting.size if setting.device == "cuda" else FULL_SIZE
-    first, latent = row["long"][str(LONG[0])], 4 * 4 * size**2  # bytes of a frame's latent in float32
-    long = [
-        [str(n), f"{row['long'][str(n)] / MIB:.4g}", f"{row['long'][str(n)] / first:.3g}"]
-        + judge(row["long"][str(n)] / first, CONSTANT)
-        + ([f"{(row['long'][str(n)] - first) / (n - LONG[0]) / latent:.3g}"] if n > LONG[0] else [""])
-        for n in LONG
-    ]
-    how = "measured" if setting.device == "cuda" else "accounted, not measured"
     return "\n".join(
         [
             f"{setting}; {row['dtype']}, rounds: {setting.rounds}. One UNet call as classifier-free guidance makes it, "
@@ -161,11 +122,5 @@ def make_section(setting: Setting, row: Row) -> str:
             "what they hold at most besides their inputs:",
             "",
             write_table(["layer", "ms", "× all at once", "MiB all at once", "MiB"], parts),
-            "",
-            f"Long clips, {OURS}, in ComfyUI's context windows of {WINDOW} frames that overlap by {OVERLAP}, {size} × "
-            f"{size}: held at most beyond the model, {how}. *Latents a frame*: what each frame beyond {LONG[0]} adds, "
-            "in latents of a frame; the sampler itself holds some of the whole clip.",
-            "",
-            write_table(["frames", "MiB", f"× {LONG[0]} frames", "target", "met", "latents a frame"], long),
         ]
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from consistent_video.bench import attention, attention_scaling, memory, sample, sd15, temporal, tune
+from consistent_video.bench import attention, attention_scaling, memory, sample, sd15, temporal, tune, windows
 from consistent_video.bench.document import TITLES, UNKNOWN, read_sections
 from consistent_video.bench.memory_count import Held, Peak
 from consistent_video.scripts.environment import ROOT
@@ -32,7 +32,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     monkeypatch.setattr(sd15, "UNET", NARROW)
     monkeypatch.setattr(sd15, "VAE_CHANNELS", (32, 32, 32, 32))
     monkeypatch.setattr(sd15, "TEXT_LAYERS", 1)
-    monkeypatch.setattr(sample, "LONG", (18, 24))
+    small = {"LONG": (3, 4), "WINDOW": 2, "OVERLAP": 1, "SIZES": (8,), "KINDS": ("colour",), "STEPS": 2, "CUT": (3, 1)}
+    for name, value in small.items():
+        monkeypatch.setattr(windows, name, value)
     monkeypatch.setattr(memory, "FRAMES", (4,))
     monkeypatch.setattr(memory, "RS", (4,))
     monkeypatch.setattr(memory, "SIZES", (1.0,))
@@ -49,7 +51,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("part", [attention, temporal, sample, tune, memory])
+@pytest.mark.parametrize("part", [attention, temporal, sample, windows, tune, memory])
 def test_a_performance_benchmark_writes_its_section_from_its_rows(part, tiny, monkeypatch) -> None:
     name = part.__name__.rsplit(".", 1)[1]
     measure = getattr(part, f"measure_{name}")
@@ -72,7 +74,7 @@ def test_performance_runs_every_part(monkeypatch) -> None:
     monkeypatch.syspath_prepend(ROOT)
     command = importlib.import_module("consistent_video.bench.__main__")
     ran = []
-    for part in (attention, temporal, sample, tune, memory):
+    for part in (attention, temporal, sample, windows, tune, memory):
         name = part.__name__.rsplit(".", 1)[1]
         monkeypatch.setattr(part, f"measure_{name}", lambda _, name=name: ran.append(name) or name == "tune")
     for what in ("stop_on_signals", "enter", "register_pack"):

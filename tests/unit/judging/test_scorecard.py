@@ -22,6 +22,7 @@ from consistent_video.modules.judging.scorecard import (
     judge_edit,
     motion_alignment,
     report_text,
+    seam_score,
     texture_kept,
     warp_error,
 )
@@ -83,6 +84,19 @@ def test_what_is_hidden_is_no_warp_error() -> None:
     for seen in (motion.seen_forward, motion.seen_backward):
         seen[:, :, 4:9, 6:11] = 0
     assert warp_error(edit, motion) < 1e-12
+
+
+def test_a_seam_is_the_warp_error_where_windows_meet_over_that_elsewhere() -> None:
+    steps = torch.tensor([0.0, 0.1, 0.4, 0.5, 0.5]).view(-1, 1, 1, 1)  # the joints are 0 to 1 and 1 to 2
+    windows = [(0, 1), (1, 2, 3, 4)]
+    edit, motion = steps.expand(FRAMES, 3, HEIGHT, WIDTH), even_motion(0, 0)
+    assert seam_score(edit, motion, windows) == pytest.approx(((0.1**2 + 0.3**2) / 2) / (0.1**2 / 2), rel=1e-4)
+    motion.seen_forward[1, :, : HEIGHT // 2] = 0  # half as many points of the larger change count
+    part = 1 - HEIGHT // 2 / HEIGHT
+    expected = (0.1**2 + part * 0.3**2) / (1 + part) / (0.1**2 / 2)
+    assert seam_score(edit, motion, windows) == pytest.approx(expected, rel=1e-4)
+    assert seam_score(edit, motion, [range(FRAMES)]) is None, "no joints"
+    assert seam_score(torch.zeros_like(edit), motion, windows) is None, "no error elsewhere"
 
 
 @pytest.mark.parametrize(

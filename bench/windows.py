@@ -1,0 +1,143 @@
+"""Long clips in the host's context windows: whether the joints of the windows show, and memory over frames."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from unittest import mock
+
+import torch
+from comfy.context_windows import IndexListContextHandler, get_matching_context_schedule, get_matching_fuse_method
+from comfy.model_management import unload_all_models
+from comfy.model_patcher import ModelPatcher
+from comfy.samplers import sampler_object
+
+from ..modules.clip_model.host import windows
+from ..modules.clip_model.host.attach import attach, inflate
+from ..modules.clip_model.methods import EI2, method
+from ..modules.diffusion.host.run import run_sampler
+from ..modules.inversion.host.invert import InversionSettings, invert_clip
+from ..modules.judging.scorecard import seam_score, warp_error
+from ..modules.sampling.host import SampleSettings, sample_clip
+from ..modules.tuning.host.learned import sdpa_override
+from .document import judge, write_section
+from .memory_count import MIB, measured_peak
+from .performance import Row, Setting, complete_rows, read_setting
+from .sd15 import load, make_latent, make_model, make_prompt
+from .table import write_table
+from .tasks import Truth, draw_task
+from .world import World
+
+FRAMES, CUT, STEPS, CFG, CFG_END = 24, (8, 2), 10, 3.0, 0.3
+MEMORY, KINDS = "memory", ("colour", "shape", "background")
+WHOLE, SEEING, BLIND = "no windows", "windows with the memory", "windows without it"
+SEAM, CONSTANT = 1.1, 1.05
+LONG, WINDOW, OVERLAP, SIZES = (64, 128, 256), 16, 4, (16, 64)
+SIGMAS = (5.0, 2.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Case(Setting):
+    """One measurement: the seams of a kind of edit, or memory at a size and a number of frames."""
+
+    what: str
+
+
+def in_windows(model: ModelPatcher, length: int, overlap: int) -> ModelPatcher:
+    """Return a model that is shown so many frames at a time."""
+    model, schedule = model.clone(), get_matching_context_schedule("standard_static")
+    handler = IndexListContextHandler(
+        schedule, get_matching_fuse_method("pyramid"), length, overlap, causal_window_fix=False
+    )
+    model.model_options["context_handler"] = handler
+    return model
+
+
+def seams_of(kind: str, frames: int) -> dict[str, tuple[float | None, float]]:
+    """Return seam score and warp error of an edit of a drawn clip, by how the model is shown it."""
+    task, world = draw_task(kind, 0, held_out=True), World()
+    task = replace(task, source=replace(task.source, frames=frames), wanted=replace(task.wanted, frames=frames))
+    truth, (before, after) = Truth(task), (world.prompt(words) for words in task.prompts)
+    whole = attach(inflate(world.model), *method(EI2), temporal_strength=0.0)
+    cut = in_windows(whole, *CUT)
+    handler = cut.model_options["context_handler"]
+    joints = handler.context_schedule.func(frames, handler, cut.model_options)
+
+    def edit(model: ModelPatcher) -> tuple[float | None, float]:
+        given = model, before, before, world.encode(truth.source.frames), InversionSettings(STEPS, 0.0, "none")
+        sampled = sample_clip(model, after, before, invert_clip(*given), SampleSettings(CFG, cfg_end=CFG_END))[0]
+        found = world.decode(sampled).clamp(0, 1)
+        return seam_score(found, truth.motion, joints), 1000 * warp_error(found, truth.motion)
+
+    with mock.patch.object(windows, "make_memory", lambda *_: None):
+        blind = edit(cut)
+    return {WHOLE: edit(whole), SEEING: edit(cut), BLIND: blind}
+
+
+def windowed_peak(device: str, frames: int, size: int) -> int:
+    """Return the bytes held at most, beyond the model's, by two sampling steps of a clip in the host's windows."""
+    with torch.no_grad(), measured_peak(device) as peak:
+        model = attach(inflate(make_model(peak.dtype)), *method(EI2))
+        load([model])
+        peak.begin()
+        held = peak.now()
+        model = in_windows(model, WINDOW, OVERLAP)
+        model.model_options["transformer_options"]["optimized_attention_override"] = sdpa_override
+        given = sampler_object("euler"), torch.tensor(SIGMAS), CFG, make_prompt(), make_prompt()
+        run_sampler(model, make_latent(frames, size)["samples"], *given)
+        found = peak.end() - held
+    unload_all_models()
+    return found
+
+
+def run_case(case: Case) -> Row:
+    """Measure seams or memory."""
+    if case.what == MEMORY:
+        return {"bytes": windowed_peak(case.device, case.frames, case.size)}
+    return {"seams": seams_of(case.what, case.frames)}
+
+
+def measure_windows(options: argparse.Namespace) -> None:
+    """Measure what is not measured yet, and write the section."""
+    setting = read_setting(options, cpu_size=16, cpu_frames=FRAMES, gpu_frames=FRAMES)
+    cases = [Case(**asdict(setting), what=kind) for kind in KINDS]
+    cases += [Case(**{**asdict(setting), "frames": n, "size": size}, what=MEMORY) for size in SIZES for n in LONG]
+    rows = complete_rows("windows", options, cases, run_case)
+    write_section(options.document, "windows", make_section(setting, rows))
+
+
+def make_section(setting: Setting, rows: Sequence[Row]) -> str:
+    """Return the section's text."""
+    seams, body = [row["seams"] for row in rows if "seams" in row], []
+    for name in (WHOLE, SEEING, BLIND):
+        scores, errors = zip(*(of_clip[name] for of_clip in seams), strict=True)
+        mean = fmean(scores)
+        spread = f"{mean:.3g} ({min(scores):.3g} to {max(scores):.3g})"
+        body.append([name, spread, *judge(mean, SEAM if name == SEEING else None), f"{fmean(errors):.3g}"])
+    memory = []
+    for size in SIZES:
+        held = {row["frames"]: row["bytes"] for row in rows if "bytes" in row and row["size"] == size}
+        for n, found in held.items():
+            first, latent = held[LONG[0]], 4 * 4 * size**2  # bytes of a frame's latent in float32
+            added = f"{(found - first) / (n - LONG[0]) / latent:.3g}" if n > LONG[0] else ""
+            cells = [f"{8 * size}²", str(n), f"{found / MIB:.4g}", f"{found / first:.3g}"]
+            memory.append([*cells, *judge(found / first, CONSTANT), added])
+    how = "measured" if setting.device == "cuda" else "accounted, not measured"
+    return "\n".join(
+        [
+            f"{setting}. Seams: the demo model, untuned, with EI²'s attention and without the noise relation; edits of "
+            f"{', '.join(KINDS)} of drawn clips, {STEPS} steps, windows of {CUT[0]} frames that overlap by {CUT[1]}. "
+            "A seam score is the warp error at the joints of the windows over that elsewhere, along the motion that "
+            "is known; mean over the clips and, in brackets, least and most.",
+            "",
+            write_table(["", "seam score", "target", "met", "warp error × 1000"], body),
+            "",
+            f"Memory: EI², r = 4, in windows of {WINDOW} frames that overlap by {OVERLAP}, SD1.5's structure: held at "
+            f"most beyond the model, {how}. *Latents a frame*: what each frame beyond {LONG[0]} adds, in latents of a "
+            "frame; the sampler itself holds some of the whole clip.",
+            "",
+            write_table(["pixels", "frames", "MiB", f"× {LONG[0]} frames", "target", "met", "latents a frame"], memory),
+        ]
+    )
