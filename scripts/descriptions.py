@@ -83,9 +83,9 @@ def long_clip(task: Task) -> Workflow:
         Group(
             "3 Windows, invert, sample",
             "The model sees context_length frames at a time; neighbouring windows are blended where they overlap. The "
-            "relation ties all frames along the motion, across the windows too. What the model needs of memory "
-            "depends on context_length, not on the clip. ControlNet does not work in windows. To tune on a long clip, "
-            "set frames_per_step in Tuning Options.",
+            "relation ties all frames along the motion, across the windows too, and FFAM sees the whole clip. What the "
+            "model needs of memory depends on context_length, not on the clip. ControlNet and Attention Control work "
+            "as without windows. To tune on a long clip, set frames_per_step in Tuning Options.",
         ),
         Node("Windows", "ContextWindowsManual", model="Patch", **windows),
         invert_source("Windows"),

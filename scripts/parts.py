@@ -43,10 +43,10 @@ def show(title: str, source: str, output: str = "report") -> Node:
 
 
 def save_video(name: str, images: Any) -> list[Node]:
-    """Return the nodes from frames to a saved video."""
+    """Return the nodes from frames to a saved video with the source's sound, which ComfyUI cuts to the frames."""
     file = f"consistent_video/{name.replace(' ', '_')}"
     return [
-        Node(f"Video of {name}", "CreateVideo", images=images, fps=("Frames", "fps")),
+        Node(f"Video of {name}", "CreateVideo", images=images, fps=("Frames", "fps"), audio=("Frames", "audio")),
         Node(f"Save {name}", "SaveVideo", video=f"Video of {name}", filename_prefix=file),
     ]
 

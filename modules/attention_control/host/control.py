@@ -116,7 +116,9 @@ def blend(run: Run, step: int, x: Tensor, denoised: Tensor) -> Tensor:
     """Return a prediction from which a deterministic step leads to the source's next state outside of the mask."""
     sigma, sigma_next = run.control.sigmas[step].to(x), run.control.sigmas[step + 1].to(x)
     kept = x - sigma * (run.control.states[step + 1].to(x) - x) / (sigma_next - sigma)
-    return torch.lerp(kept, denoised, run.mask(*x.shape[-2:], with_edit=True, frames=list(range(len(x)))).to(x))
+    return torch.lerp(
+        kept, denoised, run.mask(x.shape[-2], x.shape[-1], with_edit=True, frames=list(range(len(x)))).to(x)
+    )
 
 
 def attach_control(

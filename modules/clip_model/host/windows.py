@@ -28,7 +28,7 @@ def begin_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest,
 def make_memory(options: Mapping[str, Any], frames: int) -> ClipMemory | None:
     """Return the memory of a sampling, None where its attention does not look beyond a window, or there are none."""
     handler, settings = options.get("context_handler"), options["transformer_options"][KEY]
-    is_cut = getattr(handler, "dim", None) == 0 and handler.context_length < frames
+    is_cut = getattr(handler, "dim", None) == 0 and getattr(handler, "context_length", frames) < frames
     if not is_cut or settings.spatial is None or settings.spatial.kind != "fine-coarse" or settings.spatial.r == 1:
         return None
     return ClipMemory(frames, settings.spatial.r)
@@ -59,8 +59,9 @@ def evaluate_window(executor, model, conds, x, timestep, model_options):
     """Wrap the evaluation of a window: show its ControlNets the hints of its frames, not those of the first."""
     frames = frames_of_window(model_options["transformer_options"])
     with ExitStack() as afterwards:
-        for control in () if frames is None else controls(conds):
-            afterwards.enter_context(hints_of(control, frames))
+        if frames is not None:
+            for control in controls(conds):
+                afterwards.enter_context(hints_of(control, frames))
         return executor(model, conds, x, timestep, model_options)
 
 

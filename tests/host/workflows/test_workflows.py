@@ -18,6 +18,13 @@ def test_every_workflow_is_run_by_a_test() -> None:
     assert len(names) <= 16 and SD15.keys() == MAKE.keys()
 
 
+def test_every_saved_video_has_the_sources_sound() -> None:
+    for name, groups in workflows().items():
+        nodes = [node for group in groups for node in group.nodes]
+        sounds = [node.links.get("audio") for node in nodes if node.kind == "CreateVideo"]
+        assert set(sounds) <= {("Frames", "audio")}, name
+
+
 def test_the_workflows_are_what_their_descriptions_say(host: Host) -> None:
     written = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "workflows").glob("*.json")}
     info = host.object_info()
