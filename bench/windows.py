@@ -35,7 +35,7 @@ MEMORY, KINDS = "memory", ("colour", "shape", "background")
 WHOLE, SEEING, BLIND = "no windows", "windows with the memory", "windows without it"
 SEAM, CONSTANT = 1.1, 1.05
 LONG, WINDOW, OVERLAP, SIZES = (64, 128, 256), 16, 4, (16, 64)
-SIGMAS = (5.0, 2.0, 0.0)
+SIGMAS = (5.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def seams_of(kind: str, frames: int) -> dict[str, tuple[float | None, float]]:
 
 
 def windowed_peak(device: str, frames: int, size: int) -> int:
-    """Return the bytes held at most, beyond the model's, by two sampling steps of a clip in the host's windows."""
+    """Return the bytes held at most, beyond the model's, by a sampling step of a clip in the host's windows."""
     with torch.no_grad(), measured_peak(device) as peak:
         model = attach(inflate(make_model(peak.dtype)), *method(EI2))
         load([model])
