@@ -18,7 +18,8 @@ from ..modules.clip_model.host import windows
 from ..modules.clip_model.host.attach import attach, inflate
 from ..modules.clip_model.methods import EI2, method
 from ..modules.diffusion.host.run import run_sampler
-from ..modules.inversion.host.invert import InversionSettings, invert_clip
+from ..modules.inversion.host.invert import invert_clip
+from ..modules.inversion.inversion import InversionSettings
 from ..modules.judging.scorecard import seam_score, warp_error
 from ..modules.sampling.host import SampleSettings, sample_clip
 from ..modules.tuning.host.learned import sdpa_override

@@ -7,7 +7,8 @@ from comfy.context_windows import get_matching_fuse_method as fuse
 
 from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.methods import EI2, PER_FRAME, method
-from consistent_video.modules.inversion.host.invert import InversionSettings, invert_clip
+from consistent_video.modules.inversion.host.invert import invert_clip
+from consistent_video.modules.inversion.inversion import InversionSettings
 
 from ..small import EDIT, EMPTY, FRAMES, HEIGHT, SOURCE, WIDTH, clip_latent, control_net, in_windows, sample
 from .patched import patched
