@@ -19,9 +19,8 @@ def test_every_workflow_is_run_by_a_test() -> None:
 
 
 def test_every_saved_video_has_the_sources_sound() -> None:
-    for name, groups in workflows().items():
-        nodes = [node for group in groups for node in group.nodes]
-        sounds = [node.links.get("audio") for node in nodes if node.kind == "CreateVideo"]
+    for name, parts in workflows().items():
+        sounds = [part.inputs.get("audio") for part in parts if getattr(part, "kind", "") == "CreateVideo"]
         assert set(sounds) <= {("Frames", "audio")}, name
 
 
