@@ -1,4 +1,4 @@
-"""Coarse tokens of a clip's frames, from calls that each see a window of them."""
+"""Coarse tokens of a clip's frames, for attention that is given a window of them at a time."""
 
 from collections.abc import Hashable, Sequence
 
@@ -13,23 +13,34 @@ WHOLE_FRAMES = 4  # of which the coarse tokens of a clip may be as many
 class ClipMemory:
     """The memory by which fine-coarse attention in windows sees the whole clip; ours.
 
-    Each call leaves the coarse keys and values of its frames here and takes those of the frames that it does not see,
-    as the last call that saw them left them: in this step or in the one before. A window that holds the whole clip
-    takes nothing, so that its attention is the one without windows. Of the other frames it is that attention but for
-    what their tokens changed since, which is exact where nothing does. Of a clip of more than WHOLE_FRAMES r^2 frames
-    evenly spaced ones are held, so that memory and time of a call do not grow further with the clip.
+    At each step it is filled by calls for windows that are spread over the clip, each of which sees its own frames
+    alone. Afterwards every window attends to its own frames as they are and to the coarse tokens held of the others.
+
+    A window of the whole clip takes nothing, so that its attention is the one without windows. In the first block the
+    tokens of the others are exact, too; in later ones they come of activations that saw a part of the clip. Of a clip
+    of more than WHOLE_FRAMES r^2 frames evenly spaced ones are held, so that what a call needs of memory and time does
+    not grow further with the clip.
 
     Args:
         frames: of the clip.
         r: downsampling factor of the attention.
+
+    Attributes:
+        is_filling: whether calls leave their tokens here, or take those of the others.
     """
 
     def __init__(self, frames: int, r: int):
-        self.kept = frozenset(range(0, frames, -(-frames // (WHOLE_FRAMES * r**2))))
+        self.kept = range(0, frames, -(-frames // (WHOLE_FRAMES * r**2)))
         self.held: dict[Hashable, dict[int, tuple[Tensor, Tensor]]] = {}
+        self.is_filling = False
+
+    def windows(self, length: int) -> list[list[int]]:
+        """Return the windows of at most so many frames that fill the memory, each evenly spread over the clip."""
+        count = -(-len(self.kept) // length)
+        return [list(self.kept[i::count]) for i in range(count)]
 
     def complete(self, layer: Hashable, sides: Sequence[Hashable], window: Sequence[int], coarse: Coarse) -> Coarse:
-        """Hold the coarse tokens of a call's frames, and return them followed by those of the others.
+        """Hold the coarse tokens of a call's frames, or return them followed by those of the other frames.
 
         Args:
             layer: that calls.
@@ -38,10 +49,11 @@ class ClipMemory:
             coarse: their tokens, each of shape (b, p, heads*d).
         """
         held = [self.held.setdefault((layer, side), {}) for side in sides]
-        for frame, k, v in zip(window, *coarse, strict=True):
-            for row, of_side in enumerate(held):
-                if frame in self.kept:
+        if self.is_filling:
+            for frame, k, v in zip(window, *coarse, strict=True):
+                for row, of_side in enumerate(held):
                     of_side[frame] = k[row], v[row]
+            return coarse
         others = sorted(set.intersection(*map(set, held)) - set(window))
         further = ([torch.stack([of_side[frame][i] for of_side in held]) for frame in others] for i in range(2))
         return Coarse(*(own + more for own, more in zip(coarse, further, strict=True)))

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import copy
 from typing import Any
 
+from comfy.context_windows import (
+    ContextFuseMethods,
+    ContextSchedule,
+    IndexListContextHandler,
+    get_matching_fuse_method,
+)
 from comfy.controlnet import ControlBase
 
 from ..attention.memory import ClipMemory
@@ -28,22 +35,34 @@ def begin_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest,
 def make_memory(options: Mapping[str, Any], frames: int) -> ClipMemory | None:
     """Return the memory of a sampling, None where its attention does not look beyond a window, or there are none."""
     handler, settings = options.get("context_handler"), options["transformer_options"][KEY]
-    is_cut = getattr(handler, "dim", None) == 0 and getattr(handler, "context_length", frames) < frames
-    if not is_cut or settings.spatial is None or settings.spatial.kind != "fine-coarse" or settings.spatial.r == 1:
+    if not isinstance(handler, IndexListContextHandler) or handler.dim != 0 or handler.context_length >= frames:
+        return None
+    if settings.spatial is None or settings.spatial.kind != "fine-coarse" or settings.spatial.r == 1:
         return None
     return ClipMemory(frames, settings.spatial.r)
 
 
 def predict_step(executor, x, timestep, model_options=None, seed=None):
-    """Wrap the prediction of a step: before the first that uses the memory, let every window leave its tokens there.
-
-    Otherwise the first windows would not see the others; it costs as much as a further step.
-    """
+    """Wrap the prediction of a step: fill the memory where it is used, then predict by it."""
     options = model_options["transformer_options"]
     memory: ClipMemory | None = options.get(MEMORY)
-    if memory is not None and not memory.held and is_active(options[KEY], {"sigmas": timestep}):
-        executor(x, timestep, model_options, seed)
+    if memory is not None and is_active(options[KEY], {"sigmas": timestep}):
+        memory.is_filling = True
+        try:
+            spread = spread_windows(model_options["context_handler"], memory)
+            executor(x, timestep, {**model_options, "context_handler": spread}, seed)
+        finally:
+            memory.is_filling = False
     return executor(x, timestep, model_options, seed)
+
+
+def spread_windows(handler: IndexListContextHandler, memory: ClipMemory) -> IndexListContextHandler:
+    """Return a handler that is another's but for its windows, which fill the memory."""
+    spread, windows = copy(handler), memory.windows(handler.context_length)
+    spread.context_schedule = ContextSchedule("spread", lambda *_: windows)
+    spread.fuse_method = get_matching_fuse_method(ContextFuseMethods.RELATIVE)  # the one that lets frames be left out
+    spread.causal_window_fix = False
+    return spread
 
 
 def frames_of_window(options: Mapping[str, Any]) -> list[int] | None:

@@ -1,5 +1,7 @@
 """The memory by which windows of a clip see all of it, against fine-coarse attention without windows."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -26,57 +28,57 @@ def attend(tokens: Tensor, *complete) -> Tensor:
     return attended.unflatten(0, tokens.shape[1:3])
 
 
-def attend_window(memory: ClipMemory, clip: Tensor, window: tuple[int, ...], layer: str = "layer") -> Tensor:
+def attend_window(memory: ClipMemory, clip: Tensor, window: Sequence[int], layer: str = "layer") -> Tensor:
     """Attend within a window of a clip with the memory."""
     return attend(clip[:, :, list(window)], lambda coarse: memory.complete(layer, SIDES, window, coarse))
 
 
+def fill(memory: ClipMemory, clip: Tensor, layer: str = "layer") -> None:
+    """Fill the memory by windows of three frames, which see themselves alone."""
+    memory.is_filling = True
+    for window in memory.windows(3):
+        assert torch.equal(attend_window(memory, clip, window, layer), attend(clip[:, :, window]))
+    memory.is_filling = False
+
+
 def test_a_window_of_the_whole_clip_is_the_clip() -> None:
+    """Whatever is held of it."""
+    memory, whole = ClipMemory(FRAMES, R), tuple(range(FRAMES))
+    fill(memory, draw_clip(seed=1))
+    assert torch.equal(attend_window(memory, draw_clip(), whole), attend(draw_clip()))
+
+
+def test_windows_see_the_whole_clip_as_it_was_held() -> None:
+    """In any order of their frames, and where windows overlap; taking changes nothing of what is held."""
     clip, memory = draw_clip(), ClipMemory(FRAMES, R)
-    whole = tuple(range(FRAMES))
-    for seed in range(2):
-        clip = draw_clip(seed=seed)
-        assert torch.equal(attend_window(memory, clip, whole), attend(clip))
-
-
-def test_windows_of_a_clip_that_stands_still_are_the_clip() -> None:
-    """Also in any order of its frames, and where windows overlap."""
-    clip, memory = draw_clip(), ClipMemory(FRAMES, R)
-    expected = attend(clip)
-    first = [attend_window(memory, clip, window) for window in WINDOWS]
-    assert not torch.allclose(first[0], expected[:, list(WINDOWS[0])]), "nothing is remembered yet"
-    torch.testing.assert_close(first[-1], expected[:, list(WINDOWS[-1])])
-    for window in WINDOWS:
-        torch.testing.assert_close(attend_window(memory, clip, window), expected[:, list(window)])
-
-
-def test_the_other_frames_are_as_they_were_seen_last() -> None:
-    before, now, memory = draw_clip(seed=1), draw_clip(seed=2), ClipMemory(FRAMES, R)
-    for window in WINDOWS:
-        attend_window(memory, before, window)
-    seen = before.clone()
-    for window in WINDOWS:
-        seen[:, :, list(window)] = now[:, :, list(window)]
-        torch.testing.assert_close(attend_window(memory, now, window), attend(seen)[:, list(window)])
+    assert not torch.allclose(attend_window(memory, clip, WINDOWS[0]), attend(clip)[:, list(WINDOWS[0])])
+    for seed in (1, 2):
+        held = draw_clip(seed=seed)
+        fill(memory, held)
+        for window in WINDOWS:
+            seen = held.clone()
+            seen[:, :, list(window)] = clip[:, :, list(window)]
+            torch.testing.assert_close(attend_window(memory, clip, window), attend(seen)[:, list(window)])
 
 
 def test_layers_and_sides_are_held_apart() -> None:
-    clip, other, memory = draw_clip(), draw_clip(seed=3), ClipMemory(FRAMES, R)
-    for window in WINDOWS:
-        attend_window(memory, clip, window)
-        attend_window(memory, other, window, "another layer")
-    row = clip[:, :1, list(WINDOWS[0])]
-    alone = attend(row, lambda coarse: memory.complete("layer", SIDES[:1], WINDOWS[0], coarse))
-    torch.testing.assert_close(alone, attend(clip)[:1, list(WINDOWS[0])])
+    clip, memory = draw_clip(), ClipMemory(FRAMES, R)
+    fill(memory, clip)
+    fill(memory, draw_clip(seed=3), "another layer")
+    row = clip[:, 1:, list(WINDOWS[0])]
+    alone = attend(row, lambda coarse: memory.complete("layer", SIDES[1:], WINDOWS[0], coarse))
+    torch.testing.assert_close(alone, attend(clip)[1:, list(WINDOWS[0])])
 
 
 @pytest.mark.parametrize(("frames", "step"), [(16, 1), (17, 2), (40, 3)])
 def test_of_a_long_clip_evenly_spaced_frames_are_held(frames: int, step: int) -> None:
     """As many as have the coarse tokens of four whole frames."""
-    clip, memory = draw_clip(frames), ClipMemory(frames, R)
-    for _ in range(2):
-        for first in range(0, frames - 4, 2):
-            found = attend_window(memory, clip, tuple(range(first, first + 4)))
-    last = list(range(first, first + 4))
-    seen = last + [frame for frame in range(0, first, step)]
-    torch.testing.assert_close(found, attend(clip[:, :, seen])[:, :4])
+    clip, memory, window = draw_clip(frames), ClipMemory(frames, R), [4, 5, 6, 7]
+    fill(memory, clip)
+    seen = window + [frame for frame in range(0, frames, step) if frame not in window]
+    torch.testing.assert_close(attend_window(memory, clip, window), attend(clip[:, :, seen])[:, :4])
+
+
+def test_the_windows_that_fill_it_are_spread_over_the_clip() -> None:
+    assert ClipMemory(7, R).windows(3) == [[0, 3, 6], [1, 4], [2, 5]]
+    assert ClipMemory(40, R).windows(7) == [list(range(0, 40, 6)), list(range(3, 40, 6))]
