@@ -35,7 +35,7 @@ FRAMES, CUT, STEPS, CFG, CFG_END = 24, (8, 2), 8, 3.0, 0.5
 MEMORY, KINDS = "memory", ("colour", "shape", "background")
 WHOLE, SEEING, BLIND = "no windows", "windows with the memory", "windows without it"
 SEAM, CONSTANT = 1.1, 1.05
-LONG, WINDOW, OVERLAP, SIZES = (64, 128, 256), 16, 4, (16, 64)
+LONG, WINDOW, OVERLAP, SIZES = (64, 128, 256), 16, 4, (64,)
 SIGMAS = (5.0, 0.0)
 
 
