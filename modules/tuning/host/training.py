@@ -71,13 +71,15 @@ class Tuning(Session[Tune]):
         return self.call(x, sigma, rows_of(self.given, frames))
 
     def preview(self, settings: PreviewSettings) -> Preview:
-        """Return what draws the edit as it would be now."""
+        """Return what draws the edit as it would be now, of the clip's first frames, as many as a step takes."""
+        seen = slice(self.tuner.settings.memory.frames_of(len(self.x_0)))
         sides = {
-            name: condition(self.copy, getattr(settings, name), self.x_0, name) for name in ("positive", "negative")
+            name: rows_of(condition(self.copy, getattr(settings, name), self.x_0, name), seen)
+            for name in ("positive", "negative")
         }
         denoisers = {name: partial(self.preview_call, given=given) for name, given in sides.items()}
         clip = self.tuner.objective.clip
-        return Preview(settings, self.copy, self.bank, self.x_0, clip.sigma_table, clip.prediction, **denoisers)
+        return Preview(settings, self.copy, self.bank, self.x_0[seen], clip.sigma_table, clip.prediction, **denoisers)
 
     def preview_call(self, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> Tensor:
         """Predict x_0 for a preview; as in sampling the patch acts in its part of it alone."""

@@ -17,6 +17,7 @@ from consistent_video.modules.tuning.host import preview, private_copy, progress
 from consistent_video.modules.tuning.host.apply import apply_tune
 from consistent_video.modules.tuning.host.preview import PreviewSettings
 from consistent_video.modules.tuning.host.tune_inputs import TuneInputs
+from consistent_video.modules.tuning.settings import TuneSettings
 
 from ..small import EDIT, EMPTY, FRAMES, HEIGHT, SOURCE, WIDTH, clip_latent
 from .tuned import LONG, SETTINGS, assert_same_tuning, lively_model, patched, run
@@ -86,12 +87,19 @@ def test_a_preview_is_the_edit_that_the_tuned_model_makes(latent, monkeypatch) -
 
 
 def test_a_preview_minds_where_the_patch_acts() -> None:
-    def draw(percents: tuple[float, float]) -> list:
-        clip_model = attach(inflate(lively_model()), *method(EI2, 2, "area"), percents=percents)
-        with torch.inference_mode(False), private_copy.private_copy(clip_model) as copy:
-            tuning = training.Tuning(copy, clip_model, TuneInputs(SOURCE, clip_latent()), SETTINGS)
-            pictures = tuning.preview(preview.PreviewSettings(EDIT, EMPTY, 1, 3, 4.0)).draw()
-        return [picture.tobytes() for picture in pictures]
-
-    always, seldom, again = (draw(percents) for percents in ((0.0, 1.0), (0.3, 0.31), (0.0, 1.0)))
+    always, seldom, again = (draw(percents=percents) for percents in ((0.0, 1.0), (0.3, 0.31), (0.0, 1.0)))
     assert always == again and always != seldom
+
+
+def test_a_preview_of_a_long_clip_is_of_as_many_frames_as_a_step_takes() -> None:
+    assert draw(SETTINGS.changed(frames_per_step=3)) == draw(frames=3)
+
+
+def draw(settings: TuneSettings = SETTINGS, frames: int = FRAMES, **patch) -> list[bytes]:
+    """Return a preview's pictures before the tuning's first step, of the first frames of one clip."""
+    clip = {"samples": clip_latent()["samples"][:frames]}
+    clip_model = attach(inflate(lively_model()), *method(EI2, 2, "area"), **patch)
+    with torch.inference_mode(False), private_copy.private_copy(clip_model) as copy:
+        tuning = training.Tuning(copy, clip_model, TuneInputs(SOURCE, clip), settings)
+        pictures = tuning.preview(preview.PreviewSettings(EDIT, EMPTY, 1, 3, 4.0)).draw()
+    return [picture.tobytes() for picture in pictures]
