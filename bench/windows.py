@@ -24,7 +24,7 @@ from ..modules.judging.scorecard import seam_score, warp_error
 from ..modules.sampling.host import SampleSettings, sample_clip
 from ..modules.tuning.host.learned import sdpa_override
 from .document import judge, write_section
-from .memory_count import MIB, measured_peak
+from .memory_count import MIB, extra_memory, measured_peak
 from .performance import Row, Setting, complete_rows, read_setting
 from .sd15 import load, make_latent, make_model, make_prompt
 from .table import write_table
@@ -32,16 +32,17 @@ from .tasks import Truth, draw_task
 from .world import World
 
 FRAMES, CUT, STEPS, CFG, CFG_END = 24, (8, 2), 8, 3.0, 0.5
-MEMORY, KINDS = "memory", ("colour", "shape", "background")
+DEMO_MEMORY, MEMORY, KINDS = "memory of the demo model", "memory", ("colour", "shape", "background")
 WHOLE, SEEING, BLIND = "no windows", "windows with the memory", "windows without it"
 SEAM, CONSTANT = 1.1, 1.05
-LONG, WINDOW, OVERLAP, SIZES = (64, 128, 256), 16, 4, (64,)
+WINDOW, OVERLAP = 16, 4
+LONG = {DEMO_MEMORY: (16, (64, 128, 256)), MEMORY: (64, (64, 128))}  # sizes of the latent, and numbers of frames
 SIGMAS = (5.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Case(Setting):
-    """One measurement: the seams of a kind of edit, or memory at a size and a number of frames."""
+    """One measurement: the seams of a kind of edit, or memory of one of the models."""
 
     what: str
 
@@ -78,17 +79,30 @@ def seams_of(kind: str, frames: int) -> dict[str, tuple[float | None, float]]:
     return {WHOLE: edit(whole), SEEING: edit(cut), BLIND: blind}
 
 
+def step_in_windows(model: ModelPatcher, frames: int, size: int, prompt: list) -> None:
+    """Sample a clip by one step, in windows."""
+    given = sampler_object("euler"), torch.tensor(SIGMAS), CFG, prompt, prompt
+    run_sampler(in_windows(model, WINDOW, OVERLAP), make_latent(frames, size)["samples"], *given)
+
+
+def demo_peak(device: str, frames: int, size: int) -> int:
+    """Return the bytes held at most by a step of the demo model, beyond the model's."""
+    world = World()
+    model, prompt = attach(inflate(world.model), *method(EI2)), world.prompt("")
+    with torch.no_grad():
+        load([model])
+        return extra_memory(lambda: step_in_windows(model, frames, size, prompt), torch.device(device))
+
+
 def windowed_peak(device: str, frames: int, size: int) -> int:
-    """Return the bytes held at most, beyond the model's, by a sampling step of a clip in the host's windows."""
+    """Return the bytes held at most by a step of SD1.5's UNet, beyond the model's."""
     with torch.no_grad(), measured_peak(device) as peak:
         model = attach(inflate(make_model(peak.dtype)), *method(EI2))
         load([model])
         peak.begin()
         held = peak.now()
-        model = in_windows(model, WINDOW, OVERLAP)
         model.model_options["transformer_options"]["optimized_attention_override"] = sdpa_override
-        given = sampler_object("euler"), torch.tensor(SIGMAS), CFG, make_prompt(), make_prompt()
-        run_sampler(model, make_latent(frames, size)["samples"], *given)
+        step_in_windows(model, frames, size, make_prompt())
         found = peak.end() - held
     unload_all_models()
     return found
@@ -96,8 +110,9 @@ def windowed_peak(device: str, frames: int, size: int) -> int:
 
 def run_case(case: Case) -> Row:
     """Measure seams or memory."""
-    if case.what == MEMORY:
-        return {"bytes": windowed_peak(case.device, case.frames, case.size)}
+    if case.what in LONG:
+        peak = demo_peak if case.what == DEMO_MEMORY else windowed_peak
+        return {"bytes": peak(case.device, case.frames, case.size)}
     return {"seams": seams_of(case.what, case.frames)}
 
 
@@ -105,7 +120,8 @@ def measure_windows(options: argparse.Namespace) -> None:
     """Measure what is not measured yet, and write the section."""
     setting = read_setting(options, cpu_size=16, cpu_frames=FRAMES, gpu_frames=FRAMES)
     cases = [Case(**asdict(setting), what=kind) for kind in KINDS]
-    cases += [Case(**{**asdict(setting), "frames": n, "size": size}, what=MEMORY) for size in SIZES for n in LONG]
+    for what, (size, lengths) in LONG.items():
+        cases += [Case(**{**asdict(setting), "frames": n, "size": size}, what=what) for n in lengths]
     rows = complete_rows("windows", options, cases, run_case)
     write_section(options.document, "windows", make_section(setting, rows))
 
@@ -119,13 +135,14 @@ def make_section(setting: Setting, rows: Sequence[Row]) -> str:
         spread = f"{mean:.3g} ({min(scores):.3g} to {max(scores):.3g})"
         body.append([name, spread, *judge(mean, SEAM if name == SEEING else None), f"{fmean(errors):.3g}"])
     memory = []
-    for size in SIZES:
-        held = {row["frames"]: row["bytes"] for row in rows if "bytes" in row and row["size"] == size}
-        for n, found in held.items():
-            first, latent = held[LONG[0]], 4 * 4 * size**2  # bytes of a frame's latent in float32
-            added = f"{(found - first) / (n - LONG[0]) / latent:.3g}" if n > LONG[0] else ""
-            cells = [f"{8 * size}²", str(n), f"{found / MIB:.4g}", f"{found / first:.3g}"]
-            memory.append([*cells, *judge(found / first, CONSTANT), added])
+    for what, name in ((DEMO_MEMORY, "the demo model"), (MEMORY, "SD1.5")):
+        size, lengths = LONG[what]
+        held = {row["frames"]: row["bytes"] for row in rows if row["what"] == what}
+        first, latent = held[lengths[0]], 4 * 4 * size**2  # bytes of a frame's latent in float32
+        for n in lengths:
+            added = f"{(held[n] - first) / (n - lengths[0]) / latent:.3g}" if n > lengths[0] else ""
+            cells = [f"{name}, {8 * size}²", str(n), f"{held[n] / MIB:.4g}", f"{held[n] / first:.3g}"]
+            memory.append([*cells, *judge(held[n] / first, CONSTANT), added])
     how = "measured" if setting.device == "cuda" else "accounted, not measured"
     return "\n".join(
         [
@@ -136,10 +153,10 @@ def make_section(setting: Setting, rows: Sequence[Row]) -> str:
             "",
             write_table(["", "seam score", "target", "met", "warp error × 1000"], body),
             "",
-            f"Memory: EI², r = 4, in windows of {WINDOW} frames that overlap by {OVERLAP}, SD1.5's structure: held at "
-            f"most beyond the model, {how}. *Latents a frame*: what each frame beyond {LONG[0]} adds, in latents of a "
-            "frame; the sampler itself holds some of the whole clip.",
+            f"Memory: EI², r = 4, a guided step in windows of {WINDOW} frames that overlap by {OVERLAP}: held at most "
+            f"beyond the model, {how}. *Latents a frame*: what each further frame adds, in latents of a frame; the "
+            "sampler itself holds some of the whole clip.",
             "",
-            write_table(["pixels", "frames", "MiB", f"× {LONG[0]} frames", "target", "met", "latents a frame"], memory),
+            write_table(["", "frames", "MiB", "× fewest", "target", "met", "latents a frame"], memory),
         ]
     )

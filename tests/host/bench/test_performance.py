@@ -32,7 +32,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     monkeypatch.setattr(sd15, "UNET", NARROW)
     monkeypatch.setattr(sd15, "VAE_CHANNELS", (32, 32, 32, 32))
     monkeypatch.setattr(sd15, "TEXT_LAYERS", 1)
-    small = {"LONG": (3, 4), "WINDOW": 2, "OVERLAP": 1, "SIZES": (8,), "KINDS": ("colour",), "STEPS": 2, "CUT": (3, 1)}
+    small = {"WINDOW": 2, "OVERLAP": 1, "KINDS": ("colour",), "STEPS": 2, "CUT": (3, 1)}
+    small["LONG"] = {what: (8, (3, 4)) for what in windows.LONG}
     for name, value in small.items():
         monkeypatch.setattr(windows, name, value)
     monkeypatch.setattr(memory, "FRAMES", (4,))
