@@ -80,9 +80,11 @@ def seams_of(kind: str, frames: int) -> dict[str, tuple[float | None, float]]:
 
 
 def step_in_windows(model: ModelPatcher, frames: int, size: int, prompt: list) -> None:
-    """Sample a clip by one step, in windows."""
+    """Sample a clip by one step, in windows, with PyTorch's attention."""
+    model = in_windows(model, WINDOW, OVERLAP)
+    model.model_options["transformer_options"]["optimized_attention_override"] = sdpa_override
     given = sampler_object("euler"), torch.tensor(SIGMAS), CFG, prompt, prompt
-    run_sampler(in_windows(model, WINDOW, OVERLAP), make_latent(frames, size)["samples"], *given)
+    run_sampler(model, make_latent(frames, size)["samples"], *given)
 
 
 def demo_peak(device: str, frames: int, size: int) -> int:
@@ -101,7 +103,6 @@ def windowed_peak(device: str, frames: int, size: int) -> int:
         load([model])
         peak.begin()
         held = peak.now()
-        model.model_options["transformer_options"]["optimized_attention_override"] = sdpa_override
         step_in_windows(model, frames, size, make_prompt())
         found = peak.end() - held
     unload_all_models()
