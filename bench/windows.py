@@ -32,7 +32,7 @@ from .tasks import Truth, draw_task
 from .world import World
 
 FRAMES, CUT, STEPS, CFG, CFG_END = 24, (8, 2), 8, 3.0, 0.5
-DEMO_MEMORY, MEMORY, KINDS = "memory of the demo model", "memory", ("colour", "shape", "background")
+DEMO_MEMORY, MEMORY, KINDS = "memory of the demo model", "memory", ("colour", "shape")
 WHOLE, SEEING, BLIND = "no windows", "windows with the memory", "windows without it"
 SEAM, CONSTANT = 1.1, 1.05
 WINDOW, OVERLAP = 16, 4
