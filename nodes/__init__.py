@@ -13,7 +13,7 @@ from .judge import CompareGrid, EditScorecard
 from .patch import STAMFFAMPatch
 from .plan import FitPlanner
 from .prompt import ApplyPromptTokens, LoadPromptTokens, SavePromptTokens, TunePromptTokens
-from .report import CovariateShiftReport, InversionStability, ReconstructionReport
+from .report import CovariateShiftReport, InspectVideoModel, InversionStability, ReconstructionReport
 from .sample import ClipMotion, InterframeNoiseRelation, SmoothSample, SmoothSampler
 from .tune import OneShotTune
 from .tune_files import ApplyTune, LoadTune, SaveTune
@@ -50,6 +50,7 @@ NODES: list[type[io.ComfyNode]] = [
     EditScorecard,
     CompareGrid,
     InversionStability,
+    InspectVideoModel,
 ]
 
 

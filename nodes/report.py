@@ -1,4 +1,4 @@
-"""Reports: Covariate Shift Report, Reconstruction Report, Inversion Stability."""
+"""Reports: Covariate Shift Report, Reconstruction Report, Inversion Stability, Inspect Video Model."""
 
 from dataclasses import asdict
 
@@ -8,6 +8,7 @@ from ..modules.files.strict_json import to_json
 from ..modules.inversion.host.stability import measure_stability
 from ..modules.inversion.stability import stability_text
 from ..modules.judging.covariate_shift import average_shift, shift_table, worst_shift
+from ..modules.judging.host.inspect import inspect_model
 from ..modules.judging.host.reconstruct import reconstruct
 from ..modules.judging.host.report import measure_clip
 from ..modules.judging.plot import plot_reconstruction, plot_shifts, plot_stability
@@ -163,3 +164,37 @@ class InversionStability(io.ComfyNode):
         data = {**asdict(found), "bound": found.bound, "bound_without_kappa": found.bound_without}
         report = stability_text(found, len(inversion["samples"]))
         return io.NodeOutput(report, plot_stability(found), to_json(data))
+
+
+class InspectVideoModel(io.ComfyNode):
+    """What is attached to a model."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "InspectVideoModel",
+            display_name="Inspect Video Model",
+            category=MENU + "report",
+            description="Lists what this pack and other nodes attached to a model, in which precision it computes, "
+            "what is known not to go together, what to do about it, and the memory that sampling a clip takes. "
+            "Changes nothing and computes nothing on the GPU.",
+            search_aliases=["doctor", "diagnose", "debug", "conflict", "compatibility", "VRAM"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="Clip model or image model, as it goes into the inversion, the tuning or the edit."
+                ),
+                io.Latent.Input(
+                    "latent", optional=True, tooltip="The clip or its inversion: with it the memory is counted."
+                ),
+            ],
+            outputs=[
+                io.Model.Output("same_model", tooltip="The input itself."),
+                io.String.Output("report", tooltip="What was found, as Markdown."),
+                io.String.Output("data", tooltip="The same as JSON."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, latent=None) -> io.NodeOutput:
+        report, data = inspect_model(model, latent)
+        return io.NodeOutput(model, report, to_json(data))

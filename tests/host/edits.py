@@ -20,8 +20,10 @@ NOISES: tuple[Noise, ...] = get_args(Noise)
 FACTOR = 0.18215
 
 
-def patched(kind: type[Small] = Small, preset: str = EI2, r: int = 2, **options: Any) -> ModelPatcher:
-    return attach(inflate(random_model(kind)), *method(preset, r, "area", **options))
+def patched(
+    kind: type[Small] = Small, preset: str = EI2, r: int = 2, base: ModelPatcher | None = None, **options: Any
+) -> ModelPatcher:
+    return attach(inflate(base or random_model(kind)), *method(preset, r, "area", **options))
 
 
 def invert(model, latent, gamma: float = 0.0, direction: str = "both", positive=SOURCE, negative=EMPTY, **settings):

@@ -9,10 +9,10 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
+from ...clip_model.host.settings import CONTROL
 from ..maps import attend_by_maps, cross_maps, refine_maps, replace_maps, reweight, threshold_mask, word_map
 from .prompts import Prompts
 
-CONTROL = "consistent_video_control"
 RUN, CALL = f"{CONTROL}_run", f"{CONTROL}_call"
 SELF_SCALE = 2  # self-attention follows in layers of half the latent's sides and less, as in FateZero
 MASK_SCALE, LEAST_MASK = 4, 8  # of the latent's sides: prompt-to-prompt takes 16 x 16 maps of a latent of 64 x 64

@@ -15,10 +15,11 @@ from comfy.samplers import encode_model_conds
 from torch import Tensor
 
 from ...clip_model.host.bank import transformer_blocks
+from ...clip_model.host.settings import CONTROL
 from ...clip_model.host.windows import WINDOW, frames_of_window
 from ...inversion.host.invert import inversion_of, trajectory
 from ...tuning.host.tune_inputs import NOT_TUNED_WITH
-from .call import CALL, CONTROL, RUN, Call, Control, ControlSettings, Run, attend_cross, attend_self
+from .call import CALL, RUN, Call, Control, ControlSettings, Run, attend_cross, attend_self
 from .prompts import Prompts
 
 BLEND_FROM = 0.2  # part of the steps from which prompt-to-prompt blends: earlier maps are too vague

@@ -18,6 +18,7 @@ from ..attention.spatial import SpatialConfig
 from ..temporal import TemporalConfig
 from .bank import TemporalBank, transformer_blocks
 from .calls import OURS, attend_block, begin_call, prepare_call
+from .conflicts import check_sampling, refuse_conflicts
 from .settings import KEY, ClipSettings, clip_settings
 from .windows import begin_sampling, evaluate_window, predict_step
 
@@ -66,6 +67,7 @@ def inflate(model: ModelPatcher, num_frames: int = 0) -> ModelPatcher:
     for kind, wrapper in WRAPPERS.items():
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
+    clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, check_sampling)
     options = clone.model_options["transformer_options"]
     options[KEY] = replace(options.get(KEY, ClipSettings()), num_frames=num_frames)
     return clone
@@ -94,7 +96,8 @@ def attach(
         tensors: weights of the temporal modules, by the host's block paths; None = as they start.
 
     Raises:
-        ValueError: the model is not inflated, carries a tune, or the part of sampling is empty.
+        ValueError: the model is not inflated, carries a tune or what does not go together with it, or the part of
+            sampling is empty.
     """
     attached = clip_settings(model)
     sigmas = sigmas_of(model, percents)
@@ -106,13 +109,15 @@ def attach(
     clone = detach(model)
     blocks = transformer_blocks(clone.model.diffusion_model)
     spatial = spatial if spatial_strength > 0 else None
-    if spatial is not None:
-        for place in dict.fromkeys(block.place for block in blocks):
-            clone.set_model_attn1_replace(attend_block, *place)
     bank = None
     if temporal is not None and temporal_strength > 0:
         bank = TemporalBank(blocks, temporal, tensors)
         bank.to(clone.model.get_dtype_inference()).eval().requires_grad_(False)
+    refuse_conflicts(clone, ClipSettings(spatial=spatial, temporal=bank))
+    if spatial is not None:
+        for place in dict.fromkeys(block.place for block in blocks):
+            clone.set_model_attn1_replace(attend_block, *place)
+    if bank is not None:
         patcher = comfy.model_patcher.CoreModelPatcher(bank, clone.load_device, clone.offload_device)
         clone.set_additional_models(KEY, [patcher])
     if spatial is not None or bank is not None:

@@ -65,6 +65,12 @@ def attend_block(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any])
     grid = Grid(extra_options["n_heads"], count_frames(extra_options, len(q)), height, width)
     if settings.spatial is None:
         return attend(q, k, v, grid.heads)
+    if k.shape[1] != q.shape[1]:
+        raise ValueError(
+            f"Self-attention got {k.shape[1]} keys where the feature map has {q.shape[1]} tokens. Another node's attn1 "
+            "patch (StyleAligned and Reference are such) adds keys, whose places attention across frames would need. "
+            "Remove it from the model, or set attention_strength of STAM/FFAM Patch to 0."
+        )
     complete = completion(extra_options, grid.frames)
     attended = attend_across_frames(settings.spatial, q, k, v, grid, attend, settings.rebuild, complete)
     if settings.spatial_strength == 1:

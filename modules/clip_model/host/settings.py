@@ -12,6 +12,7 @@ from ..frames import frames_per_clip
 from .bank import TemporalBank
 
 KEY = "consistent_video"
+CONTROL = f"{KEY}_control"  # of Attention Control
 ALWAYS = (math.inf, 0.0)
 
 

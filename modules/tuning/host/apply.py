@@ -7,7 +7,7 @@ from comfy.model_patcher import ModelPatcher
 from ...clip_model.attention.spatial import SpatialConfig
 from ...clip_model.host.attach import attach, inflate
 from ...clip_model.host.bank import temporal_key, transformer_blocks
-from ...clip_model.host.settings import KEY, clip_settings
+from ...clip_model.host.settings import KEY, ClipSettings, clip_settings
 from ...clip_model.temporal import TemporalConfig
 from ..weights import Tune
 
@@ -29,8 +29,8 @@ def apply_tune(
         progress: how far into its tuning the tune is taken, 0 ... 1, see `Tune.at`.
 
     Raises:
-        ValueError: the model has another structure (names the first key that differs and both shapes) or the tune
-            already, or the tune has no snapshots for its progress.
+        ValueError: the model has another structure (names the first key that differs and both shapes), the tune
+            already or one that this was not made on, or the tune has no snapshots for its progress.
     """
     if KEY not in model.model_options["transformer_options"]:
         model = inflate(model)
@@ -41,6 +41,7 @@ def apply_tune(
             "before One-Shot Tune or Apply Tune."
         )
     check_structure(model, tune)
+    check_order(clip_settings(model), tune)
     info = tune.info
     try:
         spatial = SpatialConfig(**info["spatial"]) if info["spatial"] else None
@@ -61,6 +62,16 @@ def apply_tune(
     added = clone.add_patches(differences, query_strength)
     assert len(added) == len(differences), "keys were checked above"
     return clone
+
+
+def check_order(attached: ClipSettings, tune: Tune) -> None:
+    """Raise ValueError where a model carries a tune whose temporal modules a tune made without it would throw away."""
+    is_tuned = attached.temporal is not None and attached.temporal.is_tuned
+    if is_tuned and attached.tunes[-1] not in tune.info.get("tunes", ()):
+        raise ValueError(
+            "model carries another tune, whose temporal modules this one would throw away: it was not made on a model "
+            "with that tune. Apply each to the model as it was before Apply Tune or One-Shot Tune."
+        )
 
 
 def check_structure(model: ModelPatcher, tune: Tune) -> None:

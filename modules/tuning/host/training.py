@@ -45,6 +45,7 @@ class Tuning(Session[Tune]):
             "temporal": asdict(config) if config else None,
             "temporal_strength": clip.temporal_strength,
             "percents": list(clip.percents),
+            **({"tunes": list(clip.tunes)} if clip.tunes else {}),
         }
         self.snapshots = {0: halved(self.learned.temporal_tensors())} if settings.snapshots else {}
         self.shown = self.preview(inputs.preview) if inputs.preview is not None else None

@@ -22,6 +22,7 @@ NODES = (
     "FitPlanner",
     "ImportTuneAVideo",
     "InflateUNet",
+    "InspectVideoModel",
     "InterframeNoiseRelation",
     "InversionStability",
     "LoadDemoModel",
