@@ -260,7 +260,10 @@ class InvertedClipSampler(ClipSampler):
             generator = torch.Generator().manual_seed(settings.seed)
             self.extra_options = {"options": SamplingOptions(relating, on_state, settings.eta, generator)}
             given = model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
-            sampled = super().sample(*given)
+            try:
+                sampled = super().sample(*given)
+            finally:
+                self.extra_options = {}  # a circle through `on_state`, which would keep the model and the states
         if self.sigmas[-1] == inversion.sigmas[-1]:
             sampled = state_to_latent(sampled, sigmas[-1])
         texture = relating.texture

@@ -42,6 +42,9 @@ def edited(model, inversion) -> Tensor:
 def the_base_model_stays(base):
     """Check after each test that the shared model has its weights to the bit, no hooks, methods or options."""
     yield
+    comfy.model_management.load_models_gpu(
+        [base]
+    )  # the host takes patches of weights out where it loads the next model
     comfy.model_management.unload_all_models()
     expected = lively_model().model.state_dict()
     weights = base.model.state_dict()

@@ -1,6 +1,7 @@
 """What conditionings and guiders bring along, graphs in any order, and what remains of them."""
 
 import gc
+import weakref
 from typing import Any
 
 import comfy.sd
@@ -108,9 +109,23 @@ def test_graphs_in_either_order_and_again_give_the_same(base, model, inversion, 
     assert torch.equal(edit(model, inversion), edited)
 
 
+def test_a_clip_model_goes_with_its_last_user(base, inversion) -> None:
+    """Memory must not wait for the garbage collector."""
+    made = patched(base=base)
+    alive = weakref.ref(made)
+    gc.collect()
+    gc.disable()
+    try:
+        edit(made, inversion, relation=relation(), end_step=1)
+        del made
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
 def count_tensors() -> int:
     gc.collect()
-    return sum(isinstance(kept, Tensor) for kept in gc.get_objects())
+    return sum(issubclass(type(kept), Tensor) for kept in gc.get_objects())
 
 
 def test_nothing_remains_of_a_graph_that_was_run(base, inversion) -> None:
