@@ -207,8 +207,8 @@ def tuning_settings(task: Task) -> Workflow:
             "3 Plan",
             "The planner counts what the clip needs before anything runs, and changes what is needed to fit; set "
             "budget_gib to try another card. chunking, gradient_checkpointing and frames_per_step save memory. "
-            "Schedule, warm-up and min-SNR are not in the papers. Inspect lists what is attached to the model, and what "
-            "does not go together.",
+            "Schedule, warm-up and min-SNR are not in the papers. Inspect lists what is attached to the model, and "
+            "what does not go together.",
         ),
         INFLATE,
         PATCH,
