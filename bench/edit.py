@@ -25,8 +25,10 @@ from .world import Row, World
 def choose(rows: Rows, options: argparse.Namespace) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Choose the hyper-parameters on the validation clips, one choice after the other.
 
-    Of the values whose edits are right, in what they change and in what they keep alike, within CLOSE of the best, the
-    one with the least warp error is taken; without validation clips, or where no measured method takes them, the first.
+    Of the values whose edits are right, in what they change and in what they keep alike, within CLOSE of the best,
+    those with the least warp error are taken, within a part CLOSE of it, and of these the one whose edits are most
+    right. What no measured method takes keeps the first value; without validation clips nothing is searched, and the
+    values are those that the search once led to.
 
     Returns:
         Values by name, and what was measured of each combination.
@@ -50,8 +52,11 @@ def choose(rows: Rows, options: argparse.Namespace) -> tuple[dict[str, float], l
                     entry[key].append(row[key])
             say(f"validation  {', '.join(choice.names)}  {clip}")
         right = [(fmean(entry["obeyed"]) + fmean(entry["kept"])) / 2 for entry in found]
-        good = [entry for entry, share in zip(found, right, strict=True) if share >= max(right) - CLOSE]
-        chosen |= min(good, key=lambda entry: fmean(entry["warp_error"]))["values"]
+        error = [fmean(entry["warp_error"]) for entry in found]
+        good = [n for n in range(len(found)) if right[n] >= max(right) - CLOSE]
+        least = min(error[n] for n in good)
+        steady = [n for n in good if error[n] <= (1 + CLOSE) * least]
+        chosen |= found[max(steady, key=lambda n: (right[n], -error[n]))]["values"]
         measured += found
     return chosen, measured
 
