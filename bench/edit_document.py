@@ -111,8 +111,8 @@ def validation_lines(measured: Sequence[Mapping[str, Any]], chosen: Mapping[str,
         f"Chosen on {count} validation clips of other seeds, whose objects are pairs of colour and shape that the "
         f"model was trained on: {values}. Of the values whose edits are right (mean of *obeyed* and *kept*) within "
         f"{CLOSE:g} of the best, those with a mean warp error within {CLOSE:.0%} of the least are taken, and of these "
-        "the one whose edits are most right; all methods that have the parameter get the same value. denoise 0 is the start matched to the latent's size, "
-        f"denoise {HALF:g} starts at half its sigma.",
+        "the one whose edits are most right; all methods that have the parameter get the same value. denoise 0 is the "
+        f"start matched to the latent's size, denoise {HALF:g} starts at half its sigma.",
         "",
         "Means ± standard errors of *obeyed*, otherwise medians (quartiles):",
         "",
