@@ -29,7 +29,8 @@ def apply_in_chunks(
     x = inputs[0]
     if recompute and torch.is_grad_enabled():
         layer = partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
-    parts = math.ceil(inner * x.nbytes / (FAR * CHUNK_BYTES if is_far else CHUNK_BYTES))
+    size = x.numel() * x.element_size()  # nbytes fails where torch.compile makes the sizes symbols
+    parts = math.ceil(inner * size / (FAR * CHUNK_BYTES if is_far else CHUNK_BYTES))
     if parts <= 1:
         return layer(*inputs)
     split = zip(*(given.tensor_split(min(parts, len(x))) for given in inputs), strict=True)

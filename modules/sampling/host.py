@@ -94,9 +94,9 @@ class SampleSettings:
 
 
 def check_mask(mask: Tensor | None) -> None:
-    """Raise ValueError where a mask is connected that is none, before anything is sampled."""
-    if mask is not None:
-        read_mask(mask)
+    """Raise ValueError where a mask is connected that is none or selects nothing, before anything is sampled."""
+    if mask is not None and not read_mask(mask).any():
+        raise ValueError("mask selects nothing: it is black everywhere. White is where it acts; invert it if needed.")
 
 
 class Relating:

@@ -17,8 +17,9 @@ from torch import Tensor
 from ...clip_model.host.bank import transformer_blocks
 from ...clip_model.host.settings import CONTROL
 from ...clip_model.host.windows import WINDOW, frames_of_window
+from ...diffusion.host.run import CACHE
 from ...inversion.host.invert import inversion_of, trajectory
-from ...tuning.host.tune_inputs import NOT_TUNED_WITH
+from ...tuning.host.tune_inputs import check_plain
 from .call import CALL, RUN, Call, Control, ControlSettings, Run, attend_cross, attend_self
 from .prompts import Prompts
 
@@ -50,6 +51,9 @@ def check_run(control: Control, options: dict[str, Any], positive: list) -> None
     Raises:
         ValueError: naming it.
     """
+    cache = options["transformer_options"].get(CACHE)
+    if cache is not None:
+        raise ValueError(f"Attention Control needs every step of the model, and {cache.name} skips some. Remove it.")
     if any("area" in cond for cond in positive):
         raise ValueError("Attention Control does not know prompts for an area. Use a mask, or a prompt for all of it.")
     taken = options["transformer_options"].get("patches_replace", {}).get("attn2", {})
@@ -138,11 +142,7 @@ def attach_control(
         ValueError: the inversion is not the model's, or the conditioning carries more than a prompt.
     """
     inversion = inversion_of(latent, model)
-    if len(positive) != 1:
-        raise ValueError(f"source_positive has {len(positive)} conditionings; one prompt for the whole clip is needed.")
-    ignored = [key for key in NOT_TUNED_WITH if key in positive[0][1]]
-    if ignored:
-        raise ValueError(f"source_positive carries {', '.join(ignored)}. Connect the plain source prompt.")
+    check_plain(positive, inversion.num_frames, "source_positive")
     clone = model.clone()
     for kind, wrapper in (
         (WrappersMP.SAMPLER_SAMPLE, begin_sampling),

@@ -98,9 +98,15 @@ def clip_latent(model: ModelPatcher, latent: dict[str, Any], num_frames: int, na
     """Return a clip's VAE latent, shape (f, c, h, w).
 
     Raises:
-        ValueError: it is not a batch of image latents of one clip, is empty, or is an inversion.
+        ValueError: it is not a batch of image latents of one clip, is empty or masked, or is an inversion.
     """
     samples = fitting_latents(model, latent, num_frames, name)
+    if "noise_mask" in latent:
+        raise ValueError(
+            f"{name} has a noise mask, from Set Latent Noise Mask or VAE Encode (for Inpainting), which would have no "
+            "effect. Take the latent from VAE Encode; connect the mask to Smooth Sample to edit a part of the "
+            "pictures, to One-Shot Tune to tune on it."
+        )
     if not samples.any():
         raise ValueError(f"{name} is an empty latent, all zeros. Encode the frames of the clip with the VAE.")
     if is_inverted(latent):

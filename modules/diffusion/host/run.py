@@ -1,6 +1,8 @@
 """Runs of the host's own sampler machinery, so that its conditionings and patches all apply."""
 
 import logging
+import math
+from typing import Any
 
 import comfy.sample
 import comfy.utils
@@ -10,7 +12,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import KSAMPLER
 from torch import Tensor
 
-from ...clip_model.host.settings import clip_settings
+from ...clip_model.host.settings import KEY, clip_settings
+
+CACHE = "easycache"  # the host's name of what EasyCache and LazyCache attach
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +30,69 @@ def run_sampler(
     )
 
 
+def check_prompts(states: Any, counts: tuple[int, ...], name: str) -> None:
+    """Raise ValueError where a batch of prompts is not one for all frames or one for each: ComfyUI would repeat it.
+
+    Args:
+        states: text states, shape (prompts, tokens, width), or None.
+        counts: how many prompts there may be, the clip's frames last.
+        name: of the input.
+    """
+    if isinstance(states, Tensor) and len(states) not in counts:
+        raise ValueError(
+            f"{name} has {len(states)} prompts and the clip {counts[-1]} frames. Give one for all frames or one for "
+            "each."
+        )
+
+
+def check_masks(conds: list[dict[str, Any]], counts: tuple[int, ...], name: str) -> None:
+    """Raise ValueError where the mask of a conditioning selects nothing, or is of another number of frames.
+
+    Args:
+        conds: conditionings, as the host's guiders hold them.
+        counts, name: as for `check_prompts`.
+    """
+    for mask in (cond["mask"] for cond in conds if "mask" in cond):
+        if len(mask) not in counts:
+            raise ValueError(
+                f"The mask on {name} has {len(mask)} frames and the clip {counts[-1]}. Give one for all frames or one "
+                "for each."
+            )
+        if not mask.any():
+            raise ValueError(
+                f"The mask on {name} selects nothing, so that its prompt would have no effect. White is where it acts; "
+                "invert it if needed."
+            )
+
+
+def check_ranges(conds: list[dict[str, Any]], sigmas: Tensor, name: str) -> None:
+    """Raise ValueError where no conditioning of a side acts at a noise level: ComfyUI would predict grey there.
+
+    Args:
+        conds: conditionings, as the host's guiders hold them; none = the guider has no such side.
+        sigmas: noise levels that the model is called at.
+        name: of the side.
+    """
+    for sigma in sigmas.tolist() if conds else ():
+        if not any(cond.get("timestep_end", 0) <= sigma <= cond.get("timestep_start", math.inf) for cond in conds):
+            raise ValueError(
+                f"No prompt of {name} acts at sigma {sigma:.4f}: Conditioning (Set Timestep Range) leaves it out. "
+                "Remove that node, or combine it with a prompt for the other steps."
+            )
+
+
 class ClipSampler(KSAMPLER):
-    """A sampler whose preview plays the clip, a frame with each step, where the host shows the first frame always."""
+    """A sampler of a clip: refuses what would have no effect on it, or cannot be.
+
+    Its preview plays the clip, a frame with each step, where the host shows the first frame always.
+    """
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ) -> Tensor:
         """Sample, see KSAMPLER."""
+        options = extra_args["model_options"]
+        self.check(model_wrap, options["transformer_options"], sigmas, len(noise))
 
         def show(step: int, x_0: Tensor, x: Tensor, total: int) -> None:
             frame = step % len(x_0) if step + 1 < total else 0  # the host keeps the last one as it is
@@ -40,6 +100,32 @@ class ClipSampler(KSAMPLER):
 
         given = model_wrap, sigmas, extra_args, callback and show, noise, latent_image, denoise_mask, disable_pbar
         return super().sample(*given)
+
+    def check(self, guider: Any, options: dict[str, Any], sigmas: Tensor, frames: int) -> None:
+        """Refuse conditionings that would act in part or not at all, and caches in an inversion.
+
+        Args:
+            guider: of the host, prepared for this sampling.
+            options: transformer options.
+            sigmas: noise levels, ascending in an inversion.
+            frames: of the clip.
+
+        Raises:
+            ValueError: naming them.
+        """
+        rises = bool(sigmas[0] < sigmas[-1])
+        if rises and CACHE in options:
+            raise ValueError(
+                f"model of the inversion carries {options[CACHE].name}, which knows falling noise levels alone. Connect "
+                "the model before that node to the inversion."
+            )
+        counts = (1, options[KEY].num_frames, frames) if KEY in options else (1, frames)
+        for name, conds in guider.conds.items():
+            for cond in conds:
+                check_prompts(cond.get("cross_attn"), counts, name)
+            check_masks(conds, counts, name)
+            if name != "negative" or getattr(guider, "cfg", 0) != 1:  # else the negative is not looked at
+                check_ranges(conds, sigmas[1:] if rises else sigmas[:-1], name)
 
 
 def warn_of_frames(model: ModelPatcher, frames: int) -> None:

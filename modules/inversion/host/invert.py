@@ -70,8 +70,7 @@ def invert_clip(
         start = model.model.process_latent_out(moved).to(start.dtype)
     noises = torch.stack(relation.noises[::-1])
     inversion = Inversion(sigmas, noises, samples, start, settings, model_digest(model))
-    kept = {key: value for key, value in latent.items() if key != "noise_mask"}  # means nothing for an inversion
-    return {**kept, **to_latent(inversion)}
+    return {**latent, **to_latent(inversion)}
 
 
 def trajectory(model: BaseModel, inversion: Inversion) -> Tensor:

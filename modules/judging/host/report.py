@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.samplers import KSAMPLER
 from einops import rearrange
 from torch import Tensor, nn
 
 from ...clip_model.host.bank import TemporalBank
 from ...clip_model.host.settings import ClipSettings, clip_settings, is_active
 from ...diffusion.host.latent import clip_latent, prediction_of, sigma_table
-from ...diffusion.host.run import run_sampler
+from ...diffusion.host.run import ClipSampler, run_sampler
 from ..covariate_shift import Shift, covariate_shift, position_norms
 
 
@@ -106,7 +105,7 @@ def measure_clip(
     if len(samples) < 2:
         raise ValueError("latent is a clip of 1 frame, which has no temporal covariance. Encode two frames or more.")
     eps = torch.randn(samples.shape, generator=torch.Generator().manual_seed(seed))
-    sampler, sigmas = KSAMPLER(call_once, {"eps": eps}), torch.tensor([sigma, 0.0])
+    sampler, sigmas = ClipSampler(call_once, {"eps": eps}), torch.tensor([sigma, 0.0])
     with measured(bank) as found:
         run_sampler(model, samples, sampler, sigmas, 1.0, positive, positive)
     if not all(found.values()):

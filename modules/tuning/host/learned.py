@@ -50,7 +50,8 @@ class Caller:
             features.begin()
         sigmas = sigma * x.new_ones(len(x))
         with self.computing:
-            return self.copy.model.apply_model(x, sigmas, transformer_options={**self.options, **options}, **given)
+            options = {**self.options, "sigmas": sigmas, **options}  # noise levels as the host's sampler tells them
+            return self.copy.model.apply_model(x, sigmas, transformer_options=options, **given)
 
 
 class Learned(nn.Module):

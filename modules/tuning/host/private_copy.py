@@ -12,6 +12,7 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from ..settings import Precision
+from .attached import check_attached, naming_patches
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -20,8 +21,10 @@ def check_tunable(model: ModelPatcher) -> None:
     """Refuse models that cannot be tuned.
 
     Raises:
-        ValueError: the model's loader cannot load it again, or its weights are too coarse.
+        ValueError: the model's loader cannot load it again, its weights are too coarse, or it carries what would have
+            no effect.
     """
+    check_attached(model)
     if model.cached_patcher_init is None:
         raise ValueError(
             "model comes from a loader that cannot load it a second time, which tuning needs. "
@@ -50,15 +53,23 @@ def check_precision(model: ModelPatcher) -> None:
 def private_copy(model: ModelPatcher) -> Iterator[ModelPatcher]:
     """Yield a copy of a model with weights of its own, wholly on the device and ready for gradients.
 
-    LoRA patches of the model are part of the copy's weights. Afterwards it is unloaded, whatever was raised.
+    LoRA patches of the model are part of the copy's weights. The host takes kernels that have a backward pass
+    meanwhile. Afterwards the copy is unloaded, whatever was raised.
+
+    Raises:
+        ValueError: ComfyUI does not let the model be loaded wholly, or what other nodes attached to it fails.
     """
     copy = model.clone(disable_dynamic=True, force_deepcopy=True)
+    in_training = comfy.model_management.in_training
     try:
+        comfy.model_management.in_training = True
         comfy.model_management.load_models_gpu([copy], force_full_load=True)
         if copy.model.model_lowvram:
             raise ValueError("model cannot be tuned while ComfyUI runs with --novram. Start ComfyUI without it.")
-        yield copy
+        with naming_patches(model):
+            yield copy
     finally:
+        comfy.model_management.in_training = in_training
         comfy.model_management.unload_model_and_clones(copy)
         gc.collect()  # what was tuned holds itself in a circle
         comfy.model_management.soft_empty_cache()

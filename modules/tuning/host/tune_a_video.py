@@ -27,6 +27,7 @@ from ..tune_a_video import (
 )
 from ..weights import Tune
 from .apply import apply_tune
+from .attached import refuse_injections
 from .private_copy import check_precision
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ def export_tune_a_video(model: ModelPatcher, tune: Tune, prefix: str) -> str:
         OSError: it could not be written.
     """
     check_exportable(tune.info)
+    refuse_injections(model)
     check_precision(model)
     unet = unet_weights(apply_tune(model, tune), patched=True)
     config = file_config(model.model.model_config.unet_config)

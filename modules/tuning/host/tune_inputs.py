@@ -9,10 +9,11 @@ from comfy.samplers import encode_model_conds
 from torch import Tensor
 
 from ...diffusion.host.latent import to_positions
+from ...diffusion.host.run import check_prompts
 from ..weights import Tune
 from .preview import PreviewSettings
 
-NOT_TUNED_WITH = ("control", "mask", "area", "gligen", "hooks", "timestep_start", "start_percent", "end_percent")
+SAMPLED_WITH = ("control", "mask", "area", "gligen", "hooks", "start_percent", "end_percent", "concat_latent_image")
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,28 @@ class TuneInputs:
     prompt: str = ""
 
 
-def condition(model: ModelPatcher, positive: list, x_0: Tensor, name: str = "positive") -> dict[str, Any]:
-    """Return the UNet's keyword arguments for a conditioning, one row for each frame."""
-    conds = encode_model_conds(model.model.extra_conds, convert_cond(positive), x_0, x_0.device, "positive")
-    if len(conds) != 1:
-        raise ValueError(f"{name} has {len(conds)} conditionings; tuning takes one prompt for the whole clip.")
-    ignored = [key for key in NOT_TUNED_WITH if key in conds[0]]
+def check_plain(conditioning: list, frames: int, name: str) -> None:
+    """Refuse what is more than a prompt for each frame of a clip, or one for all.
+
+    Raises:
+        ValueError: it has other prompts, or carries what only sampling uses.
+    """
+    if len(conditioning) != 1:
+        raise ValueError(f"{name} has {len(conditioning)} conditionings; one prompt for the whole clip is needed.")
+    ((states, values),) = conditioning
+    ignored = [key for key in SAMPLED_WITH if key in values]
     if ignored:
         raise ValueError(
-            f"{name} carries {', '.join(ignored)}, which tuning does not use. Connect the plain prompt here, and "
+            f"{name} carries {', '.join(ignored)}, which would have no effect here. Connect the plain prompt, and "
             "apply the rest to the edited prompt."
         )
+    check_prompts(states, (1, frames), name)
+
+
+def condition(model: ModelPatcher, positive: list, x_0: Tensor, name: str = "positive") -> dict[str, Any]:
+    """Return the UNet's keyword arguments for a conditioning, one row for each frame."""
+    check_plain(positive, len(x_0), name)
+    conds = encode_model_conds(model.model.extra_conds, convert_cond(positive), x_0, x_0.device, "positive")
     given = {key: cond.process_cond(batch_size=len(x_0)).cond for key, cond in conds[0]["model_conds"].items()}
     # Gradients may not pass tensors made in inference mode, but their copies.
     return {key: v.to(x_0.device).clone() if isinstance(v, Tensor) else v for key, v in given.items()}

@@ -10,9 +10,15 @@ from typing import Any
 import comfy.nested_tensor
 import pytest
 import torch
+from comfy_extras.nodes_custom_sampler import DisableNoise, Guider_Basic, SamplerCustomAdvanced
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+from nodes import ConditioningSetTimestepRange, SetLatentNoiseMask
 from torch import Tensor
 
+from consistent_video.modules.attention_control.host.call import ControlSettings
+from consistent_video.modules.attention_control.host.control import attach_control
 from consistent_video.modules.inversion.host.invert import INVERSION
+from consistent_video.modules.inversion.host.stability import measure_stability
 from consistent_video.modules.prompt_tokens.adapter import PromptAdapter
 from consistent_video.modules.sampling.host import SampleSettings
 from consistent_video.modules.tuning.settings import TuneSettings
@@ -24,6 +30,7 @@ from consistent_video.nodes.report import CovariateShiftReport, InversionStabili
 from consistent_video.nodes.sample import ClipMotion, InterframeNoiseRelation, SmoothSample, SmoothSampler
 from consistent_video.nodes.tune import OneShotTune
 
+from ..attention_control.controlled import PROMPTS
 from ..edits import FACTOR, FRAMES, HEIGHT, WIDTH, edit, invert, patched
 from ..small import EDIT, EMPTY, SOURCE, UNET, clip_latent
 
@@ -51,6 +58,11 @@ def latent() -> Latent:
 @pytest.fixture(scope="module")
 def inversion(model, latent) -> Latent:
     return invert(model, latent)
+
+
+@pytest.fixture(scope="module")
+def plain(model, latent) -> Latent:
+    return invert(model, latent, direction="none")
 
 
 # Images.
@@ -121,6 +133,12 @@ def test_what_is_no_mask_is_refused(node: str, model, latent, mask: Tensor) -> N
         TAKES_MASKS[node](model, latent, mask=mask)
 
 
+@pytest.mark.parametrize("node", ["Interframe Noise Relation", "Smooth Sample", "One-Shot Tune"])
+def test_a_mask_that_selects_nothing_is_refused(node: str, model, latent) -> None:
+    with pytest.raises(ValueError, match="^mask (selects nothing|leaves nothing)"):
+        TAKES_MASKS[node](model, latent, mask=torch.zeros(1, 24, 40))
+
+
 # Latents.
 
 TAKES_CLIPS: dict[str, Callable[[Any, Latent], Any]] = {
@@ -178,6 +196,13 @@ def test_an_empty_latent_is_no_clip(node: str, model, latent) -> None:
 
 
 @pytest.mark.parametrize("node", TAKES_CLIPS)
+def test_a_noise_mask_on_a_clip_is_refused(node: str, model, latent) -> None:
+    (masked,) = SetLatentNoiseMask().set_mask(latent, torch.ones(1, 24, 40))
+    with pytest.raises(ValueError, match="^latent has a noise mask, from Set Latent Noise Mask"):
+        TAKES_CLIPS[node](model, masked)
+
+
+@pytest.mark.parametrize("node", TAKES_CLIPS)
 @pytest.mark.parametrize("change", [lambda x: x, lambda x: x[1:3], lambda x: x.half()], ids=["whole", "cut", "half"])
 def test_an_inversion_is_no_clip(node: str, change: Callable[[Tensor], Tensor], model, inversion) -> None:
     with pytest.raises(ValueError, match="^latent is an inversion, which is noise. Connect the latent of the clip"):
@@ -220,6 +245,87 @@ def test_a_clip_is_no_inversion(node: str, model, latent, inversion) -> None:
     for samples, said in ((inversion["samples"] * math.nan, "holds values"), (inversion["samples"][None], "has shape")):
         with pytest.raises(ValueError, match=f"^inversion {said}"):
             TAKES_INVERSIONS[node](model, {**inversion, "samples": samples})
+
+
+# Conditionings.
+
+
+def with_values(**values) -> list:
+    return [[states, {**given, **values}] for states, given in EDIT]
+
+
+def half(start: float, end: float) -> list:
+    return ConditioningSetTimestepRange().set_range(EDIT, start, end)[0]
+
+
+TAKES_PROMPTS: dict[str, Callable[..., Any]] = {
+    "INR Bidirectional DDIM Inversion": lambda model, latent, _, positive: INRBidirectionalDDIMInversion.execute(
+        model, positive, latent, steps=2, denoise=1.0, gamma=0.0, direction="none"
+    ),
+    "Covariate Shift Report": lambda model, latent, _, positive: CovariateShiftReport.execute(
+        model, positive, latent, 0.7, 0
+    ),
+    "Smooth Sample": lambda model, _, inversion, positive: edit(model, inversion, positive=positive),
+    "Smooth Sampler": lambda model, _, inversion, positive: sample_by_host(model, inversion, positive),
+    "One-Shot Tune": lambda model, latent, _, positive: OneShotTune.execute(model, positive, latent, 1, 1e-3, 0),
+    "Attention Control": lambda model, _, inversion, positive: attach_control(
+        model, inversion, positive, PROMPTS, ControlSettings()
+    ),
+    "Inversion Stability": lambda model, _, inversion, positive: measure_stability(model, positive, inversion),
+}
+SAMPLING = ["INR Bidirectional DDIM Inversion", "Covariate Shift Report", "Smooth Sample", "Smooth Sampler"]
+
+
+def sample_by_host(model, inversion: Latent, positive: list) -> Any:
+    guider = Guider_Basic(model)
+    guider.set_conds(positive)
+    (sampler, sigmas), (noise,) = SmoothSampler.execute(inversion).args, DisableNoise.execute().args
+    return SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, inversion)
+
+
+@pytest.mark.parametrize("node", TAKES_PROMPTS)
+def test_prompts_for_other_frames_are_refused(node: str, model, latent, plain) -> None:
+    three = [[EDIT[0][0].repeat(3, 1, 1), EDIT[0][1]]]
+    with pytest.raises(ValueError, match="has 3 prompts and the clip 4 frames"):
+        TAKES_PROMPTS[node](model, latent, plain, three)
+    each = [[EDIT[0][0].repeat(4, 1, 1), EDIT[0][1]]]
+    TAKES_PROMPTS[node](model, latent, plain, each)
+
+
+@pytest.mark.parametrize("node", SAMPLING)
+def test_steps_without_a_prompt_are_refused(node: str, model, latent, plain) -> None:
+    with pytest.raises(ValueError, match=r"No prompt of positive acts at sigma .*Set Timestep Range"):
+        TAKES_PROMPTS[node](model, latent, plain, half(0.0, 0.5))
+    TAKES_PROMPTS[node](model, latent, plain, half(0.0, 0.5) + half(0.5, 1.0))
+
+
+@pytest.mark.parametrize("node", SAMPLING)
+def test_masks_of_prompts_that_select_nothing_or_other_frames_are_refused(node: str, model, latent, plain) -> None:
+    for mask, said in ((torch.zeros(1, 64, 48), "selects nothing"), (torch.ones(3, 64, 48), "has 3 frames")):
+        with pytest.raises(ValueError, match=f"The mask on positive {said}"):
+            TAKES_PROMPTS[node](model, latent, plain, with_values(mask=mask, mask_strength=1.0))
+    TAKES_PROMPTS[node](model, latent, plain, with_values(mask=torch.ones(4, 64, 48), mask_strength=1.0))
+
+
+@pytest.mark.parametrize("node", [node for node in TAKES_PROMPTS if node not in SAMPLING])
+@pytest.mark.parametrize("key", ["control", "mask", "area", "gligen", "hooks", "end_percent", "concat_latent_image"])
+def test_what_only_sampling_uses_is_refused(node: str, key: str, model, latent, plain) -> None:
+    with pytest.raises(ValueError, match=f"ositive carries {key}, which would have no effect here"):
+        TAKES_PROMPTS[node](model, latent, plain, with_values(**{key: None}))
+
+
+# Caches of steps.
+
+
+@pytest.mark.parametrize("node", [EasyCacheNode, LazyCacheNode])
+def test_caches_are_refused_where_steps_rise_or_all_are_needed(node, model, latent, plain) -> None:
+    (cached,) = node.execute(model, 0.2, 0.15, 0.95, False).args
+    with pytest.raises(ValueError, match=f"model of the inversion carries {node.__name__[:9]}, which knows falling"):
+        invert(cached, latent)
+    controlled = attach_control(cached, plain, SOURCE, PROMPTS, ControlSettings())
+    with pytest.raises(ValueError, match=f"every step of the model, and {node.__name__[:9]} skips some. Remove it"):
+        edit(controlled, plain)
+    assert edit(cached, plain).isfinite().all()
 
 
 # Texts.
