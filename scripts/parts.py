@@ -183,12 +183,13 @@ class Task:
     def previewed_tune(self, file: str = "", **inputs: Any) -> list[Node]:
         """Return the tuning with options, a preview of the edit, and its reports.
 
-        The preview has a prompt of its own: it is part of the tuning, which the edited prompt must not run again.
+        The preview has prompts of its own: it is part of the tuning, which those of the edit must not run again.
         """
         return [
             self.tuning_options(),
             prompt("Preview prompt", self.after),
-            ours("Preview", "TuningPreview", positive="Preview prompt", negative=EMPTY),
+            prompt("Preview negative", ""),
+            ours("Preview", "TuningPreview", positive="Preview prompt", negative="Preview negative"),
             self.tune(options="Options", preview="Preview", **inputs),
             show("Tune report", "Tune"),
             Node("Loss plot", "PreviewImage", images="Tune"),

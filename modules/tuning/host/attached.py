@@ -1,13 +1,16 @@
 """What other nodes attached to a model, where its UNet is to run without ComfyUI's sampler."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
+import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from ...attention_control.host.call import CONTROL
 from ...clip_model.host.calls import OURS, attend_block
@@ -69,6 +72,12 @@ def patched_by(model: ModelPatcher) -> list[str]:
     patches += [patch for kind in options.get("patches_replace", {}).values() for patch in kind.values()]
     functions = (patch[-1] if isinstance(patch, tuple) else patch for patch in patches if patch is not attend_block)
     return list(dict.fromkeys(map(maker, functions)))
+
+
+def apply_apart(patch: Callable[..., Any], *given: Any) -> Any:
+    """Apply another node's patch to copies, and save copies for the backward pass, because it may write in place."""
+    with saved_tensors_hooks(torch.clone, lambda saved: saved):
+        return patch(*(value.clone() if isinstance(value, Tensor) else value for value in given))
 
 
 @contextmanager

@@ -19,6 +19,9 @@ from ...clip_model.host.calls import OURS, attend_block, run_residual, run_trans
 from ...clip_model.host.features import Features
 from ...clip_model.host.settings import KEY, clip_settings
 from ..settings import Memory
+from .attached import apply_apart
+
+LAYERS = "forward_timestep_embed_patch"
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,9 @@ def training_options(model: ModelPatcher, bank: TemporalBank | None, memory: Mem
     attn1 = options.setdefault("patches_replace", {}).setdefault("attn1", {})
     for block in transformer_blocks(model.model.diffusion_model):
         attn1.setdefault(block.place, attend_block)  # refuses rearranged tokens where no attention is replaced, too
-    patches = options.setdefault("patches", {}).setdefault("forward_timestep_embed_patch", [])
+    patches = options.setdefault("patches", {}).setdefault(LAYERS, [])
+    for kind in options["patches"].keys() - {LAYERS}:
+        options["patches"][kind] = [partial(apply_apart, patch) for patch in options["patches"][kind]]
     if memory.gradient_checkpointing:
         patches.insert(0, ((SpatialTransformer, ResBlock), run_checkpointed))
     else:

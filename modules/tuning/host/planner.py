@@ -19,6 +19,7 @@ from ...diffusion.host.latent import fitting_latents
 from ..accounting import Held
 from ..losses.term import Forward
 from ..settings import Precision, TuneSettings
+from .attached import naming_patches
 from .fit import memory_advice
 from .learned import query_projections, sdpa_override, temporal_copy, training_options
 from .private_copy import choose_precision, keep_norms_in
@@ -82,7 +83,7 @@ def sampling_peak(model: ModelPatcher, shape: tuple[int, ...]) -> int:
     """
     dtype, (frames, *picture) = model.model.get_dtype_inference(), shape
     settings = clip_settings(model)
-    with without_values() as mode, torch.no_grad():
+    with naming_patches(model), without_values() as mode, torch.no_grad():
         unet = bare_unet(model, dtype)
         bank = without(settings.temporal, mode) if settings.temporal is not None else None
         kept = {KEY: replace(settings, temporal=bank), "cond_or_uncond": [0, 1]}
@@ -112,7 +113,7 @@ def tuning_peak(model: ModelPatcher, shape: tuple[int, ...], settings: TuneSetti
     dtype = torch.float32 if precision == "fp32" else model.model.get_dtype_inference()
     with torch.inference_mode(False):
         real = temporal_copy(model.model.diffusion_model, model, CPU)
-    with without_values() as mode, torch.enable_grad(), ExitStack() as computing:
+    with naming_patches(model), without_values() as mode, torch.enable_grad(), ExitStack() as computing:
         unet = bare_unet(model, dtype)
         learned = [linear.weight for linear in query_projections(unet).values()]
         bank = without(real, mode) if real is not None else None
