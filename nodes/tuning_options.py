@@ -175,7 +175,8 @@ class TuningPreviewNode(io.ComfyNode):
                     "positive", tooltip="Prompt to preview. Give it its own text: changing it runs the tuning again."
                 ),
                 io.Conditioning.Input(
-                    "negative", tooltip="Negative prompt, usually empty; the clip is inverted with it."
+                    "negative",
+                    tooltip="Negative prompt, usually empty, of its own text too; the clip is inverted with it.",
                 ),
                 io.Int.Input(
                     "every",

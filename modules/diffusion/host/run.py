@@ -116,8 +116,8 @@ class ClipSampler(KSAMPLER):
         rises = bool(sigmas[0] < sigmas[-1])
         if rises and CACHE in options:
             raise ValueError(
-                f"model of the inversion carries {options[CACHE].name}, which knows falling noise levels alone. Connect "
-                "the model before that node to the inversion."
+                f"model of the inversion carries {options[CACHE].name}, which knows falling noise levels alone. "
+                "Connect the model before that node to the inversion."
             )
         counts = (1, options[KEY].num_frames, frames) if KEY in options else (1, frames)
         for name, conds in guider.conds.items():

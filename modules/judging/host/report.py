@@ -110,8 +110,8 @@ def measure_clip(
         run_sampler(model, samples, sampler, sigmas, 1.0, positive, positive)
     if not all(found.values()):
         raise ValueError(
-            f"The temporal modules were not run at percent {percent:g}. Either no conditioning of positive acts there: "
-            "remove its range; or another node's patch runs the transformers: remove that node."
+            f"The temporal modules were not run at percent {percent:g}: another node's patch runs the transformers. "
+            "Remove that node."
         )
     shifts = {path: covariate_shift(torch.cat(norms, dim=1)) for path, norms in found.items()}
     return shifts, measured_info(clip, bank, len(samples), percent, sigma, seed)

@@ -231,7 +231,7 @@ def test_a_point_where_the_modules_do_not_act_is_refused(latent) -> None:
 
 def test_modules_that_were_not_run_are_noticed(model, latent) -> None:
     late = [[SOURCE[0][0], {"start_percent": 0.8, "end_percent": 1.0}]]
-    with pytest.raises(ValueError, match="were not run at percent 0.5"):
+    with pytest.raises(ValueError, match="No prompt of positive acts at sigma"):
         measure_clip(model, late, latent, 0.5, SEED)
     assert measure_clip(model, late, latent, 0.9, SEED)[0]
     other = model.clone()

@@ -12,7 +12,6 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import DisableNoise, Guider_Basic, SamplerCustomAdvanced
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
-from nodes import ConditioningSetTimestepRange, SetLatentNoiseMask
 from torch import Tensor
 
 from consistent_video.modules.attention_control.host.call import ControlSettings
@@ -29,6 +28,7 @@ from consistent_video.nodes.prompt import ApplyPromptTokens, TunePromptTokens
 from consistent_video.nodes.report import CovariateShiftReport, InversionStability, ReconstructionReport
 from consistent_video.nodes.sample import ClipMotion, InterframeNoiseRelation, SmoothSample, SmoothSampler
 from consistent_video.nodes.tune import OneShotTune
+from nodes import ConditioningSetTimestepRange, SetLatentNoiseMask
 
 from ..attention_control.controlled import PROMPTS
 from ..edits import FACTOR, FRAMES, HEIGHT, WIDTH, edit, invert, patched

@@ -96,9 +96,7 @@ def test_what_makes_sampling_faster_leaves_the_tuning_as_it_is(attach) -> None:
 
 
 HEEDED = {
-    "Deep Shrink": lambda model: PatchModelAddDownscale.execute(
-        model, 1, 2.0, 0.0, 1.0, True, "bicubic", "bicubic"
-    ),
+    "Deep Shrink": lambda model: PatchModelAddDownscale.execute(model, 1, 2.0, 0.0, 1.0, True, "bicubic", "bicubic"),
     "FreeU": lambda model: FreeU.execute(model, 1.3, 1.4, 0.9, 0.2),
     "FreeU V2": lambda model: FreeU_V2.execute(model, 1.3, 1.4, 0.9, 0.2),
 }

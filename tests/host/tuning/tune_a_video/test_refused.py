@@ -5,6 +5,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+import comfy.sd
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from consistent_video.modules.files import host as files
 from consistent_video.modules.tuning.host.apply import apply_tune
 
 from ...small import Small, lively_weights, make_model, random_model
+from ..tuned import lora_of
 from .exchange import NAME, TAV_UNET, assert_close, draw_tune, export, is_temporal, make_file, read, small_model, write
 
 
@@ -58,6 +60,13 @@ def test_a_model_that_cannot_be_inflated_is_refused(folder) -> None:
         read(inpainting, name)
     with pytest.raises(ValueError, match="model takes 9 input channels"):
         export(inpainting, draw_tune(small_model()))
+
+
+def test_a_lora_that_is_not_in_the_weights_is_not_left_out_of_an_export(folder) -> None:
+    model = small_model()
+    bypassed = comfy.sd.load_bypass_lora_for_models(model, None, lora_of(model), 1.0, 0.0)[0]
+    with pytest.raises(ValueError, match="model carries bypass_lora, which would have no effect here"):
+        export(bypassed, draw_tune(model))
 
 
 def test_what_is_no_tune_a_video_is_refused(folder) -> None:
