@@ -24,6 +24,8 @@ def test_every_saved_video_has_the_sources_sound() -> None:
     for name, parts in workflows().items():
         sounds = [part.inputs.get("audio") for part in parts if getattr(part, "kind", "") == "CreateVideo"]
         assert set(sounds) <= {("Frames", "audio")}, name
+
+
 COSTLY = {"OneShotTune", "TunePromptTokens", "INRBidirectionalDDIMInversion", "ClipMotion", "FitPlanner"}
 
 
