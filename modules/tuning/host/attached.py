@@ -12,19 +12,13 @@ from comfy_api.torch_helpers.torch_compile import COMPILE_KEY
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from ...attention_control.host.call import CONTROL
 from ...clip_model.host.calls import OURS, attend_block
-from ...clip_model.host.settings import KEY
+from ...clip_model.host.conflicts import origin, origins
+from ...clip_model.host.settings import CONTROL, KEY
 from ...diffusion.host.run import CACHE
 
 HARMLESS = (KEY, COMPILE_KEY, CACHE)  # keys of wrappers: ours, and those that only make sampling faster
 FAILURES = (RuntimeError, LookupError, TypeError, AttributeError)
-
-
-def maker(attached: Any) -> str:
-    """Return the name of the node that attached a function or an object, which is the class that made it."""
-    named = attached if hasattr(attached, "__qualname__") else type(attached)
-    return named.__qualname__.split(".")[0]
 
 
 def refuse_injections(model: ModelPatcher) -> None:
@@ -49,14 +43,14 @@ def check_attached(model: ModelPatcher) -> None:
             "model carries Attention Control, which is for the edit. Connect the clip model before Attention Control."
         )
     names = [
-        maker(wrapper)
+        origin(wrapper)
         for kind in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
         for key, wrappers in model.wrappers.get(kind, {}).items()
         if key not in HARMLESS
         for wrapper in wrappers
     ]
     if "model_function_wrapper" in options:
-        names.append(maker(options["model_function_wrapper"]))
+        names.append(origin(options["model_function_wrapper"]))
     names += [f"a patch of {key}" for key in model.object_patches if key.startswith("diffusion_model")]
     if names:
         raise ValueError(
@@ -71,7 +65,7 @@ def patched_by(model: ModelPatcher) -> list[str]:
     patches = [patch for kind in options.get("patches", {}).values() for patch in kind if patch not in OURS]
     patches += [patch for kind in options.get("patches_replace", {}).values() for patch in kind.values()]
     functions = (patch[-1] if isinstance(patch, tuple) else patch for patch in patches if patch is not attend_block)
-    return list(dict.fromkeys(map(maker, functions)))
+    return origins(functions)
 
 
 def apply_apart(patch: Callable[..., Any], *given: Any) -> Any:
