@@ -7,6 +7,9 @@ try:
 except ImportError:
     pass
 else:
+    from .modules.host import check_host
+
+    check_host()
     from .nodes import comfy_entrypoint
 
     __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

@@ -1,0 +1,103 @@
+"""What ComfyUI promises around the model: names, schemas, folders; and what the pack does where a promise is broken."""
+
+import ast
+import importlib
+import tomllib
+from collections.abc import Iterator
+from operator import attrgetter
+from pathlib import Path
+
+import folder_paths
+import pytest
+import torch
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.quant_ops import QuantizedTensor
+from comfy_api.latest import io
+
+from consistent_video import nodes
+from consistent_video.modules import host
+from consistent_video.modules.files.host import register_folder
+from consistent_video.scripts.environment import ROOT
+
+HOSTS = ("comfy", "comfy_api", "folder_paths", "latent_preview", "server")
+
+
+def list_names() -> Iterator[tuple[str, str]]:
+    """Yield every name of the host that the pack imports or reads from a module of it."""
+    for part in ("modules", "nodes"):
+        for path in (ROOT / part).rglob("*.py"):
+            tree = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+            plain = {entry.name for node in tree if isinstance(node, ast.Import) for entry in node.names}
+            for node in tree:
+                if isinstance(node, ast.ImportFrom) and not node.level and node.module.split(".")[0] in HOSTS:
+                    yield from ((node.module, entry.name) for entry in node.names)
+                elif isinstance(node, ast.Attribute) and (module := ast.unparse(node.value)) in plain:
+                    if module.split(".")[0] in HOSTS and f"{module}.{node.attr}" not in plain:
+                        yield module, node.attr
+
+
+@pytest.mark.parametrize("name", sorted(set(list_names())), ids=":".join)
+def test_imported_name_exists(name: tuple[str, str]) -> None:
+    attrgetter(name[1])(importlib.import_module(name[0]))
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch) -> Path:
+    """A models folder of its own, with the pack's folders registered and a file in one."""
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", dict(folder_paths.folder_names_and_paths))
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    folder_paths.folder_names_and_paths.pop("consistent_video", None)
+    register_folder()
+    (tmp_path / "consistent_video").mkdir()
+    for name in ("swan.safetensors", "notes.txt"):
+        (tmp_path / "consistent_video" / name).touch()
+    return tmp_path
+
+
+def test_io_schema_describes_every_node(models) -> None:
+    for node in nodes.NODES:
+        schema = node.GET_SCHEMA()
+        assert schema.node_id.startswith("ConsistentVideo_") and schema.outputs
+    inputs = {each.id: each for each in io.Schema("a", inputs=[io.Int.Input("b", default=3, min=2)]).inputs}
+    assert inputs["b"].as_dict()["min"] == 2 and inputs["b"].as_dict()["default"] == 3
+    assert io.NodeOutput(1, 2).args == (1, 2) and io.Custom("OURS").io_type == "OURS"
+
+
+def test_folder_paths_knows_a_registered_folder(models) -> None:
+    assert folder_paths.get_filename_list("consistent_video") == ["swan.safetensors"]
+    path = folder_paths.get_full_path_or_raise("consistent_video", "swan.safetensors")
+    assert path == str(models / "consistent_video" / "swan.safetensors")
+    place, name, counter, _, _ = folder_paths.get_save_image_path("clips/swan", str(models))
+    assert (place, name, counter) == (str(models / "clips"), "swan", 1)
+
+
+def test_quantized_tensor_is_a_tensor() -> None:
+    assert issubclass(QuantizedTensor, torch.Tensor)
+
+
+def test_load_check_passes_here() -> None:
+    host.check_host()
+
+
+def test_load_check_names_in_one_line_what_is_missing(monkeypatch) -> None:
+    monkeypatch.setattr(host, "NEEDED", (*host.NEEDED, "comfy.gone:a", "comfy.model_patcher:ModelPatcher.clone(b)"))
+    with pytest.raises(ImportError) as raised:
+        host.check_host()
+    message = str(raised.value)
+    assert f"ComfyUI {host.OLDEST} or newer; this one lacks comfy.gone:a, comfy.model_patcher:Mod" in message
+    assert "\n" not in message
+
+
+def test_load_check_sees_a_host_that_runs_its_own_layers_first(monkeypatch) -> None:
+    def run(layers, x, emb, transformer_options):
+        return [layer(x) for layer in layers][-1]
+
+    monkeypatch.setattr(host, "forward_timestep_embed", run)
+    with pytest.raises(ImportError, match="lacks handlers for ResBlock, handlers for SpatialTransformer"):
+        host.check_host()
+    assert not host.is_handed_over(SpatialTransformer)
+
+
+def test_pyproject_requires_the_oldest_host() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["comfy"]["requires-comfyui"] == f">={host.OLDEST}"
