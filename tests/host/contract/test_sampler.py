@@ -18,13 +18,12 @@ from ..small import EDIT, EMPTY, FRAMES, HEIGHT, TOKENS, UNET, WIDTH, SmallV, ra
 SIGMAS = (5.0, 2.0, 0.5)
 
 
-def run(model, latent, function, callback=None, sigmas=SIGMAS, **options):
+def run(model, latent, function, callback=None, **options):
     """Sample by a function from a latent without noise."""
     samples = latent["samples"]
-    return comfy.sample.sample_custom(
-        model, torch.zeros_like(samples), 3.0, KSAMPLER(function, options), torch.tensor(sigmas), EDIT, EMPTY, samples, None, callback,
-        True, 0,
-    )  # fmt: skip
+    sampler = KSAMPLER(function, options)
+    given = torch.zeros_like(samples), 3.0, sampler, torch.tensor(SIGMAS), EDIT, EMPTY, samples
+    return comfy.sample.sample_custom(model, *given, callback=callback, disable_pbar=True, seed=0)
 
 
 def test_ksampler_hands_over_the_scaled_latent_and_its_options(model, latent) -> None:

@@ -1,8 +1,7 @@
-"""What ComfyUI promises around the model: names, schemas, folders; and what the pack does where a promise is broken."""
+"""What ComfyUI promises around the model: names, schemas, folders."""
 
 import ast
 import importlib
-import tomllib
 from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
@@ -10,12 +9,10 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.quant_ops import QuantizedTensor
 from comfy_api.latest import io
 
 from consistent_video import nodes
-from consistent_video.modules import host
 from consistent_video.modules.files.host import register_folder
 from consistent_video.scripts.environment import ROOT
 
@@ -73,31 +70,3 @@ def test_folder_paths_knows_a_registered_folder(models) -> None:
 
 def test_quantized_tensor_is_a_tensor() -> None:
     assert issubclass(QuantizedTensor, torch.Tensor)
-
-
-def test_load_check_passes_here() -> None:
-    host.check_host()
-
-
-def test_load_check_names_in_one_line_what_is_missing(monkeypatch) -> None:
-    monkeypatch.setattr(host, "NEEDED", (*host.NEEDED, "comfy.gone:a", "comfy.model_patcher:ModelPatcher.clone(b)"))
-    with pytest.raises(ImportError) as raised:
-        host.check_host()
-    message = str(raised.value)
-    assert f"ComfyUI {host.OLDEST} or newer; this one lacks comfy.gone:a, comfy.model_patcher:Mod" in message
-    assert "\n" not in message
-
-
-def test_load_check_sees_a_host_that_runs_its_own_layers_first(monkeypatch) -> None:
-    def run(layers, x, emb, transformer_options):
-        return [layer(x) for layer in layers][-1]
-
-    monkeypatch.setattr(host, "forward_timestep_embed", run)
-    with pytest.raises(ImportError, match="lacks handlers for ResBlock, handlers for SpatialTransformer"):
-        host.check_host()
-    assert not host.is_handed_over(SpatialTransformer)
-
-
-def test_pyproject_requires_the_oldest_host() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["tool"]["comfy"]["requires-comfyui"] == f">={host.OLDEST}"

@@ -82,21 +82,21 @@ def test_comfyui_path_must_hold_comfyui(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_complete_tree_is_not_downloaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(environment, "TREE", tmp_path / "tree")
-    monkeypatch.setattr(environment, "download_source", lambda folder: asked.append(folder))
+    release = tmp_path / "tree", "package==1", "hash"
+    monkeypatch.setattr(environment, "download_source", lambda folder, *_: asked.append(folder))
     monkeypatch.setattr(environment, "unpack", lambda archive, target: target.mkdir())
-    environment.get_tree()
-    environment.get_tree()
+    environment.get_tree(*release)
+    environment.get_tree(*release)
     assert len(asked) == 1
     (tmp_path / "tree" / environment.STAMP).unlink()
-    environment.get_tree()
+    environment.get_tree(*release)
     assert len(asked) == 2
 
 
 def test_a_download_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "pip", lambda *_: (tmp_path / "x.tar.gz").write_bytes(b"something else"))
     with pytest.raises(SetupError, match="SHA-256"):
-        environment.download_source(tmp_path)
+        environment.download_source(tmp_path, "package==1", "hash")
 
 
 def test_an_old_python_is_named() -> None:
