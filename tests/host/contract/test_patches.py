@@ -3,6 +3,7 @@
 from functools import partial
 
 import comfy.lora
+import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.utils
@@ -153,6 +154,14 @@ def test_clone_makes_a_deep_copy_with_weights_of_its_own(model) -> None:
     assert copy.model is not model.model and not copy.is_dynamic()
     mine, its = (each.model.state_dict()[f"{QUERY}.weight"] for each in (model, copy))
     assert torch.equal(mine.cpu(), its.cpu()) and mine.data_ptr() != its.data_ptr()
+
+
+def test_a_deep_copy_is_wholly_loaded_and_unloaded(model) -> None:
+    copy = model.clone(disable_dynamic=True, force_deepcopy=True)
+    comfy.model_management.load_models_gpu([copy], force_full_load=True)
+    assert not copy.model.model_lowvram and copy.loaded_size() == copy.model_size()
+    comfy.model_management.unload_model_and_clones(copy)
+    assert not [loaded for loaded in comfy.model_management.current_loaded_models if loaded.model is copy]
 
 
 def test_wrappers_of_the_unet_and_the_preparation_are_called_by_key(model, latent) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
+from comfy.model_management import OOM_EXCEPTION, is_oom
 from comfy.quant_ops import QuantizedTensor
 from comfy_api.latest import io
 
@@ -66,6 +67,10 @@ def test_folder_paths_knows_a_registered_folder(models) -> None:
     assert path == str(models / "consistent_video" / "swan.safetensors")
     place, name, counter, _, _ = folder_paths.get_save_image_path("clips/swan", str(models))
     assert (place, name, counter) == (str(models / "clips"), "swan", 1)
+
+
+def test_is_oom_knows_what_running_out_of_memory_raises() -> None:
+    assert is_oom(OOM_EXCEPTION("out of memory")) and not is_oom(ValueError("out of memory"))
 
 
 def test_quantized_tensor_is_a_tensor() -> None:
