@@ -16,6 +16,7 @@ def use_host(base: Path, cpu: bool = False) -> None:
         SetupError: there is no ComfyUI.
     """
     sys.path.insert(0, str(comfyui_tree()))
+    import utils.install_util  # noqa: F401  (as main.py does: older nodes.py put another `utils` before it)
     from comfy.cli_args import args
 
     prepare_base(base)
