@@ -15,7 +15,8 @@ OLDEST = "0.26.0"  # the oldest ComfyUI that has everything; docs/hosts.md says 
 
 # By module and name, in parentheses a parameter that older ones lack.
 NEEDED = (
-    "comfy.context_windows:ContextHandlerABC",
+    "comfy.context_windows:ContextFuseMethods.RELATIVE",
+    "comfy.context_windows:IndexListContextHandler",
     "comfy.model_management:is_oom",
     "comfy.model_management:load_models_gpu(force_full_load)",
     "comfy.model_management:unload_model_and_clones",
@@ -26,13 +27,13 @@ NEEDED = (
     "comfy.model_patcher:ModelPatcher.set_additional_models",
     "comfy.model_patcher:ModelPatcher.set_model_attn1_replace",
     "comfy.model_patcher:ModelPatcher.set_model_forward_timestep_embed_patch",
+    "comfy.patcher_extension:WrappersMP.CALC_COND_BATCH",
     "comfy.patcher_extension:WrappersMP.DIFFUSION_MODEL",
     "comfy.patcher_extension:WrappersMP.PREDICT_NOISE",
     "comfy.patcher_extension:WrappersMP.PREPARE_SAMPLING",
     "comfy.patcher_extension:WrappersMP.SAMPLER_SAMPLE",
     "comfy.quant_ops:QuantizedTensor",
     "comfy.sampler_helpers:convert_cond",
-    "comfy.samplers:calc_cond_batch",
     "comfy.samplers:encode_model_conds",
     "comfy.sd:load_text_encoder_state_dicts",
     "comfy.utils:ProgressBar(node_id)",

@@ -7,13 +7,19 @@ import comfy.utils
 import latent_preview
 import pytest
 import torch
+from comfy.context_windows import (
+    ContextFuseMethods,
+    ContextSchedule,
+    IndexListContextHandler,
+    get_matching_fuse_method,
+)
 from comfy.model_sampling import EPS, V_PREDICTION
 from comfy.patcher_extension import WrappersMP
 from comfy.sampler_helpers import convert_cond
-from comfy.samplers import KSAMPLER, CFGGuider, calc_cond_batch, encode_model_conds
+from comfy.samplers import KSAMPLER, CFGGuider, encode_model_conds
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 
-from ..small import EDIT, EMPTY, FRAMES, HEIGHT, TOKENS, UNET, WIDTH, SmallV, random_model, sample
+from ..small import EDIT, EMPTY, FRAMES, HEIGHT, TOKENS, UNET, WIDTH, SmallV, control_net, random_model, sample
 
 SIGMAS = (5.0, 2.0, 0.5)
 
@@ -170,6 +176,24 @@ def test_context_windows_name_the_frames_of_each_call(model, latent) -> None:
     assert seen == {(0, 1, 2), (2, 3, 4)}
 
 
+def test_relative_windows_may_leave_frames_out(model, latent) -> None:
+    given = 3, 1, "standard_static", 1, False, "relative", 0, False
+    windowed = ContextWindowsManualNode.execute(model, *given, causal_window_fix=False).args[0]
+    handler = windowed.model_options["context_handler"]
+    assert isinstance(handler, IndexListContextHandler) and handler.dim == 0
+    assert handler.fuse_method.name == get_matching_fuse_method(ContextFuseMethods.RELATIVE).name
+    handler.context_schedule = ContextSchedule("ours", lambda *_: [[0, 2, 4]])
+    rows = []
+
+    def count(executor, x, *given, **named):
+        rows.append(len(x))
+        return executor(x, *given, **named)
+
+    windowed.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "ours", count)
+    assert sample(windowed, latent, sigmas=SIGMAS).isfinite().all()
+    assert rows == [2 * 3, 2 * 3]
+
+
 def test_conditioning_becomes_the_unets_arguments(model, latent) -> None:
     x = latent["samples"]
     (cond,) = encode_model_conds(model.model.extra_conds, convert_cond(EDIT), x, x.device, "positive")
@@ -178,17 +202,23 @@ def test_conditioning_becomes_the_unets_arguments(model, latent) -> None:
     assert torch.equal(given[-1:].cpu(), EDIT[0][0]) and cond["uuid"]
 
 
-def test_calc_cond_batch_predicts_for_one_conditioning(model, latent) -> None:
+def test_a_wrapper_of_calc_cond_batch_may_evaluate_one_side(model, latent) -> None:
     seen = {}
 
-    def function(denoiser, x, sigmas, extra_args=None, callback=None, disable=None):
-        guider, sigma = denoiser.inner_model, sigmas[0] * x.new_ones(len(x))
-        options = extra_args["model_options"]
-        seen["both"] = denoiser(x, sigma, **extra_args)
-        sides = [guider.conds["positive"], None], [None, guider.conds["negative"]]
-        seen["sides"] = [calc_cond_batch(guider.inner_model, side, x, sigma, options) for side in sides]
-        return x
+    def evaluate(executor, unet, conds, x, timestep, model_options):
+        both = executor(unet, conds, x, timestep, model_options)
+        seen["apart"] = (executor(unet, [conds[0], None], x, timestep, model_options)[0] - both[0]).abs().max()
+        return both
 
-    run(model, latent, function)
-    (positive, _), (_, negative) = seen["sides"]
-    torch.testing.assert_close(torch.lerp(negative, positive, 3.0), seen["both"], rtol=1e-4, atol=1e-4)
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "ours", evaluate)
+    assert torch.equal(sample(patched, latent, sigmas=SIGMAS), sample(model, latent, sigmas=SIGMAS))
+    assert seen["apart"] < 1e-3
+
+
+def test_controlnet_takes_the_hints_that_it_holds_when_it_is_evaluated(latent) -> None:
+    control, hints = control_net(), torch.rand(FRAMES, 3, 8 * HEIGHT, 8 * WIDTH)
+    control.set_cond_hint(hints, 1.0, (0.0, 1.0))
+    assert control.cond_hint is None and control.previous_controlnet is None
+    assert torch.equal(control.cond_hint_original, hints)
+    assert torch.equal(control.copy().cond_hint_original, hints)
