@@ -81,7 +81,7 @@ def describe(outcomes: dict[str, tuple[int, str]]) -> str:
         outcomes: exit status and output of pytest, by the name of the tests.
     """
     failed = {name: output for name, (status, output) in outcomes.items() if status}
-    refused = re.search(r"this one lacks (.+)\. Update ComfyUI", "".join(failed.values()))
+    refused = re.search(r"^E .*this one lacks (.+)\. Update ComfyUI", "\n".join(failed.values()), re.MULTILINE)
     if refused:
         names = [name.rpartition(":")[2] for name in refused[1].split(", ")]
         return f"refused at load: no {', '.join(f'`{name}`' for name in names)}"

@@ -8,6 +8,7 @@ from consistent_video.scripts.matrix import HOSTS, PYTHONS, describe, find_pytho
 
 PASSED = (0, "....\n4 passed in 3.00s\n")
 REFUSED = """
+            f"Consistent Video needs ComfyUI 9 or newer; this one lacks {', '.join(missing)}. Update ComfyUI."
 E   ImportError: Consistent Video needs ComfyUI 9 or newer; this one lacks a.b:C.d(e), handlers for F. Update ComfyUI.
 2 failed, 2 passed in 3.00s
 """
