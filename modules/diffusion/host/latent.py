@@ -85,8 +85,8 @@ def is_inverted(latent: dict[str, Any]) -> bool:
     """
     if INVERSION not in latent:
         return False
-    start, source = latent[INVERSION].start.float(), latent[INVERSION].source.float()
     samples = latent["samples"].float()
+    start, source = (value.to(samples) for value in (latent[INVERSION].start, latent[INVERSION].source))
     if samples.shape[1:] == start.shape[1:]:
         apart = torch.cdist(samples.flatten(1), start.flatten(1)).amin()
         if apart <= 0.01 * start.flatten(1).norm(dim=1).mean():

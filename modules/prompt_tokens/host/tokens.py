@@ -80,10 +80,10 @@ def tune_prompt(
             if tuning.precision != "fp32":
                 log.warning("The curvature is measured in %s, which makes it look larger.", tuning.precision)
             show_text("measuring the curvature of the loss, before and after", progress.node_id)
-            curvatures += measure_curvatures(tuning)
+            curvatures += tuning.fitting(partial(measure_curvatures, tuning))
         tuning.run(progress)
         if with_advice:
-            curvatures += measure_curvatures(tuning)
+            curvatures += tuning.fitting(partial(measure_curvatures, tuning))
             smoothness = measure_smoothness(tuning, features)
         return LearnedTokens(tuning.tune(), tuning.low_rank(), curvatures, smoothness)
 

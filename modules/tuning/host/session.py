@@ -3,7 +3,7 @@
 import gc
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -28,6 +28,7 @@ from .progress import TuningProgress
 from .tune_inputs import TuneInputs, condition, latent_mask
 
 Kept = TypeVar("Kept", Tune, PromptAdapter)
+Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 
@@ -159,6 +160,20 @@ class Session(ABC, Generic[Kept]):
             self.step_down()
         if self.tuner.rises:
             log.warning("%d steps of gradient descent raised their loss: lower learning_rate.", len(self.tuner.rises))
+
+    def fitting(self, work: Callable[[], Result]) -> Result:
+        """Do work that a step's memory suffices for, with less where it does not fit, and return what comes of it.
+
+        Raises:
+            OutOfMemory: it does not fit with the least.
+        """
+        while True:
+            try:
+                return work()
+            except RuntimeError as error:
+                if not comfy.model_management.is_oom(error):
+                    raise
+            self.step_down()
 
     def step_down(self) -> None:
         """Go on with settings that need less memory.

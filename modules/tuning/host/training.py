@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -92,7 +93,19 @@ class Tuning(Session[Tune]):
         """Take a snapshot and draw the preview where it is time for them."""
         self.take_snapshot()
         if self.shown is not None and (done % self.shown.settings.every == 0 or done == self.tuner.settings.steps):
+            self.draw_preview(progress)
+
+    def draw_preview(self, progress: TuningProgress) -> None:
+        """Show the edit as it would be now; where that does not fit, go on without previews."""
+        assert self.shown is not None, "there is one"
+        try:
             progress.clip = self.shown.draw()
+        except RuntimeError as error:
+            if not comfy.model_management.is_oom(error):
+                raise
+            log.warning("Tuning Preview does not fit in memory beside the tuning, which goes on without it.")
+            self.shown = None
+            comfy.model_management.soft_empty_cache()
 
     def take_snapshot(self) -> None:
         """Keep the weights if the number of steps done is one to keep them at."""

@@ -157,6 +157,20 @@ def test_a_full_memory_is_met_by_less_from_the_last_step_on(adapter, monkeypatch
     assert found.info["loss"] == pytest.approx(adapter.info["loss"], rel=1e-4)
 
 
+def test_the_advice_is_measured_with_less_where_it_does_not_fit(monkeypatch) -> None:
+    denoise = PromptTuning.denoise
+
+    def crowded(self, *args):
+        if not self.tuner.settings.memory.chunking:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return denoise(self, *args)
+
+    monkeypatch.setattr(PromptTuning, "denoise", crowded)
+    found = run(settings=SETTINGS.changed(steps=1), with_advice=True)
+    assert [rung["after"] for rung in found.adapter.info["stepped_down"]] == [0]
+    assert [curvature.step for curvature in found.curvatures[::3]] == [0, 1]
+
+
 def test_tokens_are_learned_on_a_tuned_model_and_with_ei2() -> None:
     model = attach(clip_model(), *method(EI2, 2, "area"))
     assert run(model, SETTINGS.changed(steps=2)).adapter.info["loss"] != run().adapter.info["loss"][:2]

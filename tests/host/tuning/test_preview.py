@@ -103,3 +103,15 @@ def draw(settings: TuneSettings = SETTINGS, frames: int = FRAMES, **patch) -> li
         tuning = training.Tuning(copy, clip_model, TuneInputs(SOURCE, clip), settings)
         pictures = tuning.preview(preview.PreviewSettings(EDIT, EMPTY, 1, 3, 4.0)).draw()
     return [picture.tobytes() for picture in pictures]
+
+
+def test_a_preview_that_does_not_fit_ends_the_previews_and_not_the_tuning(monkeypatch, caplog) -> None:
+    tries = []
+
+    def full(_self) -> None:
+        tries.append(1)
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(preview.Preview, "draw", full)
+    assert_same_tuning(run(patched(EI2), LONG, preview=PREVIEW), run(patched(EI2), LONG))
+    assert len(tries) == 1 and "Tuning Preview does not fit" in caplog.text
