@@ -54,7 +54,7 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     default=50,
                     min=1,
                     max=999,
-                    tooltip="DDIM steps; the edit takes the same number. More reconstruct better.",
+                    tooltip="DDIM steps; the edit takes the same number. More usually reconstruct better.",
                 ),
                 denoise_input(),
                 part_input(

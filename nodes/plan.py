@@ -20,7 +20,7 @@ class FitPlanner(io.ComfyNode):
             node_id=PREFIX + "FitPlanner",
             display_name="Fit Planner",
             category=MENU + "tune",
-            description="Foretells how much memory tuning and sampling a clip take, and chooses chunking, "
+            description="Predicts how much memory tuning and sampling a clip take, and chooses chunking, "
             "checkpointing, r and frames per step so that the tuning fits. It counts, and computes nothing on the GPU.",
             search_aliases=["VRAM", "out of memory", "low VRAM", "how many frames fit"],
             inputs=[

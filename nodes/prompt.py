@@ -54,7 +54,7 @@ class TunePromptTokens(io.ComfyNode):
                     default=2,
                     min=0,
                     max=64,
-                    tooltip="Tokens of each frame, which it alone sees: what tells it from the others.",
+                    tooltip="Tokens of each frame, which it alone sees: what distinguishes it.",
                 ),
                 io.Int.Input(
                     "steps", default=300, min=1, max=100000, tooltip="Optimiser steps, on one noise level each."

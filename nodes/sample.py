@@ -241,7 +241,7 @@ class InterframeNoiseRelation(io.ComfyNode):
 
 
 class ClipMotion(io.ComfyNode):
-    """Optical flow of a clip, estimated or of another origin."""
+    """Optical flow of a clip, estimated or from elsewhere."""
 
     @classmethod
     def define_schema(cls):

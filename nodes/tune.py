@@ -93,7 +93,7 @@ class OneShotTune(io.ComfyNode):
             description="Teaches the clip model this one clip under its source prompt, so that inversion and edit keep "
             "its motion. Trains the query projections of both attentions and the temporal modules, as EI² and "
             "Tune-A-Video do, on a private copy: the input model stays as it is. Connect Save Tune, or the result "
-            "is gone with the program.",
+            "is lost when ComfyUI closes.",
             search_aliases=["train", "fine-tune", "Tune-A-Video", "EI2", "overfit clip"],
             inputs=[
                 io.Model.Input("model", tooltip="Model from Inflate UNet and STAM/FFAM Patch."),
@@ -113,7 +113,7 @@ class OneShotTune(io.ComfyNode):
                     max=1e6,
                     step=1e-7,
                     round=False,
-                    tooltip="Of the optimiser, AdamW if Tuning Options say no other. 3e-5 suits Stable Diffusion; the "
+                    tooltip="Of the optimiser, AdamW unless Tuning Options choose another. 3e-5 suits Stable Diffusion; the "
                     "demo model is small and wants 1e-4.",
                 ),
                 io.Int.Input(

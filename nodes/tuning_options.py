@@ -32,7 +32,7 @@ class TuningOptionsNode(io.ComfyNode):
                     options=list(get_args(Precision)),
                     default="auto",
                     tooltip="Of the UNet's computations: auto takes bf16 for half-precision models where the GPU has "
-                    "it, else fp16 with scaled gradients; fp32 on a CPU. What is learned is fp32 always.",
+                    "it, else fp16 with scaled gradients; fp32 on a CPU. Trainable parameters are always fp32.",
                 ),
                 io.Boolean.Input(
                     "gradient_checkpointing",
