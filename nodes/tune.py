@@ -113,8 +113,8 @@ class OneShotTune(io.ComfyNode):
                     max=1e6,
                     step=1e-7,
                     round=False,
-                    tooltip="Of the optimiser, AdamW unless Tuning Options choose another. 3e-5 suits Stable Diffusion; "
-                    "the demo model is small and wants 1e-4.",
+                    tooltip="Of the optimiser, AdamW unless Tuning Options choose another. 3e-5 suits Stable "
+                    "Diffusion; the demo model is small and wants 1e-4.",
                 ),
                 io.Int.Input(
                     "seed",
