@@ -17,8 +17,6 @@ from ..modules.clip_model.attention import Grid, scaled_dot_product
 from ..modules.clip_model.attention.fine_coarse import fine_coarse_attention
 from ..modules.clip_model.attention.full import full_attention
 from ..modules.clip_model.attention.sparse_causal import sparse_causal_attention
-from . import attention_scaling
-from .attention_scaling import DIM, HEADS, PER_FRAME, coarse_keys
 from .baselines import naive_fine_coarse
 from .document import judge, write_section
 from .memory_count import MIB, extra_memory, measured_peak, without_values
@@ -26,7 +24,9 @@ from .performance import Row, Setting, complete_rows, half_on_gpu, read_setting
 from .table import write_table
 from .timing import Call, ratios, time_rounds, with_gradients, write_milliseconds, write_spread
 
+DIM, HEADS = 320, 8  # of SD1.5's largest feature map
 RS = (2, 4)
+PER_FRAME = "per frame"
 BOUND, NAIVE, PROJECTED = "SDPA of as many pairs", "naive FFAM", "FFAM with projections"
 LIMIT = 1.1
 LIMITS = {f"FFAM, r = {r}": LIMIT for r in RS}
@@ -57,6 +57,11 @@ class Contender:
             return torch.no_grad()(partial(self.attend, *self.inputs))
         inputs = [x.detach().requires_grad_() for x in self.inputs]
         return with_gradients(partial(self.attend, *inputs), inputs)
+
+
+def coarse_keys(size: int, frames: int, r: int) -> int:
+    """Return the number of keys of a query of FFAM."""
+    return size**2 + (frames - 1) * (-(-size // r)) ** 2
 
 
 def make_contenders(case: Case) -> Iterator[tuple[str, Contender]]:
@@ -150,11 +155,7 @@ def measure_attention(options: argparse.Namespace) -> None:
     setting = read_setting(options, cpu_size=32)
     cases = [Case(**asdict(setting), passes=passes) for passes in PASSES]
     rows = complete_rows("attention", options, cases, run_case)
-    grown = complete_rows("attention-scaling", options, [setting], attention_scaling.run_case)[0]
-    plot = options.document.with_name(f"{options.document.stem}_attention.png")
-    attention_scaling.save_plot(setting, grown, plot)
-    growth = attention_scaling.make_lines(grown, plot.name)
-    write_section(options.document, "attention", "\n".join([make_section(setting, rows), *growth]))
+    write_section(options.document, "attention", make_section(setting, rows))
 
 
 def make_section(setting: Setting, rows: list[Row]) -> str:
