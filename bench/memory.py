@@ -14,16 +14,13 @@ import torch
 from comfy.model_management import unload_all_models
 from matplotlib.figure import Figure
 
-from ..modules.clip_model import chunks
-from ..modules.clip_model.attention import fine_coarse
-from ..modules.clip_model.chunks import CHUNK_BYTES
 from ..modules.clip_model.methods import EI2, PER_FRAME
 from ..modules.tuning.host import planner
 from ..modules.tuning.host.private_copy import choose_precision
 from ..scripts.environment import ROOT
 from ..scripts.regions import write_region
 from .document import judge, write_section
-from .memory_count import GIB, MIB, measured_peak
+from .memory_count import GIB, measured_peak
 from .performance import Row, Setting, complete_rows, read_setting
 from .sd15 import guided_call, load, make_model
 from .table import write_table
@@ -55,10 +52,8 @@ CURVES = {
 FRAMES, RS = (4, 8, 16, 24, 32, 64), (1, 2, 4, 8)
 SHOWN = (8, 16, 24, 32)
 SIZES = (0.5, 0.75, 1.0, 1.5)  # of the size given
-PARTS = (16, 64, 256)  # MiB that layers in chunks make at a time, and that FFAM concatenates
 USUAL_FRAMES, USUAL_R, USUAL_SIZE = 8, 4, 64
 MORE_FRAMES = 24  # for r, of which little is seen with few
-USUAL_PART = CHUNK_BYTES // MIB
 LIMITS = {  # GiB, at 64 squared with r = 4
     (way, frames): limit for way in (OURS_CHECKPOINTED, OURS_LEAST) for frames, limit in ((8, 8.0), (24, 12.0))
 }
@@ -73,7 +68,6 @@ class Case:
         device, chip, torch: as in Setting.
         what: "sampling" or a way to tune.
         frames, size, r: of the clip and its attention.
-        part: MiB that layers in chunks make at a time, and that the attention concatenates.
     """
 
     device: str
@@ -83,18 +77,16 @@ class Case:
     frames: int
     size: int
     r: int
-    part: int
 
 
 def list_cases(setting: Setting) -> list[Case]:
     """Return the cases of all curves, each once, and those that they are held against."""
     usual, more = (min(frames, setting.frames) for frames in (USUAL_FRAMES, MORE_FRAMES))
-    shapes = [(n, setting.size, USUAL_R, USUAL_PART) for n in FRAMES if n <= setting.frames]
-    shapes += [(more, setting.size, r, USUAL_PART) for r in RS]
-    shapes += [(usual, round(part * setting.size), USUAL_R, USUAL_PART) for part in SIZES]
-    shapes += [(usual, setting.size, USUAL_R, part) for part in PARTS]
+    shapes = [(n, setting.size, USUAL_R) for n in FRAMES if n <= setting.frames]
+    shapes += [(more, setting.size, r) for r in RS]
+    shapes += [(usual, round(part * setting.size), USUAL_R) for part in SIZES]
     wanted = [(what, *shape) for shape in shapes for what in CURVES]
-    wanted += [(what, *shapes[-1][:3], USUAL_PART) for what in (SAMPLING_PER_FRAME, CODE, CODE_DEFAULTS, SCRIPT)]
+    wanted += [(what, usual, setting.size, USUAL_R) for what in (SAMPLING_PER_FRAME, CODE, CODE_DEFAULTS, SCRIPT)]
     return [Case(setting.device, setting.chip, setting.torch, *one) for one in dict.fromkeys(wanted)]
 
 
@@ -129,16 +121,14 @@ def planned_peak(case: Case) -> int | None:
 
 def run_case(case: Case) -> Row:
     """Do it once; bytes are None where the memory of the GPU does not suffice."""
-    part = case.part * MIB
-    with mock.patch.object(fine_coarse, "COPIED_BYTES", part), mock.patch.object(chunks, "CHUNK_BYTES", part):
-        planned = planned_peak(case)
-        try:
-            if case.what in WAYS:
-                held = tuning_peak(case.device, WAYS[case.what], case.frames, case.size, case.r)
-            else:
-                held = sampling_peak(case)
-        except torch.OutOfMemoryError:
-            return {"bytes": None, "planned": planned}
+    planned = planned_peak(case)
+    try:
+        if case.what in WAYS:
+            held = tuning_peak(case.device, WAYS[case.what], case.frames, case.size, case.r)
+        else:
+            held = sampling_peak(case)
+    except torch.OutOfMemoryError:
+        return {"bytes": None, "planned": planned}
     return {"bytes": held, "planned": planned}
 
 
@@ -155,9 +145,7 @@ def measure_memory(options: argparse.Namespace) -> None:
 
 def make_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
     """Yield the lines of the table, what belongs together one after another."""
-    rows = sorted(
-        (row for row in rows if row["part"] == USUAL_PART), key=lambda row: (row["size"], row["r"], row["frames"])
-    )
+    rows = sorted(rows, key=lambda row: (row["size"], row["r"], row["frames"]))
     kinds = sorted({row["what"] for row in rows}, key=[SAMPLING, SAMPLING_PER_FRAME, *WAYS].index)
     for what in kinds:
         for row in (row for row in rows if row["what"] == what):
@@ -170,15 +158,6 @@ def make_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
 def write_gib(row: Row) -> str:
     """Return the memory of a row in GiB."""
     return "out of memory" if row["bytes"] is None else f"{row['bytes'] / GIB:.3g}"
-
-
-def make_part_lines(rows: Sequence[Row], setting: Setting) -> list[list[str]]:
-    """Return the memory over how much is done at a time, a line for each curve."""
-    usual = min(USUAL_FRAMES, setting.frames), setting.size, USUAL_R
-    own = {
-        (row["what"], row["part"]): write_gib(row) for row in rows if (row["frames"], row["size"], row["r"]) == usual
-    }
-    return [[name, *(own[what, part] for part in PARTS)] for what, name in CURVES.items()]
 
 
 def make_planner_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
@@ -194,7 +173,7 @@ def make_planner_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
 def curve(rows: Sequence[Row], setting: Setting, what: str, along: str) -> list[tuple[int, float]]:
     """Return the points of a curve along "frames", "r" or "size", the others at their usual values."""
     frames = min(MORE_FRAMES if along == "r" else USUAL_FRAMES, setting.frames)
-    usual = {"frames": frames, "r": USUAL_R, "size": setting.size, "part": USUAL_PART}
+    usual = {"frames": frames, "r": USUAL_R, "size": setting.size}
     chosen = [row for row in rows if row["what"] == what and row["bytes"] is not None]
     points = {
         row[along]: row["bytes"] / GIB
@@ -240,12 +219,6 @@ def make_section(setting: Setting, rows: Sequence[Row], plot: Path) -> str:
             f"![Memory over frames, r and size]({plot.name})",
             "",
             write_table(["what", "frames", "latent", "r", "GiB", "target", "met"], list(make_lines(rows))),
-            "",
-            f"The same with {min(USUAL_FRAMES, setting.frames)} frames and r = {USUAL_R}, GiB, where layers in chunks "
-            "make other amounts of activations at a time, and FFAM concatenates other amounts of keys and "
-            f"values; the nodes take {USUAL_PART} MiB:",
-            "",
-            write_table(["what", *(f"{part} MiB" for part in PARTS)], make_part_lines(rows, setting)),
             "",
             "What Fit Planner says, as a part of what was held"
             + (":" if setting.device == "cuda" else "; here without what it adds for a GPU's libraries:"),

@@ -39,13 +39,11 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     monkeypatch.setattr(memory, "FRAMES", (4,))
     monkeypatch.setattr(memory, "RS", (4,))
     monkeypatch.setattr(memory, "SIZES", (1.0,))
-    monkeypatch.setattr(memory, "PARTS", (memory.USUAL_PART,))
     monkeypatch.setattr(memory, "CURVES", {name: memory.CURVES[name] for name in (memory.SAMPLING, tune.OURS_LEAST)})
     few = (tune.OURS, tune.SMOOTHED, tune.SCRIPT)
     monkeypatch.setattr(tune, "WAYS", {name: tune.WAYS[name] for name in few})
     memory.base_model.cache_clear()
-    for part in (sample, tune):
-        monkeypatch.setattr(part, "FULL_SIZE", 8)
+    monkeypatch.setattr(tune, "FULL_SIZE", 8)
     return argparse.Namespace(
         device="auto", size=8, frames=4, rounds=2, again=False, document=tmp_path / "performance.md",
         state=tmp_path / "state",
@@ -101,7 +99,7 @@ def test_more_frames_and_tokens_take_more_memory(tiny) -> None:
 @pytest.mark.parametrize("what", [tune.OURS_CHUNKED, tune.OURS_CHECKPOINTED])
 def test_fit_planner_is_held_against_what_is_held(what: str, tiny, monkeypatch) -> None:
     monkeypatch.setattr(memory, "CURVES", {what: what})
-    row = memory.run_case(memory.Case("cpu", "chip", "2", what, 4, 24, 4, memory.USUAL_PART))
+    row = memory.run_case(memory.Case("cpu", "chip", "2", what, 4, 24, 4))
     assert row["planned"] == pytest.approx(row["bytes"], rel=memory.CLOSE)
 
 
