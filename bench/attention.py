@@ -19,7 +19,7 @@ from ..modules.clip_model.attention.full import full_attention
 from ..modules.clip_model.attention.sparse_causal import sparse_causal_attention
 from .baselines import naive_fine_coarse
 from .document import judge, write_section
-from .memory_count import MIB, extra_memory, measured_peak, without_values
+from .memory_count import MIB, extra_memory
 from .performance import Row, Setting, complete_rows, half_on_gpu, read_setting
 from .table import write_table
 from .timing import Call, ratios, time_rounds, with_gradients, write_milliseconds, write_spread
@@ -28,11 +28,8 @@ DIM, HEADS = 320, 8  # of SD1.5's largest feature map
 RS = (2, 4)
 PER_FRAME = "per frame"
 BOUND, NAIVE, PROJECTED = "SDPA of as many pairs", "naive FFAM", "FFAM with projections"
-LIMIT = 1.1
-LIMITS = {f"FFAM, r = {r}": LIMIT for r in RS}
+LIMITS = {f"FFAM, r = {r}": 1.1 for r in RS}
 PASSES = {"forward": 1.0, "forward and backward": 3.5}  # with the matrix products of a forward, 2 against 7
-GROWTH = (8, 32)  # frames that the memory of FFAM is compared at
-FULL_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -119,35 +116,7 @@ def run_case(case: Case) -> Row:
         "operations_per_second": rate,
         "part_of_rate": {name: flops[name] / rate / median(times[name]) for name in contenders if flops[name]},
         "extra_bytes": {name: extra_memory(call, device) for name, call in calls.items()},
-        "growth": {str(r): [beyond_output(case, frames, r) for frames in GROWTH] for r in RS} if not backward else {},
-        "kept": {str(r): [kept_for_backward(case, frames, r) for frames in GROWTH] for r in RS} if backward else {},
     }
-
-
-def beyond_output(setting: Setting, frames: int, r: int) -> int:
-    """Return the bytes that FFAM holds at most besides its inputs and output, at full size; without a GPU accounted."""
-
-    def measure(device: str) -> int:
-        q, k, v = (torch.zeros(frames, FULL_SIZE**2, DIM, device=device, dtype=torch.float16) for _ in range(3))
-        ours = partial(fine_coarse_attention, q, k, v, Grid(HEADS, frames, FULL_SIZE, FULL_SIZE), r)
-        return extra_memory(torch.no_grad()(ours), torch.device(device)) - q.nbytes
-
-    if setting.device == "cuda":
-        return measure("cuda")
-    with without_values():
-        return measure("cpu")
-
-
-def kept_for_backward(setting: Setting, frames: int, r: int) -> float:
-    """Return the bytes a frame that FFAM keeps for the backward pass besides its inputs and output, at full size;
-    without a GPU accounted."""
-    with measured_peak(setting.device) as peak:
-        shape = frames, FULL_SIZE**2, DIM
-        given = (torch.zeros(shape, device=setting.device, dtype=torch.float16, requires_grad=True) for _ in range(3))
-        q, k, v = given
-        before = peak.now()
-        attended = fine_coarse_attention(q, k, v, Grid(HEADS, frames, FULL_SIZE, FULL_SIZE), r, rebuild=True)
-        return (peak.now() - before - attended.nbytes) / frames
 
 
 def measure_attention(options: argparse.Namespace) -> None:
@@ -163,9 +132,6 @@ def make_section(setting: Setting, rows: list[Row]) -> str:
     body = [line for row in rows for line in make_lines(row)]
     headings = ["attention", "pass", "ms", "× per frame", "× its reference", "reference", "of the matmul rate"]
     rate = rows[0]["operations_per_second"] / 1e12
-    growth, kept = ([line for row in rows for line in growth_lines(row[what])] for what in ("growth", "kept"))
-    low, high = (f"MiB at {frames} frames" for frames in GROWTH)
-    how = "measured" if setting.device == "cuda" else "accounted"
     return "\n".join(
         [
             f"{setting}; {half_on_gpu(setting)}, rounds: {setting.rounds}. {DIM} channels in {HEADS} heads. A large "
@@ -173,14 +139,6 @@ def make_section(setting: Setting, rows: list[Row]) -> str:
             "products would take at that rate, as a part of its time. *MiB*: held at most besides the inputs.",
             "",
             write_table([*headings, "MiB", "target", "met"], body),
-            "",
-            f"What FFAM holds at most besides inputs and output, {how} at {FULL_SIZE} × {FULL_SIZE} in float16:",
-            "",
-            write_table(["attention", low, high, "growth", "target", "met"], growth),
-            "",
-            f"What FFAM keeps of each frame for the backward pass besides inputs and output, {how} likewise:",
-            "",
-            write_table(["attention", low, high, "growth", "target", "met"], kept),
             "",
             f"- *{BOUND}*: that number of keys and values, concatenated beforehand, in the layout of the kernel.",
             f"- *{NAIVE}*: a loop over the frames that projects keys and values of all it sees, as EI² (10) reads; "
@@ -205,10 +163,3 @@ def make_lines(row: Row) -> Iterator[list[str]]:
             f"{row['extra_bytes'][name] / MIB:.3g}",
             *judge(median(against), LIMITS.get(name)),
         ]
-
-
-def growth_lines(growth: dict[str, list[float]]) -> Iterator[list[str]]:
-    """Yield how the memory of FFAM grows with the frames."""
-    for r, (low, high) in growth.items():
-        times = high / low
-        yield [f"FFAM, r = {r}", f"{low / MIB:.4g}", f"{high / MIB:.4g}", f"{times:.3g}", *judge(times, LIMIT)]
