@@ -1,4 +1,4 @@
-"""Time and memory of a tuning step, ours and Tune-A-Video's, and what spectral norm, centring and INR's loss take."""
+"""Time and memory of a tuning step, ours and Tune-A-Video's."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from unittest import mock
 import torch
 from comfy.model_management import unload_all_models
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor
 
 from ..modules.clip_model import chunks
 from ..modules.clip_model.attention import Attend, scaled_dot_product
@@ -25,7 +24,7 @@ from ..modules.clip_model.methods import EI2, TUNE_A_VIDEO_PRESET, method
 from ..modules.tuning.host.private_copy import private_copy, reproducible
 from ..modules.tuning.host.training import Tuning
 from ..modules.tuning.host.tune_inputs import TuneInputs
-from ..modules.tuning.losses.smoothing import Smoothing, inr_loss
+from ..modules.tuning.losses.smoothing import Smoothing
 from ..modules.tuning.settings import Precision, TuneSettings
 from .baselines import naive_temporal, norms_in_float32, softmax_attention
 from .document import judge, write_section
@@ -33,7 +32,7 @@ from .memory_count import GIB, measured_peak
 from .performance import Row, Setting, complete_rows, read_setting
 from .sd15 import encoding_call, make_latent, make_model, make_prompt
 from .table import write_table
-from .timing import Call, Times, balanced_order, ratios, time_calls, time_rounds, write_milliseconds, write_spread
+from .timing import Call, Times, balanced_order, ratios, time_calls, write_milliseconds, write_spread
 
 ENDLESS = 10**6  # steps of a tuning, so that its state is noted at the first alone
 UNBOUNDED = 2**60  # bytes
@@ -88,7 +87,6 @@ COMPARED: dict[tuple[str, str], tuple[float | None, float | None]] = {  # with w
     (f"{TUNE_A_VIDEO_PRESET} preset", CODE): (None, None),
     (SMOOTHED, OURS): (1.03, 1.03),
 }
-SHARE = 0.03
 
 
 @dataclass(frozen=True)
@@ -192,55 +190,19 @@ def tuning_peak(device: str, way: Way, frames: int, size: int, r: int = 4) -> in
             return peak.end() - before
 
 
-def step_parts(made: Tuning) -> dict[str, Call]:
-    """Return what a step of EI² with INR spends on its norms and its loss, forward and backward."""
-    bank, shapes = made.learned.bank, []
-    assert bank is not None, "EI² has temporal modules"
-
-    def note(module: nn.Module, inputs: tuple[Tensor, int]) -> None:
-        shapes.append((module, inputs[0]))
-
-    handles = [module.register_forward_pre_hook(note) for module in bank.bank]
-    made.tuner.advance()
-    for handle in handles:
-        handle.remove()
-    frames = len(made.x_0)
-    centred = [(m, torch.randn(x.shape[1], frames, x.shape[2]).to(x).requires_grad_()) for m, x in shapes]
-    apart = torch.randn_like(made.x_0).requires_grad_()
-
-    def spectral_norms() -> object:
-        with parametrize.cached():
-            total = sum(module.to_v.weight.sum() + module.to_out.weight.sum() for module in bank.bank)
-        return torch.autograd.grad(total, list(bank.parameters()), allow_unused=True)
-
-    def centring() -> None:
-        for module, z in centred:
-            torch.autograd.grad(module.normalise(z).sum(), z)
-
-    def loss() -> object:
-        return torch.autograd.grad(inr_loss(apart), apart)
-
-    return {"spectral norms": spectral_norms, "instance centring": centring, "INR's loss": loss}
-
-
 def run_case(case: Case) -> Row:
     """Do a turn of every way in each round, each on a copy of its own."""
     device, base = torch.device(case.device), make_model()
     models = {name: clip_model(base, way) for name, way in WAYS.items()}
     times: Times = {name: [] for name in WAYS}
-    parts: Times = {}
     for number in range(case.rounds):
         for name in balanced_order(list(WAYS), number):
             unload_all_models()
             with tuning(models[name], WAYS[name], case.frames, case.size) as made:
                 times[name].append(time_calls(made.step, case.steps, device))
-                if name == SMOOTHED:
-                    found = time_rounds(step_parts(made), 1, device)
-                    parts = {part: [*parts.get(part, []), *seconds] for part, seconds in found.items()}
     size, frames = (case.size, case.frames) if case.device == "cuda" else (FULL_SIZE, FULL_FRAMES)
     return {
         "seconds": times,
-        "parts": parts,
         "precision": made.precision,
         "bytes": {name: tuning_peak(case.device, way, frames, size) for name, way in WAYS.items()},
     }
@@ -262,20 +224,6 @@ def compare_ways(row: Row) -> Iterator[list[str]]:
             memory = row["bytes"][name] / row["bytes"][reference]
             times = [write_spread(seconds), *judge(median(seconds), of_time)]
             yield [name, reference, *times, f"{memory:.3g}", *judge(memory, of_memory)]
-
-
-def part_lines(row: Row) -> list[list[str]]:
-    """Return the lines of what a step spends on its norms and its loss, and their sum."""
-    step = row["seconds"][SMOOTHED]
-    shares = {
-        name: [part / whole for part, whole in zip(seconds, step, strict=True)]
-        for name, seconds in row["parts"].items()
-    }
-    together = [sum(parts) for parts in zip(*shares.values(), strict=True)]
-    lines = [
-        [name, write_milliseconds(row["parts"][name]), write_spread(share), "", ""] for name, share in shares.items()
-    ]
-    return [*lines, ["together", "", write_spread(together), *judge(median(together), SHARE)]]
 
 
 def make_section(setting: Setting, row: Row) -> str:
@@ -302,9 +250,5 @@ def make_section(setting: Setting, row: Row) -> str:
             "attention keeps the matrix of scores.",
             f"- *{SCRIPT}*: the same, and the clip and its prompt are encoded at each step, as it does, by models "
             "that stay loaded. One-Shot Tune is given both encoded, and unloads every other model.",
-            "",
-            f"What a step of {SMOOTHED} spends, as a part of it:",
-            "",
-            write_table(["part", "ms", "part of a step", "target", "met"], part_lines(row)),
         ]
     )
