@@ -31,7 +31,6 @@ from .tune import (
     OURS_CHECKPOINTED,
     OURS_CHUNKED,
     OURS_LEAST,
-    SCRIPT,
     WAYS,
     Way,
     clip_model,
@@ -86,7 +85,7 @@ def list_cases(setting: Setting) -> list[Case]:
     shapes += [(more, setting.size, r) for r in RS]
     shapes += [(usual, round(part * setting.size), USUAL_R) for part in SIZES]
     wanted = [(what, *shape) for shape in shapes for what in CURVES]
-    wanted += [(what, usual, setting.size, USUAL_R) for what in (SAMPLING_PER_FRAME, CODE, CODE_DEFAULTS, SCRIPT)]
+    wanted += [(what, usual, setting.size, USUAL_R) for what in (SAMPLING_PER_FRAME, CODE, CODE_DEFAULTS)]
     return [Case(setting.device, setting.chip, setting.torch, *one) for one in dict.fromkeys(wanted)]
 
 

@@ -12,9 +12,7 @@ import comfy.model_patcher
 import comfy.supported_models
 import torch
 from comfy.model_patcher import ModelPatcher
-from diffusers import AutoencoderKL
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from torch import Tensor
 
 from ..modules.tuning.host.learned import sdpa_override
 
@@ -32,7 +30,6 @@ UNET: dict[str, Any] = {
     "use_spatial_transformer": True,
     "legacy": False,
 }
-VAE_CHANNELS, TEXT_LAYERS = (128, 256, 512, 512), 12
 TOKENS = 77
 DRAWN = 1_000_003  # random numbers that fill all weights, over and over: drawing each would take longer than measuring
 
@@ -88,32 +85,6 @@ def load(models: Sequence[ModelPatcher]) -> None:
     """Load models and what is attached to them, wholly."""
     attached = [extra for model in models for extra in model.get_nested_additional_models()]
     comfy.model_management.load_models_gpu([*models, *attached], force_full_load=True)
-
-
-def encoding_call(device: torch.device, dtype: torch.dtype, frames: int, size: int) -> Callable[[], object]:
-    """Return what encodes a clip and its prompt, by SD1.5's autoencoder and text encoder, randomly filled."""
-    vae = AutoencoderKL(
-        down_block_types=4 * ("DownEncoderBlock2D",),
-        up_block_types=4 * ("UpDecoderBlock2D",),
-        block_out_channels=VAE_CHANNELS,
-        layers_per_block=2,
-    )
-    width = UNET["context_dim"]
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            hidden_size=width, intermediate_size=4 * width, num_attention_heads=12, num_hidden_layers=TEXT_LAYERS
-        )
-    )
-    for model in (vae, text):
-        nn.Module.to(model, device, dtype).eval().requires_grad_(False)
-    pixels = torch.zeros(frames, 3, 8 * size, 8 * size, device=device, dtype=dtype)
-    tokens = torch.zeros(1, TOKENS, device=device, dtype=torch.long)
-
-    def encode() -> object:
-        with torch.no_grad():
-            return vae.encode(pixels).latent_dist.sample(), text(tokens).last_hidden_state
-
-    return encode
 
 
 def guided_call(model: ModelPatcher, frames: int, size: int) -> Callable[[], Tensor]:

@@ -30,9 +30,9 @@ from .baselines import naive_temporal, norms_in_float32, softmax_attention
 from .document import judge, write_section
 from .memory_count import GIB, measured_peak
 from .performance import Row, Setting, complete_rows, read_setting
-from .sd15 import encoding_call, make_latent, make_model, make_prompt
+from .sd15 import make_latent, make_model, make_prompt
 from .table import write_table
-from .timing import Call, Times, balanced_order, ratios, time_calls, write_milliseconds, write_spread
+from .timing import Times, balanced_order, ratios, time_calls, write_milliseconds, write_spread
 
 ENDLESS = 10**6  # steps of a tuning, so that its state is noted at the first alone
 UNBOUNDED = 2**60  # bytes
@@ -48,7 +48,6 @@ class Way:
         smoothing, chunking, checkpointing: of the tuning.
         kernel: as Tune-A-Video's code does it: float32 weights, temporal attention with the matrix of scores, and this
             for the other attentions; None = as we do it.
-        encodes: whether each step encodes clip and prompt, by models that stay loaded, as its script does.
     """
 
     preset: str = EI2
@@ -56,13 +55,11 @@ class Way:
     chunking: bool = False
     checkpointing: bool = False
     kernel: Attend | None = None
-    encodes: bool = False
 
 
 OURS, SMOOTHED, OURS_CHECKPOINTED = EI2, f"{EI2} + INR", f"{EI2}, checkpointing"
 OURS_CHUNKED, OURS_LEAST = f"{EI2}, chunking", f"{EI2}, chunking and checkpointing"
 CODE, CODE_DEFAULTS = "Tune-A-Video's code, plain", "Tune-A-Video's code, its defaults"
-SCRIPT = "Tune-A-Video's script"
 WAYS = {
     OURS: Way(),
     SMOOTHED: Way(smoothing="INR"),
@@ -72,16 +69,12 @@ WAYS = {
     f"{TUNE_A_VIDEO_PRESET} preset": Way(TUNE_A_VIDEO_PRESET),
     CODE: Way(TUNE_A_VIDEO_PRESET, kernel=softmax_attention),
     CODE_DEFAULTS: Way(TUNE_A_VIDEO_PRESET, checkpointing=True, kernel=scaled_dot_product),
-    SCRIPT: Way(TUNE_A_VIDEO_PRESET, checkpointing=True, kernel=scaled_dot_product, encodes=True),
 }
 COMPARED: dict[tuple[str, str], tuple[float | None, float | None]] = {  # with what: targets of time and of memory
     (OURS, CODE): (0.5, 0.6),
     (OURS_CHUNKED, CODE): (0.5, 0.6),
     (OURS_CHECKPOINTED, CODE_DEFAULTS): (0.5, 0.6),
     (OURS_LEAST, CODE_DEFAULTS): (0.5, 0.6),
-    (OURS_CHECKPOINTED, SCRIPT): (0.5, 0.6),
-    (OURS_LEAST, SCRIPT): (0.5, 0.6),
-    (OURS_CHUNKED, SCRIPT): (None, None),
     (OURS_CHUNKED, OURS): (None, None),
     (OURS_LEAST, OURS_CHECKPOINTED): (None, None),
     (f"{TUNE_A_VIDEO_PRESET} preset", CODE): (None, None),
@@ -97,19 +90,10 @@ class Case(Setting):
 
 
 class BareTuning(Tuning):
-    """A tuning of which no one asks later what it was made on.
-
-    Attributes:
-        encode: done before each step, None = nothing.
-    """
-
-    encode: Call | None = None
+    """A tuning of which no one asks later what it was made on."""
 
     def step(self) -> None:
         """Do one step."""
-        if self.encode is not None:
-            self.tuner.updates.optimizer.zero_grad()  # which the script does at the end of each step
-            self.encode()
         self.tuner.advance()
 
     def identities(self) -> dict[str, Any]:
@@ -148,9 +132,6 @@ def tuning(
         made = BareTuning(copy, model, inputs, settings_of(way, precision))
         if way.kernel is not None:
             work_as_its_code(made, way.kernel)
-        if way.encodes:
-            half = torch.float32 if made.precision == "fp32" else torch.bfloat16
-            made.encode = encoding_call(copy.load_device, half, frames, size)
         made.step()
         made.tuner.last_good = (0, {})
         made.learned.before.clear()  # held on the CPU, as what follows
@@ -248,7 +229,5 @@ def make_section(setting: Setting, row: Row) -> str:
             "scores, the frozen weights in float32.",
             f"- *{CODE_DEFAULTS}*: with gradient checkpointing and xformers, for which SDPA stands in; its temporal "
             "attention keeps the matrix of scores.",
-            f"- *{SCRIPT}*: the same, and the clip and its prompt are encoded at each step, as it does, by models "
-            "that stay loaded. One-Shot Tune is given both encoded, and unloads every other model.",
         ]
     )
