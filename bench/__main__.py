@@ -102,7 +102,6 @@ def add_clips(command: argparse.ArgumentParser) -> None:
     command.add_argument("--flow", default="variational", help="or a file in models/optical_flow (default variational)")
     command.add_argument("--lpips", default="", help="file in models/lpips")
     command.add_argument("--servers", nargs="+", default=[], help="addresses of ComfyUI servers with this pack")
-    command.add_argument("--ray", action="store_true", help="one host for each GPU of a Ray cluster")
     command.add_argument("--output", type=Path, default=environment.ROOT / "output" / "clips", help="for the videos")
     add_common(command, environment.ROOT / "output" / "clips.md")
 

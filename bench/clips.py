@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -77,44 +75,6 @@ def start_host(base: Path, options: argparse.Namespace) -> Host:
     return host
 
 
-def run_on_ray(cases: Sequence[Case], options: argparse.Namespace) -> Iterator[Outcome]:
-    """Run cases on hosts that Ray places, one for each GPU; the queue is Ray's."""
-    try:
-        import ray
-        from ray.util import ActorPool
-    except ImportError as error:
-        raise SystemExit(
-            "--ray needs the package ray, which is not installed: .venv/bin/python -m pip install 'ray[default]'; or "
-            "name running servers by --servers."
-        ) from error
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    hook = {"worker_process_setup_hook": "scripts.environment.register_pack"}
-    ray.init(ignore_reinit_error=True, runtime_env={"env_vars": {"PYTHONPATH": paths}, **hook})
-    count = int(ray.cluster_resources().get("GPU", 0))
-
-    class Worker:
-        """A host on one GPU."""
-
-        def __init__(self, number: int):
-            self.held = ExitStack()
-            self.host = self.held.enter_context(start_host(BASE / f"ray_{number}", options))
-
-        def run(self, case: Case) -> Outcome:
-            """Run a case on it."""
-            return attempt(self.host, case, options)
-
-        def stop(self) -> None:
-            """End the host."""
-            self.held.close()
-
-    remote = ray.remote(Worker).options(num_gpus=1 if count else 0)
-    workers = [remote.remote(number) for number in range(max(count, 1))]
-    try:
-        yield from ActorPool(workers).map_unordered(lambda worker, case: worker.run.remote(case), cases)
-    finally:
-        ray.get([worker.stop.remote() for worker in workers])
-
-
 def measure_clips(options: argparse.Namespace) -> int:
     """Run what is not done yet, write the table, and list what failed.
 
@@ -157,9 +117,7 @@ def run_all(cases: Sequence[Case], options: argparse.Namespace) -> Iterator[Outc
     """Run cases where the command line says."""
     if not cases:
         return
-    if options.ray:
-        yield from run_on_ray(cases, options)
-    elif options.servers:
+    if options.servers:
         servers = [Server(address.removeprefix("http://").rstrip("/")) for address in options.servers]
         silent = [server.address for server in servers if not server.answers()]
         if silent:

@@ -1,7 +1,6 @@
 """Edits of clips through a running server, with LOVEU-TGVE's prompts; one that fails does not stop the others."""
 
 import argparse
-import builtins
 import csv
 import json
 import shutil
@@ -33,7 +32,7 @@ def options(tmp_path: Path) -> argparse.Namespace:
     return argparse.Namespace(
         folder=tmp_path / "clips", checkpoint=Path(DEMO_MODEL), prompts=tmp_path / "prompts.json",
         methods=["FFAM", "EI² + INR"], frames=3, size=128, steps=2, learning_rate=1e-4, ddim_steps=2, clip_folder=None,
-        flow="variational", lpips="", servers=[], ray=False, output=tmp_path / "videos", document=tmp_path / "clips.md",
+        flow="variational", lpips="", servers=[], output=tmp_path / "videos", document=tmp_path / "clips.md",
         state=tmp_path / "state",
     )  # fmt: skip
 
@@ -100,20 +99,6 @@ def test_a_method_and_a_server_that_are_not_there_are_told(options) -> None:
         clips.measure_clips(options)
     options.methods = ["EI3"]
     with pytest.raises(SystemExit, match="--methods EI3: there are per frame"):
-        clips.measure_clips(options)
-
-
-def test_without_ray_it_says_what_to_install(options, monkeypatch) -> None:
-    load = builtins.__import__
-
-    def refuse(name: str, *rest):
-        if name.split(".")[0] == "ray":
-            raise ImportError(name)
-        return load(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    options.ray = True
-    with pytest.raises(SystemExit, match="--ray needs the package ray"):
         clips.measure_clips(options)
 
 
