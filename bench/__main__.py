@@ -49,12 +49,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_common(command: argparse.ArgumentParser, document: Path) -> None:
-    """Add what all measurements take."""
-    command.add_argument("--ddim-steps", type=int, default=50, help="of inversion and sampling (default 50)")
-    add_outputs(command, document)
-
-
 def add_outputs(command: argparse.ArgumentParser, document: Path) -> None:
     """Add the options that say where results go."""
     command.add_argument(
@@ -85,7 +79,8 @@ def add_edit(command: argparse.ArgumentParser) -> None:
         "--validation", type=int, default=2, help="validation clips of each kind (default 2, 0 = none)"
     )
     command.add_argument("--timed", type=int, default=8, help="clips on which edits are timed, 0 = none (default 8)")
-    add_common(command, EDITS)
+    command.add_argument("--ddim-steps", type=int, default=20, help="of inversion and sampling (default 20)")
+    add_outputs(command, EDITS)
 
 
 def add_clips(command: argparse.ArgumentParser) -> None:
@@ -103,7 +98,8 @@ def add_clips(command: argparse.ArgumentParser) -> None:
     command.add_argument("--lpips", default="", help="file in models/lpips")
     command.add_argument("--servers", nargs="+", default=[], help="addresses of ComfyUI servers with this pack")
     command.add_argument("--output", type=Path, default=environment.ROOT / "output" / "clips", help="for the videos")
-    add_common(command, environment.ROOT / "output" / "clips.md")
+    command.add_argument("--ddim-steps", type=int, default=50, help="of inversion and sampling (default 50)")
+    add_outputs(command, environment.ROOT / "output" / "clips.md")
 
 
 def main() -> int:

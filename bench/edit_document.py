@@ -79,8 +79,8 @@ def verdict_lines(groups: Mapping[str, Sequence[Row]], chosen: Mapping[str, floa
         for part, finding in findings:
             margin = f", {part.margin:g} allowed" if part.margin else ""
             what = f"{COLUMNS[part.key].split(',')[0]} of {part.better} against {part.worse}{margin}"
-            found = f"better by {finding}: {finding.verdict}" if finding.clips else "not measured"
-            lines.append(f"  - {what}: {found}.")
+            found = f"better by {finding}: " if finding.clips else ""
+            lines.append(f"  - {what}: {found}{finding.verdict}.")
     return lines
 
 
@@ -148,6 +148,17 @@ def save_strips(rows: Rows, cases: Sequence[Case], tasks: Mapping[str, Task], do
     return lines
 
 
+def kind_lines(groups: Mapping[str, Sequence[Row]], tasks: Mapping[str, Task]) -> str:
+    """Return the table of how much the methods that are shown obey, a column for each kind of edit."""
+    kinds = list(dict.fromkeys(task.kind for task in tasks.values()))
+    body = []
+    for name in (name for name in SHOWN if name in groups):
+        obeyed = clip_means(groups[name], "obeyed")
+        cells = [mean_and_error([obeyed[clip] for clip in obeyed if tasks[clip].kind == kind]) for kind in kinds]
+        body.append([name, *cells])
+    return write_table(["method", *kinds], body)
+
+
 def table_lines(
     groups: Mapping[str, Sequence[Row]],
     names: Sequence[str],
@@ -181,7 +192,7 @@ def summary(groups: Mapping[str, Sequence[Row]], chosen: Mapping[str, float], cl
             "",
             table_lines(groups, shown, CURVE, median_and_quartiles),
             "",
-            f"The claims, by a bootstrap over the clips; with fewer than {LEAST_CLIPS} all stay undecided:",
+            f"The claims, by a bootstrap over the clips; with fewer than {LEAST_CLIPS} none is decided:",
             "",
             *verdicts,
         ]
@@ -238,7 +249,7 @@ def write_document(
         "",
         f"The difference within each clip, with the interval of {LEVEL:.0%} of {DRAWS} resamplings of the clips. "
         "Supported: the whole interval is on the claim's side. Not supported: none of it is. Otherwise, and with fewer "
-        f"than {LEAST_CLIPS} clips, undecided.",
+        f"than {LEAST_CLIPS} clips, undecided. Not measured: no clip has both methods.",
         "",
         *verdict_lines(groups, chosen),
         "",
@@ -249,6 +260,10 @@ def write_document(
         "Medians over clips, with their quartiles:",
         "",
         table_lines(groups, list(groups), CURVE, median_and_quartiles),
+        "",
+        "Obeyed, by kind of edit:",
+        "",
+        kind_lines(groups, tasks),
         "",
         LEGEND,
         f"![Obedience against warp error]({plot.name})",

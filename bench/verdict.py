@@ -8,7 +8,7 @@ from statistics import fmean
 
 import torch
 
-SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
+SUPPORTED, NOT_SUPPORTED, UNDECIDED, NOT_MEASURED = "supported", "not supported", "undecided", "not measured"
 DRAWS, LEVEL, LEAST_CLIPS = 10_000, 0.95, 8  # fewer clips make the interval too narrow
 Values = Mapping[str, float]
 
@@ -31,6 +31,8 @@ class Finding:
     @property
     def verdict(self) -> str:
         """Supported where the whole interval is above zero, not supported where it is below."""
+        if not self.clips:
+            return NOT_MEASURED
         if self.clips < LEAST_CLIPS or self.low <= 0 <= self.high:
             return UNDECIDED
         return SUPPORTED if self.low > 0 else NOT_SUPPORTED
@@ -69,10 +71,13 @@ def compare(better: Values, worse: Values, sign: int, margin: float = 0.0) -> Fi
 
 
 def together(verdicts: Sequence[str]) -> str:
-    """Return the verdict on a claim of several parts: all must be supported, and one that is not refutes it."""
+    """Return the verdict on a claim of several parts: all must be supported, and one that is not refutes it.
+
+    It is not measured where none of its parts is.
+    """
     if NOT_SUPPORTED in verdicts:
         return NOT_SUPPORTED
-    return UNDECIDED if UNDECIDED in verdicts or not verdicts else SUPPORTED
+    return verdicts[0] if len(set(verdicts)) == 1 else UNDECIDED
 
 
 @dataclass(frozen=True)

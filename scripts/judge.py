@@ -111,13 +111,13 @@ def list_remarks(report: dict[str, Any]) -> list[str]:
     errors = report.get("motion_errors", [])
     if None in errors:
         lost_in = ", ".join(str(frame) for frame, error in enumerate(errors) if error is None)
-        remarks.append(f"No object is found in the frames {lost_in}.")
+        remarks.append(f"No object is found in frames {lost_in}.")
     far = [frame for frame, error in enumerate(errors) if error is not None and error > LOST_PIXELS]
     if far:
         listed = ", ".join(map(str, far))
-        remarks.append(f"The object is over {LOST_PIXELS:.0f} pixels off the source's path in the frames {listed}.")
+        remarks.append(f"The object is over {LOST_PIXELS:.0f} pixels off the source's path in frames {listed}.")
     turned = [frame for frame, turn in enumerate(report.get("turns", []), 1) if abs(turn or 0.0) > STILL_DEGREES]
     if turned:
         listed = ", ".join(map(str, turned))
-        remarks.append(f"The object turns by over {STILL_DEGREES:.0f} degrees on the way to the frames {listed}.")
+        remarks.append(f"The object turns by over {STILL_DEGREES:.0f} degrees on the way to frames {listed}.")
     return remarks

@@ -41,7 +41,7 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     given: list[tuple] = []
     monkeypatch.setattr(edit, "write_document", lambda *all: (given.append(all), edit_document.write_document(*all)))
     edit.measure_edit(editing)
-    assert "| 1 do nothing | 0 |" in brief["benchmark"] and "- Undecided: INR Smooth" in brief["benchmark"]
+    assert "| 1 do nothing | 0 |" in brief["benchmark"] and "- Not measured: INR Smooth" in brief["benchmark"]
     rows = [row for own in given[0][2].values() for row in own]
     drawn = [(row["method"], row["seed"]) for row in rows]
     assert len(set(drawn)) == len(drawn)
@@ -62,7 +62,7 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     moved = by_name[methods.MOTION]
     assert (moved["passes"], moved["end"]) == (TAKEN["passes"], TAKEN["end"]) and moved["denoise"] == methods.MATCHED
     written = editing.document.read_text(encoding="utf-8")
-    assert "- **(d) Undecided.** INR Smooth" in written and "| 1 do nothing | 0 |" in written
+    assert "- **(d) Not measured.** INR Smooth" in written and "| 1 do nothing | 0 |" in written
     assert "Nothing was chosen by measurement" in written
     for name in ("benchmark.png", "benchmark_colour.webp"):
         assert name in written and (editing.document.parent / name).stat().st_size > 1000
@@ -70,6 +70,15 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     (editing.state / "edit.jsonl").unlink()  # what is published serves as well
     edit.measure_edit(editing)
     assert editing.document.read_text(encoding="utf-8") == written
+
+
+def test_obedience_is_listed_by_kind_of_edit() -> None:
+    clips = tasks.list_tasks(2, held_out=True, kinds=("colour", "shape"))
+    obeyed = dict(zip(clips, (1.0, 0.0, 0.5, 0.0), strict=True))  # colour_0, shape_0, colour_1, shape_1
+    groups = {name: [{"clip": clip, "obeyed": share} for clip, share in obeyed.items()] for name in (methods.FFAM, methods.SPARSE)}
+    head, _, *body = edit_document.kind_lines(groups, clips).splitlines()
+    assert head == "| method | colour | shape |"
+    assert body == [f"| {methods.FFAM} | 0.75 ± 0.2 | 0 ± 0 |"], "only what is shown"
 
 
 def test_times_are_set_against_an_edit_per_frame_of_the_same_round(editing) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from consistent_video.bench.verdict import (
+    NOT_MEASURED,
     NOT_SUPPORTED,
     SUPPORTED,
     UNDECIDED,
@@ -54,7 +55,7 @@ def test_the_interval_is_that_of_the_mean() -> None:
 def test_few_clips_decide_nothing() -> None:
     better = {str(n): 1.0 + 0.01 * n for n in range(4)}
     assert compare(better, dict.fromkeys(better, 0.0), 1).verdict == UNDECIDED
-    assert compare({}, better, 1).verdict == UNDECIDED
+    assert compare({}, better, 1).verdict == NOT_MEASURED
 
 
 def test_only_clips_that_both_have_count() -> None:
@@ -83,4 +84,7 @@ def test_a_claim_needs_all_of_its_parts() -> None:
     verdict, findings = Claim("less flicker, as much texture", (lower, kept)).judge(rows)
     assert verdict == NOT_SUPPORTED
     assert [finding.verdict for _, finding in findings] == [SUPPORTED, NOT_SUPPORTED]
-    assert Claim("unknown", (Part("new", "missing", "flicker", -1),)).judge(rows)[0] == UNDECIDED
+    missing = Part("new", "missing", "flicker", -1)
+    assert Claim("unknown", (missing, missing)).judge(rows)[0] == NOT_MEASURED
+    assert Claim("known in part", (lower, missing)).judge(rows)[0] == UNDECIDED
+    assert Claim("known in part", (kept, missing)).judge(rows)[0] == NOT_SUPPORTED

@@ -93,10 +93,10 @@ def test_what_went_wrong_is_remarked_with_its_frames() -> None:
     remarks = " ".join(list_remarks({**report, "turns": [2.0, -7.5, None]}))
     assert "colour does not read as blue in 2 of 4 frames but as red in 0, 2." in remarks
     assert "shape does not" not in remarks
-    assert "No object is found in the frames 1." in remarks
-    assert "source's path in the frames 2." in remarks
+    assert "No object is found in frames 1." in remarks
+    assert "source's path in frames 2." in remarks
     assert "loss did not fall" in remarks
-    assert "turns by over 5 degrees on the way to the frames 2." in remarks
+    assert "turns by over 5 degrees on the way to frames 2." in remarks
     assert "9.0 dB below" in remarks
 
 
