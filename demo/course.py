@@ -11,7 +11,6 @@ from torch import nn
 Log = Callable[[str], None]
 WARM_UP = 0.03  # share of the steps over which the learning rate rises
 SAVE_EVERY = 60.0  # seconds
-DRY_STEPS = 12
 
 
 @dataclass(frozen=True)
@@ -42,50 +41,24 @@ class Report:
     minutes: float
 
 
-def run_course(course: Course, steps: int | None, minutes: float, folder: Path, deadline: float, log: Log) -> Report:
+def run_course(course: Course, steps: int, folder: Path, log: Log) -> Report:
     """Train, or go on training, and leave the averaged weights in the network.
 
     Args:
         course: what to train.
-        steps: how many steps in all; worked out from `minutes` by timing when None.
-        minutes: how long it may take.
+        steps: how many in all.
         folder: where the checkpoint lies.
-        deadline: a time.monotonic() after which it stops early.
         log: called with a line now and then.
     """
     path = folder / f"{course.name}.pt"
     device = next(course.network.parameters()).device
-    saved = torch.load(path, map_location=device) if path.exists() else None
-    if saved is not None:
-        steps = saved["steps"]
-    elif steps is None:
-        steps = plan_steps(course, minutes)
     course_state = CourseState(course, steps)
-    if saved is not None:
-        course_state.load(saved)
+    if path.exists():
+        course_state.load(torch.load(path, map_location=device))
     log(f"{course.name}: step {course_state.step} of {steps}")
-    course_state.advance(path, deadline, log)
+    course_state.advance(path, log)
     course_state.average.copy_to(course.network.parameters())
     return Report(course_state.step, course_state.loss, course_state.seconds / 60)
-
-
-def plan_steps(course: Course, minutes: float) -> int:
-    """Return how many steps fit into some minutes, by timing a few gradients."""
-    for number in range(DRY_STEPS):
-        if number == DRY_STEPS // 2:
-            wait(course.network)
-            start = time.monotonic()
-        course.get_loss().backward()
-    wait(course.network)
-    course.network.zero_grad(set_to_none=True)
-    each = 1.08 * (time.monotonic() - start) / (DRY_STEPS - DRY_STEPS // 2)
-    return max(1, int(60 * minutes / each))
-
-
-def wait(network: nn.Module) -> None:
-    """Wait until the GPU has done what it was given."""
-    if next(network.parameters()).is_cuda:
-        torch.cuda.synchronize()
 
 
 class CourseState:
@@ -110,7 +83,6 @@ class CourseState:
     def save(self, path: Path) -> None:
         """Write the checkpoint, all or nothing."""
         state = {
-            "steps": self.steps,
             "step": self.step,
             "seconds": self.seconds,
             "loss": self.loss,
@@ -130,11 +102,11 @@ class CourseState:
         self.schedule.load_state_dict(state["schedule"])
         self.average.load_state_dict(state["average"])
 
-    def advance(self, path: Path, deadline: float, log: Log) -> None:
+    def advance(self, path: Path, log: Log) -> None:
         """Take the steps that are left, saving and reporting now and then."""
         before, start = self.seconds, time.monotonic()
         noted, losses = start, []
-        while self.step < self.steps and time.monotonic() < deadline:
+        while self.step < self.steps:
             losses.append(self.take_step())
             if time.monotonic() - noted > SAVE_EVERY or self.step == self.steps:
                 self.loss, losses = torch.stack(losses).mean().item(), []
@@ -142,8 +114,6 @@ class CourseState:
                 self.seconds = before + noted - start
                 log(f"{self.course.name}: step {self.step} of {self.steps}, loss {self.loss:.5f}, {self.seconds:.0f} s")
                 self.save(path)
-        self.seconds = before + time.monotonic() - start
-        self.save(path)
 
     def take_step(self) -> torch.Tensor:
         """Take one step and return its loss, still on the device."""

@@ -1,4 +1,4 @@
-"""The losses of the three courses: autoencoder, reader, diffusion."""
+"""The losses of the courses: autoencoder, reader, diffusion."""
 
 from collections.abc import Callable
 
@@ -40,17 +40,19 @@ def spread_loss(latents: torch.Tensor) -> torch.Tensor:
     return (mean.square() + (deviation - 1).square()).mean()
 
 
-def autoencoder_loss(vae: nn.Module, batch: int, generator: torch.Generator) -> GetLoss:
-    """Return the loss of reconstructing fresh pictures through slightly noisy latents."""
+def autoencoder_loss(vae: nn.Module, batch: int, generator: torch.Generator, decoder_alone: bool = False) -> GetLoss:
+    """Return the loss of reconstructing fresh pictures through slightly noisy latents, the encoder fixed if asked."""
     device = generator.device
 
     def get_loss() -> torch.Tensor:
         pictures, _ = draw(sample_scene(batch, generator))
         with autocast(device):
-            latents = vae.taesd_encoder(pictures.contiguous(memory_format=torch.channels_last))
+            with torch.set_grad_enabled(not decoder_alone):
+                latents = vae.taesd_encoder(pictures.contiguous(memory_format=torch.channels_last))
             noise = torch.randn(latents.shape, generator=generator, device=device)
             guess = vae.taesd_decoder(latents + LATENT_NOISE * noise)
-        return reconstruct_loss(guess.float(), pictures) + 0.1 * spread_loss(latents.float())
+        loss = reconstruct_loss(guess.float(), pictures)
+        return loss if decoder_alone else loss + 0.1 * spread_loss(latents.float())
 
     return get_loss
 

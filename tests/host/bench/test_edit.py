@@ -75,7 +75,8 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
 def test_obedience_is_listed_by_kind_of_edit() -> None:
     clips = tasks.list_tasks(2, held_out=True, kinds=("colour", "shape"))
     obeyed = dict(zip(clips, (1.0, 0.0, 0.5, 0.0), strict=True))  # colour_0, shape_0, colour_1, shape_1
-    groups = {name: [{"clip": clip, "obeyed": share} for clip, share in obeyed.items()] for name in (methods.FFAM, methods.SPARSE)}
+    rows = [{"clip": clip, "obeyed": share} for clip, share in obeyed.items()]
+    groups = dict.fromkeys((methods.FFAM, methods.SPARSE), rows)
     head, _, *body = edit_document.kind_lines(groups, clips).splitlines()
     assert head == "| method | colour | shape |"
     assert body == [f"| {methods.FFAM} | 0.75 ± 0.2 | 0 ± 0 |"], "only what is shown"

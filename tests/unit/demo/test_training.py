@@ -1,20 +1,19 @@
 """The courses of training start, stop and go on; what they draw from is what they should."""
 
-import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from consistent_video.demo.captions import PHRASINGS, get_kind, list_captions
-from consistent_video.demo.course import DRY_STEPS, Course, run_course
+from consistent_video.demo.course import Course, run_course
 from consistent_video.demo.model import DemoModel
 from consistent_video.demo.stages import (
     CaptionTable,
     LatentPool,
+    autoencoder_loss,
     get_slopes,
     reconstruct_loss,
     set_latent_scale,
@@ -57,34 +56,25 @@ def make_course() -> Course:
 
 def test_a_course_learns_and_leaves_averaged_weights(tmp_path: Path) -> None:
     course, lines = make_course(), list[str]()
-    report = run_course(course, 150, 0.0, tmp_path, float("inf"), lines.append)
+    report = run_course(course, 150, tmp_path, lines.append)
     assert report.steps == 150 and report.loss < 1.5 and lines[0] == "line: step 0 of 150"
     torch.testing.assert_close(course.network.weight.detach(), 2 * torch.eye(3), atol=0.05, rtol=0)
 
 
-def test_a_stopped_course_goes_on_where_it_was(tmp_path: Path) -> None:
-    stopped = run_course(make_course(), 40, 0.0, tmp_path, time.monotonic() - 1, print)
-    assert stopped.steps == 0
-    finished = run_course(make_course(), 7, 0.0, tmp_path, float("inf"), print)
-    assert finished.steps == 40
-    again = make_course()
-    assert run_course(again, None, 0.0, tmp_path, float("inf"), print).steps == 40
-    assert not torch.equal(again.network.weight, make_course().network.weight)
-
-
-def test_steps_are_planned_from_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a clock of its own: the first gradients take 100 s each, all others half a second."""
-    line, calls, now = make_course(), 0, 0.0
-
-    def get_loss() -> torch.Tensor:
-        nonlocal calls, now
-        calls, now = calls + 1, now + (0.5 if calls >= DRY_STEPS // 2 else 100.0)
-        return line.get_loss()
-
-    monkeypatch.setattr("consistent_video.demo.course.time", SimpleNamespace(monotonic=lambda: now))
-    report = run_course(replace(line, get_loss=get_loss), None, 0.1, tmp_path, float("inf"), print)
-    assert report.steps == calls - DRY_STEPS == 11  # 6 s hold 12 steps, less a margin of 8 %
-    assert report.minutes == pytest.approx(5.5 / 60)
+def test_a_stopped_course_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consistent_video.demo.course.SAVE_EVERY", -1.0)
+    course, lines = make_course(), list[str]()
+    losses = iter([course.get_loss] * 20)
+    with pytest.raises(StopIteration):
+        run_course(replace(course, get_loss=lambda: next(losses)()), 40, tmp_path, print)
+    nn.init.zeros_(course.network.weight)
+    assert run_course(course, 40, tmp_path, lines.append).steps == 40 and lines[0] == "line: step 20 of 40"
+    at_once, again = make_course(), make_course()
+    (tmp_path / "at_once").mkdir()
+    run_course(at_once, 40, tmp_path / "at_once", print)
+    run_course(replace(again, get_loss=lambda: pytest.fail("what is done is not done again")), 40, tmp_path, print)
+    assert torch.equal(course.network.weight, at_once.network.weight)
+    assert torch.equal(again.network.weight, at_once.network.weight)
 
 
 def test_the_losses_are_zero_where_they_should_be() -> None:
@@ -93,6 +83,16 @@ def test_the_losses_are_zero_where_they_should_be() -> None:
     assert [slope.shape[-2:] for slope in get_slopes(pictures)] == [(8, 9), (7, 10)]
     latents = torch.randn(64, 4, 16, 16, generator=generate(0))
     assert spread_loss(latents) < 1e-3 and spread_loss(2 * latents) == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize("decoder_alone", [False, True])
+def test_the_encoder_learns_unless_the_decoder_is_trained_alone(decoder_alone: bool) -> None:
+    vae = SmallCoder()
+    vae.taesd_encoder = nn.Conv2d(3, 4, 8, 8)
+    vae.taesd_decoder = nn.ConvTranspose2d(4, 3, 8, 8)
+    autoencoder_loss(vae, 4, generate(5), decoder_alone)().backward()
+    assert vae.taesd_decoder.weight.grad.abs().sum() > 0
+    assert (vae.taesd_encoder.weight.grad is None) == decoder_alone
 
 
 def test_model_latents_get_deviation_one(monkeypatch: pytest.MonkeyPatch) -> None:
