@@ -71,8 +71,13 @@ edited prompt, at CFG {TEXT_CFG:g} and with as many steps, without the clip: the
 
 
 def verdict_lines(groups: Mapping[str, Sequence[Row]], chosen: Mapping[str, float]) -> list[str]:
-    """Return the verdict on each claim, with what it rests on."""
-    lines = []
+    """Return how claims are judged, and the verdict on each, with what it rests on."""
+    lines = [
+        f"The difference within each clip, with the interval of {LEVEL:.0%} of {DRAWS} resamplings of the clips. "
+        "Supported: the whole interval is on the claim's side. Not supported: none of it is. Otherwise, and with fewer "
+        f"than {LEAST_CLIPS} clips, undecided. Not measured: no clip has both methods.",
+        "",
+    ]
     for letter, claim in claims(chosen).items():
         verdict, findings = claim.judge(groups)
         lines.append(f"- **({letter}) {verdict[0].upper()}{verdict[1:]}.** {claim.text}.")
@@ -156,7 +161,7 @@ def kind_lines(groups: Mapping[str, Sequence[Row]], tasks: Mapping[str, Task]) -
         obeyed = clip_means(groups[name], "obeyed")
         cells = [mean_and_error([obeyed[clip] for clip in obeyed if tasks[clip].kind == kind]) for kind in kinds]
         body.append([name, *cells])
-    return write_table(["method", *kinds], body)
+    return "Obeyed, by kind of edit:\n\n" + write_table(["method", *kinds], body)
 
 
 def table_lines(
@@ -247,10 +252,6 @@ def write_document(
         "",
         "## Verdicts",
         "",
-        f"The difference within each clip, with the interval of {LEVEL:.0%} of {DRAWS} resamplings of the clips. "
-        "Supported: the whole interval is on the claim's side. Not supported: none of it is. Otherwise, and with fewer "
-        f"than {LEAST_CLIPS} clips, undecided. Not measured: no clip has both methods.",
-        "",
         *verdict_lines(groups, chosen),
         "",
         "## Figures",
@@ -260,8 +261,6 @@ def write_document(
         "Medians over clips, with their quartiles:",
         "",
         table_lines(groups, list(groups), CURVE, median_and_quartiles),
-        "",
-        "Obeyed, by kind of edit:",
         "",
         kind_lines(groups, tasks),
         "",

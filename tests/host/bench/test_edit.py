@@ -77,7 +77,7 @@ def test_obedience_is_listed_by_kind_of_edit() -> None:
     obeyed = dict(zip(clips, (1.0, 0.0, 0.5, 0.0), strict=True))  # colour_0, shape_0, colour_1, shape_1
     rows = [{"clip": clip, "obeyed": share} for clip, share in obeyed.items()]
     groups = dict.fromkeys((methods.FFAM, methods.SPARSE), rows)
-    head, _, *body = edit_document.kind_lines(groups, clips).splitlines()
+    _, _, head, _, *body = edit_document.kind_lines(groups, clips).splitlines()
     assert head == "| method | colour | shape |"
     assert body == [f"| {methods.FFAM} | 0.75 ± 0.2 | 0 ± 0 |"], "only what is shown"
 
