@@ -134,7 +134,7 @@ def main() -> None:
         network.requires_grad_(False)
     net = build_control(config, model.unet).to(device)
     generator = torch.Generator(device).manual_seed(given.seed)
-    pool, table = EdgePool(model, given.pool, generator), tokenize_captions(generator, None)
+    pool, table = EdgePool(model, given.pool, generator), tokenize_captions(generator)
     loss = control_loss(model, net, pool, table, DDPMScheduler(**config["schedule"]), given.batch)
     course = Course("control", net, loss, 1e-3, 0.995)
     report = run_course(course, given.steps, given.state, log)

@@ -1,6 +1,6 @@
 """Train the demonstration's model from nothing on freshly drawn pictures, export it, measure it.
 
-python -m demo.train --out demo/weights --state .demo-state --comfyui .comfyui
+Run: python -m demo.train --out demo/weights --state .demo-state --comfyui .comfyui
 """
 
 import argparse
@@ -30,6 +30,7 @@ from .stages import (
 )
 
 Log = Callable[[str], None]
+# Steps and batch of each course.
 COURSES = {"autoencoder": (1584, 64), "reader": (820, 128), "diffusion": (8053, 256), "decoder": (7194, 64)}
 
 
@@ -51,7 +52,6 @@ def parse_arguments() -> argparse.Namespace:
         parser.add_argument(f"--batch-{course}", type=int, default=batch)
     parser.add_argument("--pool", type=int, default=131072, help="latents held ready for the diffusion stage")
     parser.add_argument("--samples", type=int, default=512, help="pictures sampled for each measurement")
-    parser.add_argument("--captions", type=int, help="use only so many kinds of scene, for a quick trial")
     return parser.parse_args()
 
 
@@ -77,9 +77,9 @@ def open_run(given: argparse.Namespace) -> tuple[Log, torch.device]:
     return open_log(given.out / "train.log"), device
 
 
-def tokenize_captions(generator: torch.Generator, kinds: int | None) -> CaptionTable:
+def tokenize_captions(generator: torch.Generator) -> CaptionTable:
     """Tokenise every caption once."""
-    captions = list_captions()[:kinds]
+    captions = list_captions()
     known = sorted({text for row in captions for text in row})
     place = {text: number for number, text in enumerate(known)}
     index = torch.tensor([[place[text] for text in row] for row in captions])
@@ -107,7 +107,7 @@ def train_all(
     set_latent_scale(model, torch.Generator(device).manual_seed(given.seed), batches=1 if device.type == "cpu" else 8)
     named = reader_loss(reader, model, given.batch_reader, generator)
     reports["reader"] = run("reader", reader, named, 2e-3, 0.995)
-    table = tokenize_captions(generator, given.captions)
+    table = tokenize_captions(generator)
     log(f"captions: {table.tokens.shape[0] * table.tokens.shape[1]}")
     pool = LatentPool(model, given.pool, generator)
     log(f"pool: {len(pool.kinds)} latents, deviation {pool.latents.std().item():.3f}")
