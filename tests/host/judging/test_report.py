@@ -238,7 +238,7 @@ def test_modules_that_were_not_run_are_noticed(model, latent) -> None:
     patches = other.model_options["transformer_options"]["patches"]["forward_timestep_embed_patch"]
     run = lambda layer, x, emb, context, options, *_: layer(x, context, options)  # noqa: E731
     patches.insert(0, (SpatialTransformer, run))
-    with pytest.raises(ValueError, match="another node's patch"):
+    with pytest.raises(ValueError, match="runs layers of the UNet that STAM/FFAM Patch has to"):
         measure_clip(other, SOURCE, latent, 0.5, SEED)
 
 
