@@ -50,8 +50,11 @@ def on_private_copy(
             tuning = make(copy, model, inputs, settings)
             if inputs.resume is not None:
                 tuning.resume(inputs.resume)
-            with keeping(tuning, keep):
-                yield tuning
+            try:
+                with keeping(tuning, keep):
+                    yield tuning
+            finally:
+                vars(tuning).clear()  # whoever holds the tuning still is not to hold the copy
     except OutOfMemory:
         raise
     except RuntimeError as error:
