@@ -54,13 +54,13 @@ def test_an_interrupt_leaves_the_host_as_it_was(latent, monkeypatch) -> None:
 
 def interrupt_inside(step: int, monkeypatch) -> None:
     """Let the host interrupt at the first layer of a step, as it does when a user cancels."""
-    steps, draw_frames = iter(range(1, step)), Tuner.draw_frames
+    steps, draw = iter(range(1, step)), Tuner.draw
 
     def interrupting(self):
         comfy.model_management.interrupt_current_processing(next(steps, None) is None)
-        return draw_frames(self)
+        return draw(self)
 
-    monkeypatch.setattr(Tuner, "draw_frames", interrupting)
+    monkeypatch.setattr(Tuner, "draw", interrupting)
 
 
 def interrupted(settings: TuneSettings, **changes) -> list[Tune]:
