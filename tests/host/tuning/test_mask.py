@@ -63,17 +63,18 @@ def test_the_frames_of_a_step_come_with_their_own_rows(num_frames: int, monkeypa
     """A conditioning may have a row for each frame."""
     rows = torch.randn(FRAMES, TOKENS, UNET["context_dim"], generator=torch.Generator().manual_seed(8))
     taken, seen = [], []
-    draw_frames, apply_model = Tuner.draw_frames, BaseModel.apply_model
+    draw, apply_model = Tuner.draw, BaseModel.apply_model
 
     def noted(self):
-        taken.append(draw_frames(self))
-        return taken[-1]
+        drawn = draw(self)
+        taken.append(drawn.frames)
+        return drawn
 
     def seeing(self, x, sigma, c_crossattn=None, **kwargs):
         seen.append((len(x), c_crossattn.cpu()))
         return apply_model(self, x, sigma, c_crossattn=c_crossattn, **kwargs)
 
-    monkeypatch.setattr(Tuner, "draw_frames", noted)
+    monkeypatch.setattr(Tuner, "draw", noted)
     monkeypatch.setattr(BaseModel, "apply_model", seeing)
     model = attach(inflate(random_model(), num_frames), *method(EI2, 2, "area"))
     run(model, SETTINGS.changed(steps=6, frames_per_step=2), positive=[[rows, {}]])
