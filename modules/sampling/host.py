@@ -208,6 +208,9 @@ class InvertedClipSampler(ClipSampler):
         inversion: what to start from.
         settings: of the sampling; its guidance is the caller's.
         watch: called with each step and the state it led to.
+
+    Attributes:
+        report: of the last sampling: strength of the relation and texture energy against the source's at each step.
     """
 
     def __init__(self, inversion: Inversion, settings: SampleSettings | None = None, watch: Watch | None = None):
@@ -221,7 +224,7 @@ class InvertedClipSampler(ClipSampler):
                 "for all steps."
             )
         self.sigmas = inversion.sigmas[start : end + 1]
-        self.relating: Relating | None = None
+        self.report: dict[str, list[float]] = {}
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
@@ -243,7 +246,7 @@ class InvertedClipSampler(ClipSampler):
         states = trajectory(model, inversion)
         if settings.start_step:
             latent_image = inversion.start_at(states, settings.start_step).to(latent_image)
-        relating = self.relating = Relating(settings.relation, inversion, states, settings.start_step)
+        relating = Relating(settings.relation, inversion, states, settings.start_step)
 
         with ending_guidance(model_wrap, settings.cfg_end) as reach:
 
@@ -267,6 +270,7 @@ class InvertedClipSampler(ClipSampler):
         if self.sigmas[-1] == inversion.sigmas[-1]:
             sampled = state_to_latent(sampled, sigmas[-1])
         texture = relating.texture
+        self.report = {"relation": relating.used, "texture": texture}
         log.info("Texture against the source's: %.2f at the first step, %.2f at the last", texture[0], texture[-1])
         return sampled
 
@@ -323,5 +327,4 @@ def sample_clip(
         model = with_rescaled_guidance(model, settings.cfg_rescale)
     samples = run_sampler(model, latent["samples"], sampler, sampler.sigmas, settings.cfg, positive, negative)
     kept = {key: value for key, value in latent.items() if key != INVERSION}
-    assert sampler.relating is not None, "made by the sampling"
-    return {**kept, "samples": samples}, {"relation": sampler.relating.used, "texture": sampler.relating.texture}
+    return {**kept, "samples": samples}, sampler.report

@@ -84,7 +84,7 @@ def tune_prompt(
         tuning.run(progress)
         if with_advice:
             curvatures += tuning.fitting(partial(measure_curvatures, tuning))
-            smoothness = measure_smoothness(tuning, features)
+            smoothness = tuning.fitting(partial(measure_smoothness, tuning, features))
         return LearnedTokens(tuning.tune(), tuning.low_rank(), curvatures, smoothness)
 
 

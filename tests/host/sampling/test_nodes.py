@@ -1,6 +1,8 @@
 """The nodes that sample: their previews, and the host's own sampler node."""
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 
 import comfy.samplers
@@ -13,7 +15,9 @@ from comfy_extras.nodes_custom_sampler import DisableNoise, Guider_DualCFG, Samp
 from torch import Tensor
 
 from consistent_video.modules.diffusion.host import run
+from consistent_video.modules.inversion.host import invert as host
 from consistent_video.modules.inversion.host.invert import INVERSION
+from consistent_video.modules.sampling import host as sampling_host
 from consistent_video.modules.sampling.host import InvertedClipSampler
 from consistent_video.nodes.sample import InterframeNoiseRelation, SmoothSample, SmoothSampler
 
@@ -91,6 +95,24 @@ def test_the_hosts_sampler_node_samples_the_same(model, plain, settings: dict) -
         out = SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, plain).args[0]["samples"]
         assert torch.equal(out.cpu(), edit(model, plain, **settings))
         assert guider.cfg == 4.0
+
+
+def test_the_sampler_keeps_nothing_of_a_sampling(model, plain, monkeypatch) -> None:
+    """ComfyUI keeps it from one run to the next."""
+    walked = []
+
+    def noted(*given):
+        states = host.trajectory(*given)
+        walked.append(weakref.ref(states))
+        return states
+
+    monkeypatch.setattr(sampling_host, "trajectory", noted)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(EDIT, EMPTY)
+    sampler, sigmas = SmoothSampler.execute(plain).args
+    SamplerCustomAdvanced.execute(DisableNoise.execute().args[0], guider, sampler, sigmas, plain)
+    gc.collect()
+    assert len(walked) == 1 and walked[0]() is None and len(sampler.report["texture"]) == STEPS
 
 
 def test_an_interrupt_leaves_the_guider_its_guidance(model, plain) -> None:
