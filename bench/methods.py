@@ -15,6 +15,7 @@ from ..modules.clip_model.methods import EI2, FULL, NORMS, PER_FRAME, TUNE_A_VID
 from ..modules.inversion.inversion import Start
 from ..modules.inversion.noise_relation import Direction, Reading
 from ..modules.tuning.losses.smoothing import Smoothing
+from ..scripts.parts import CFG, CFG_END, RELATION
 from .verdict import Claim, Part
 
 DO_NOTHING = "do nothing"
@@ -204,7 +205,7 @@ CHOICES = (
     Choice(("weight",), INR, ((2.0,), (0.2,))),
     Choice(("smooth_weight",), SMOOTH_VIDEO, ((0.2,), (2.0,))),
 )
-CHOSEN = {"cfg_end": 0.3, "end": 0.8}  # what the search led to, where it differs from its beginning
+CHOSEN = {"cfg": CFG, "cfg_end": CFG_END, **RELATION}  # what the search led to, where it differs from its beginning
 SHOWN = (*BOUNDS, REFERENCE, OLD, FFAM, DEFAULT, FREE_CONTROL, "Tune-A-Video", EI2, INR, MOTION)
 TEXTURE_LOST, GHOSTS_ADDED, COST_ADDED = 0.05, 0.02, 0.1
 OBEYED_LOST, MOTION_ADDED = 0.05, 1.0  # share; pixels
