@@ -36,11 +36,12 @@ def choose(rows: Rows, options: argparse.Namespace) -> tuple[dict[str, float], l
     chosen = {name: value for choice in CHOICES for name, value in zip(choice.names, choice.values[0], strict=True)}
     if options.quick or not options.validation:
         return chosen | CHOSEN, []
-    tasks = list_tasks(options.validation, held_out=False)
     measured: list[dict[str, Any]] = []
     for choice in CHOICES:
         if not any(takes(name, choice) for name in selected(options)):
             continue
+        tuned = METHODS[choice.row(choice.values[0])].draws
+        tasks = list_tasks(1 if tuned else options.validation, held_out=False)  # tunings take long
         found: list[dict[str, Any]] = []
         for values in choice.values:
             name, given = choice.row(values), dict(zip(choice.names, values, strict=True))

@@ -19,7 +19,7 @@ from .edit_cost import DDIM_STEPS, TUNING_STEPS
 from .edit_rows import Case, Rows
 from .methods import AS_DRAWN, BOUNDS, CLOSE, DO_NOTHING, FROM_TEXT, HALF, SHOWN, TEXT_CFG, claims
 from .table import mean_and_error, median_and_quartiles, write_table
-from .tasks import FRAMES, HELD_OUT, KINDS, LOST, VALIDATION, Task
+from .tasks import FRAMES, HELD_OUT, LOST, VALIDATION, Task
 from .verdict import DRAWS, LEAST_CLIPS, LEVEL, clip_means
 from .world import Row
 
@@ -99,7 +99,7 @@ def command_options(options: argparse.Namespace) -> str:
     return " ".join([*given, *(part for name, values in lists.items() if values for part in (name, *values))])
 
 
-def validation_lines(measured: Sequence[Mapping[str, Any]], chosen: Mapping[str, float], count: int) -> list[str]:
+def validation_lines(measured: Sequence[Mapping[str, Any]], chosen: Mapping[str, float]) -> list[str]:
     """Return what was chosen, and from what."""
     values = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
     if not measured:
@@ -108,20 +108,21 @@ def validation_lines(measured: Sequence[Mapping[str, Any]], chosen: Mapping[str,
         [
             ", ".join(f"{name} {value:g}" for name, value in entry["values"].items()),
             entry["method"],
+            str(len(entry["obeyed"])),
             *(median_and_quartiles(entry[key]) if key != "obeyed" else mean_and_error(entry[key]) for key in CURVE),
         ]
         for entry in measured
     ]
     return [
-        f"Chosen on {count} validation clips of other seeds, whose objects are pairs of colour and shape that the "
-        f"model was trained on: {values}. Of the values whose edits are right (mean of *obeyed* and *kept*) within "
-        f"{CLOSE:g} of the best, those with a mean warp error within {CLOSE:.0%} of the least are taken, and of these "
-        "the one whose edits are most right; all methods that have the parameter get the same value. denoise 0 is the "
-        f"start matched to the latent's size, denoise {HALF:g} starts at half its sigma.",
+        "Chosen on validation clips of other seeds, whose objects are pairs of colour and shape that the model was "
+        f"trained on (one of each kind where a tuning is tried): {values}. Of the values whose edits are right (mean "
+        f"of *obeyed* and *kept*) within {CLOSE:g} of the best, those with a mean warp error within {CLOSE:.0%} of the "
+        "least are taken, and of these the one whose edits are most right; all methods that have the parameter get the "
+        f"same value. denoise 0 is the start matched to the latent's size, denoise {HALF:g} starts at half its sigma.",
         "",
         "Means ± standard errors of *obeyed*, otherwise medians (quartiles):",
         "",
-        write_table(["values", "tried with", *(COLUMNS[key] for key in CURVE)], body),
+        write_table(["values", "tried with", "clips", *(COLUMNS[key] for key in CURVE)], body),
     ]
 
 
@@ -271,7 +272,7 @@ def write_document(
         "",
         f"None was chosen on these clips (validation seeds begin at {VALIDATION}).",
         "",
-        *validation_lines(measured, chosen, len(KINDS) * options.validation),
+        *validation_lines(measured, chosen),
         "",
         "## Pictures",
         "",

@@ -126,13 +126,13 @@ def test_times_are_set_against_an_edit_per_frame_of_the_same_round(editing) -> N
 
 
 def test_hyper_parameters_are_chosen_on_validation_clips_alone(editing, monkeypatch) -> None:
-    editing.quick = False
+    editing.quick, editing.validation = False, 2
     asked = []
 
     class Table:
         def get(self, case, task) -> dict:
             asked.append(case)
-            assert task == draw_task(task.kind, 0, held_out=False) and not case.held_out
+            assert task == draw_task(task.kind, int(case.clip[-1]), held_out=False) and not case.held_out
             obeyed = {2.0: 0.5, 0.2: 0.9}.get(case.value, 0.8) if case.method == methods.INR else 0.8
             steady = 3 - case.value if case.method == methods.INR else case.value
             warp_error = steady + case.rate + case.cfg + case.passes + case.end + (case.method == UNSTEADY)
@@ -144,15 +144,16 @@ def test_hyper_parameters_are_chosen_on_validation_clips_alone(editing, monkeypa
     assert chosen["weight"] == 0.2, "the other obeys less"
     assert (chosen["passes"], chosen["end"]) == (2, 0.5), "one pass is steadier and keeps less"
     assert len(measured) == sum(len(choice.values) for choice in edit.CHOICES)
-    assert {case.clip for case in asked} == {f"{kind}_0" for kind in KINDS}
+    assert {case.clip for case in asked} == {f"{kind}_{number}" for kind in KINDS for number in range(2)}
+    assert {case.clip for case in asked if case.steps} == {f"{kind}_0" for kind in KINDS}, "fewer tunings"
     later = [case for case in asked if case.method == methods.INR]
     assert {(case.cfg, case.rate) for case in later} == {(3, 1e-4)}, "what is chosen first holds for the rest"
     held_out = list(edit.list_cases(editing, chosen))
     assert all(case.held_out for case in held_out)
     assert {case.value for case in held_out if case.method == methods.INR} == {0.2}
     assert [chosen[f"gamma {way}"] for way in methods.WAYS] == [0.5, 0.5, 1.0], "each way its own"
-    lines = edit_document.validation_lines(measured, chosen, 6)
-    assert "Chosen on 6 validation clips" in lines[0] and "| weight 0.2 | EI² + INR | 0.9 ± " in lines[-1]
+    lines = edit_document.validation_lines(measured, chosen)
+    assert "| weight 0.2 | EI² + INR | 6 | 0.9 ± " in lines[-1]
 
 
 def test_methods_that_nobody_asks_for_are_neither_tuned_nor_chosen_for(editing) -> None:
