@@ -36,7 +36,7 @@ class Outcome:
         return f"{'FAILED' if self.status else 'ok':<7} {self.name:<11} {self.seconds:6.1f} s   {self.last}"
 
 
-def run_stage(name: str, module: str, *arguments: str, folder: Path = environment.ROOT) -> Outcome:
+def run_stage(name: str, module: str, *arguments: str, folder: Path = environment.ROOT, threads: int = 0) -> Outcome:
     """Run a Python module's command line, showing what it prints.
 
     Args:
@@ -44,12 +44,14 @@ def run_stage(name: str, module: str, *arguments: str, folder: Path = environmen
         module: e.g. "pytest".
         arguments: its arguments.
         folder: where it runs.
+        threads: of each process that computes, 0 = as many as it likes.
     """
     environment.say(f"\n--- {name}")
     began, last = time.monotonic(), ""
     command = [sys.executable, "-m", module, *arguments]
+    settings = {**os.environ, "PYTHONUTF8": "1", **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     process = subprocess.Popen(
-        command, cwd=folder, env={**os.environ, "PYTHONUTF8": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command, cwd=folder, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         encoding="utf-8", errors="replace",
     )  # fmt: skip
     with environment.attend(process):
@@ -77,7 +79,7 @@ def run_mypy() -> Outcome:
 
 def run_tests(name: str, folder: str, arguments: list[str]) -> Outcome:
     """Run the tests of a folder; that nothing is selected is fine where arguments select."""
-    outcome = run_stage(name, "pytest", folder, *SHARED, *arguments)
+    outcome = run_stage(name, "pytest", folder, *SHARED, *arguments, threads=1)  # the processes share the cores
     if arguments and outcome.status == NO_TESTS:
         return Outcome(outcome.name, 0, outcome.seconds, outcome.last)
     return outcome

@@ -41,6 +41,12 @@ def model():
     return clip_model()
 
 
+@pytest.fixture(scope="module")
+def count(model):
+    """What a step is counted to take, each counted once: shape, settings, precision."""
+    return cache(partial(tuning_peak, model))
+
+
 @pytest.fixture
 def exact(monkeypatch) -> None:
     monkeypatch.setattr(planner, "BESIDE", 0.0)
@@ -87,9 +93,9 @@ def test_sampling_is_counted(model, exact) -> None:
     assert sampling_peak(model, SHAPE) == pytest.approx(held.peak, rel=0.1)
 
 
-def test_more_frames_take_more_and_checkpointing_less(model) -> None:
+def test_more_frames_take_more_and_checkpointing_less(count) -> None:
     def peak(frames: int = FRAMES, **changes) -> int:
-        return tuning_peak(model, (frames, *SHAPE[1:]), SETTINGS.changed(**changes), "fp32")
+        return count((frames, *SHAPE[1:]), SETTINGS.changed(**changes), "fp32")
 
     assert peak(2) < peak() < peak(2 * FRAMES)
     assert peak(gradient_checkpointing=True) < 0.6 * peak()
@@ -100,8 +106,7 @@ def test_more_frames_take_more_and_checkpointing_less(model) -> None:
     )
 
 
-def test_the_first_way_that_fits_is_chosen(model, monkeypatch) -> None:
-    count = cache(partial(tuning_peak, model))
+def test_the_first_way_that_fits_is_chosen(model, count, monkeypatch) -> None:
     monkeypatch.setattr(planner, "tuning_peak", lambda given, *how: count(*how) + (given is not model))
     clip = clip_latent(8)
     ways = [SETTINGS, SETTINGS.changed(chunking=True)]
