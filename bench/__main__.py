@@ -4,8 +4,6 @@ Sets up the virtual environment and ComfyUI as scripts/test.py does. Each measur
 where it was stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import sys

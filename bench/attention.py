@@ -1,7 +1,5 @@
 """Time and memory of attention across frames, against SDPA of as many pairs of query and key."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass

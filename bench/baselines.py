@@ -1,7 +1,5 @@
 """What our functions are measured against, written as plainly as it is stated."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

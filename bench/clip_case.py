@@ -1,7 +1,5 @@
 """One edit of a real clip: what LOVEU-TGVE's table asks for, its graph, and its run in a server."""
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

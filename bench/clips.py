@@ -1,7 +1,5 @@
 """Real clips with a real checkpoint: methods edit them in running ComfyUI servers, and the scorecard judges."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """docs/performance.md: one section for each performance benchmark."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Hyper-parameters are chosen on drawn clips of their own before the held-out ones are touched.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Iterator, Mapping

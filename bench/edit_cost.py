@@ -1,7 +1,5 @@
 """What every way to edit takes: time turn by turn in the same run, and memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The document of `python -m bench edit`: verdicts, table, plot and picture strips."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What `bench edit` keeps on disk: a row for each case, and the frames of those that are shown."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from functools import cache

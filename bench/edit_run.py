@@ -1,7 +1,5 @@
 """One edit of a drawn clip by one method: made, timed and judged."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Mapping
@@ -53,7 +51,7 @@ STRENGTH = 0.5  # of the relation: above it, what alternates from frame to frame
 class Watch:
     """The seconds of a stretch of work: as a context."""
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> "Watch":
         self.began = time.perf_counter()
         return self
 

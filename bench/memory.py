@@ -1,7 +1,5 @@
 """Memory of sampling and tuning over frames, r and resolution."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Memory of tensors: measured on a GPU, counted where there is none."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -3,8 +3,6 @@
 A further method is a further row of `METHODS`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product

@@ -1,7 +1,5 @@
 """What the performance benchmarks share: where they run, and rows that are kept."""
 
-from __future__ import annotations
-
 import argparse
 import platform
 import re

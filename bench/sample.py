@@ -1,7 +1,5 @@
 """Time of one guided UNet call of clip models against the model that takes each frame for itself."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping
 from statistics import median

@@ -1,7 +1,5 @@
 """SD1.5's UNet, randomly filled, as the host makes it, and what it is called with."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import partial

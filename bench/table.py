@@ -1,7 +1,5 @@
 """Rows on disk and tables in documents."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Edits of drawn clips: what is to change, what a right edit looks like, and how far one is from that."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from statistics import fmean

@@ -1,7 +1,5 @@
 """Time of a temporal module and of its parts, against a copy of what its attention reads and writes."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Times of several things in one run, turn by turn in balanced order, and what they say against each other."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median, quantiles

@@ -1,7 +1,5 @@
 """Time and memory of a tuning step, ours and Tune-A-Video's."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """What rows say of a claim: differences within each clip, their spread by resampling clips."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean

@@ -1,7 +1,5 @@
 """Long clips in the host's context windows: whether the joints of the windows show, and memory over frames."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace

@@ -1,7 +1,5 @@
 """The demo model and its drawn world, to make edits in this process and judge them from their pixels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Drive ComfyUI's own editor in a Chromium without a window, as a user would."""
 
-from __future__ import annotations
-
 import io
 import os
 import re
@@ -47,7 +45,7 @@ class Editor:
         self.complaints: list[str] = []
         self.asked: list[str] = []  # addresses that the editor's own first workflow holds
 
-    def __enter__(self) -> Editor:
+    def __enter__(self) -> "Editor":
         browser = find_browser()
         self.playwright = sync_playwright().start()
         try:

@@ -3,8 +3,6 @@
 The other languages are written by hand; a test says what they lack.
 """
 
-from __future__ import annotations
-
 import json
 
 import environment

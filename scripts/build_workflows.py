@@ -3,8 +3,6 @@
 What sockets and widgets a node has, the running ComfyUI says.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 from pathlib import Path

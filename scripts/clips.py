@@ -1,7 +1,5 @@
 """Read, fit and write clips as tensors, and draw clips as a picture."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What each workflow of the pack consists of."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What the workflows with a tuning consist of."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from .graph import Group, Node, Workflow

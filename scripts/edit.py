@@ -1,7 +1,5 @@
 """Run the main workflow on a clip in the real ComfyUI, and report what came of it."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Build workflows in the editor's form: nodes in titled columns, from what each needs and what feeds it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +30,7 @@ class Node:
     def __init__(self, title: str, kind: str, /, **inputs: Any):
         self.title, self.kind, self.inputs = title, kind, inputs
 
-    def but(self, **inputs: Any) -> Node:
+    def but(self, **inputs: Any) -> "Node":
         """Return the node with other or further inputs."""
         return Node(self.title, self.kind, **{**self.inputs, **inputs})
 

@@ -1,7 +1,5 @@
 """Run the real ComfyUI as a child process."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
@@ -37,7 +35,7 @@ class Host(Server):
         self.log = self.base / "server.log"
         self.process: subprocess.Popen | None = None
 
-    def __enter__(self) -> Host:
+    def __enter__(self) -> "Host":
         try:
             self.start()
         except BaseException:

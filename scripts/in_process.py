@@ -1,7 +1,5 @@
 """The real ComfyUI, importable in this process."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Measure what a run of the demo workflow did to a clip, and say what it did not manage."""
 
-from __future__ import annotations
-
 import math
 import re
 from typing import Any

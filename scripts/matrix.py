@@ -4,8 +4,6 @@ Each Python that is found has a virtual environment below .matrix, in which each
 turn. What was found stays in docs/hosts.json, from which the table of docs/hosts.md is written.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """What several workflows have in common: the nodes of a part of them, and the task that they work on."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Parts of a page that a command writes, each between two marks of its name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from .environment import ROOT

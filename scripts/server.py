@@ -1,7 +1,5 @@
 """Talk to a ComfyUI that runs, over HTTP and its websocket."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

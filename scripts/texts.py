@@ -4,8 +4,6 @@ A nodeDefs.json maps a node's id to its display name and description and to the 
 and of each output, by index. The nodeCategories of a main.json map each part of a menu path to what is shown.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

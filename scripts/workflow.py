@@ -4,8 +4,6 @@ A workflow (UI form) has nodes with positional widget values and a list of links
 `{"class_type", "inputs", "_meta": {"title"}}`, where an input is a value or a link `[node id, output index]`.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from typing import Any
 

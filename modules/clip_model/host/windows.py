@@ -1,7 +1,5 @@
 """Clips in the host's context windows: what windows see of each other, and which hints of a ControlNet are theirs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import copy
