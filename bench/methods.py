@@ -95,7 +95,7 @@ def norm_rows() -> dict[str, Method]:
         for spectral in ("off", "on"):
             if (norm, spectral) != ("instance centering", "on"):
                 name = f"EI² with {norm}, {'with' if spectral == 'on' else 'no'} spectral norm"
-                patch = (("name", EI2), ("norm", norm), ("spectral", spectral))
+                patch = (("name", EI2), ("norm", norm), ("spectral_norm", spectral))
                 rows[name] = Method(Tuned(patch), quick=name in (LAYER_NORM, CENTERING), third=True)
     return rows
 

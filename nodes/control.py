@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..modules.attention_control.host.call import ControlSettings, Cross, SelfAttention
 from ..modules.attention_control.host.control import attach_control
 from ..modules.attention_control.host.prompts import read_prompts
-from .types import MENU, PREFIX, part_input
+from .types import ADVANCED, MENU, PREFIX, part_input
 
 
 class AttentionControl(io.ComfyNode):
@@ -48,24 +48,21 @@ class AttentionControl(io.ComfyNode):
                     "self_attention",
                     options=list(get_args(SelfAttention)),
                     default="replace",
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="replace: queries and keys are the source's everywhere. fusion: outside the mask only "
                     "(FateZero).",
                 ),
                 io.Boolean.Input(
                     "local_blend",
                     default=False,
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="Keep the source itself outside the mask, from a fifth of the steps on. For Smooth "
                     "Sample with eta 0.",
                 ),
                 io.String.Input(
                     "words",
                     default="",
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="Comma-separated words of the edited prompt to weight. Empty = none.",
                 ),
                 io.Float.Input(
@@ -74,15 +71,13 @@ class AttentionControl(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.1,
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="Factor of these words' maps: above 1 stronger, below weaker, 1 = as they are.",
                 ),
                 io.String.Input(
                     "mask_words",
                     default="",
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="Comma-separated words of either prompt, whose cross-attention makes the mask of fusion "
                     "and local blend. Empty = the words that are only in one of the prompts.",
                 ),
@@ -90,8 +85,7 @@ class AttentionControl(io.ComfyNode):
                     "mask_threshold",
                     0.3,
                     "Part of a frame's largest attention from which a place is in the mask. Higher = smaller.",
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                 ),
             ],
             outputs=[io.Model.Output("clip_model", tooltip="For Smooth Sample. The input is unchanged.")],
@@ -106,16 +100,12 @@ class AttentionControl(io.ComfyNode):
         clip,
         source_text,
         edit_text,
-        cross,
-        cross_end,
-        self_end,
-        self_attention="replace",
-        local_blend=False,
         words="",
         weight=1.0,
         mask_words="",
         mask_threshold=0.3,
+        **settings,
     ) -> io.NodeOutput:
         prompts = read_prompts(clip, source_text, edit_text, words, weight, mask_words)
-        settings = ControlSettings(cross, cross_end, self_attention, self_end, local_blend, mask_threshold)
-        return io.NodeOutput(attach_control(model, inversion, source_positive, prompts, settings))
+        control = ControlSettings(threshold=mask_threshold, **settings)
+        return io.NodeOutput(attach_control(model, inversion, source_positive, prompts, control))

@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..modules.files.host import import_files, import_stamp
+from ..modules.files.host import IMPORTS, list_files, stamp
 from ..modules.tuning.host.tune_a_video import export_tune_a_video, import_tune_a_video
-from .types import MENU, PREFIX, Tune
+from .types import MENU, PREFIX, Tune, prefix_input, saved_at
 
 CATEGORY = MENU + "tune"
 
@@ -29,7 +29,7 @@ class ImportTuneAVideo(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "file",
-                    options=import_files(),
+                    options=list_files(IMPORTS),
                     tooltip="File below models/consistent_video: my-clip/unet/diffusion_pytorch_model.bin or the like. "
                     "A pickle is read only if it holds nothing but weights.",
                 ),
@@ -42,7 +42,7 @@ class ImportTuneAVideo(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, file):
-        return import_stamp(file)
+        return stamp(IMPORTS, file)
 
     @classmethod
     def execute(cls, model, file) -> io.NodeOutput:
@@ -66,12 +66,7 @@ class ExportTuneAVideo(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model the tune was made on, without the tune. LoRA on it go in."),
                 Tune.Input("tune", tooltip="Made with the preset Tune-A-Video: from One-Shot Tune or Load Tune."),
-                io.String.Input(
-                    "filename_prefix",
-                    default="tune_a_video",
-                    tooltip="Name of the folder below models/consistent_video; a number is added. May name a "
-                    "subfolder: clips/swan.",
-                ),
+                prefix_input("tune_a_video", "folder below models/consistent_video"),
             ],
             outputs=[io.String.Output("path", tooltip="The folder, with unet/ in it.")],
             is_output_node=True,
@@ -79,5 +74,4 @@ class ExportTuneAVideo(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, tune, filename_prefix) -> io.NodeOutput:
-        path = export_tune_a_video(model, tune, filename_prefix)
-        return io.NodeOutput(path, ui={"text": (path,)})
+        return saved_at(export_tune_a_video(model, tune, filename_prefix))

@@ -6,12 +6,12 @@ from typing import get_args
 from comfy_api.latest import io
 
 from ..modules.diffusion.ddim import Label
+from ..modules.files.host import INVERSIONS, INVERTED, stamp
 from ..modules.files.strict_json import to_json
-from ..modules.inversion.host.invert import INVERSION, invert_clip, to_latent
-from ..modules.inversion.host.saved import inversion_files, inversion_stamp, read_inversion, write_inversion
+from ..modules.inversion.host.invert import INVERSION, inversion_of, invert_clip, to_latent
 from ..modules.inversion.inversion import InversionSettings, Noise, Start
 from ..modules.inversion.noise_relation import Reading
-from .types import MENU, PREFIX, part_input
+from .types import ADVANCED, MENU, PREFIX, cfg_input, file_input, part_input, prefix_input, saved_at, seed_input
 
 CATEGORY = MENU + "sample"
 
@@ -87,23 +87,16 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     tooltip="How often each step is taken again with the noise predicted where it led to. 1 to 3 make "
                     "the reconstruction nearly exact; each costs as much time as the inversion itself.",
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=1.0,
-                    max=100.0,
-                    step=0.1,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Classifier-free guidance of the inversion. 1 = none, as in the papers. Above 1, connect "
-                    "negative.",
+                cfg_input(
+                    1.0,
+                    "Classifier-free guidance of the inversion. 1 = none, as in the papers. Above 1, connect negative.",
+                    **ADVANCED,
                 ),
                 io.Combo.Input(
                     "reading",
                     options=list(get_args(Reading)),
                     default="mean",
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="Of the paper's equation 26, which is lost. Mean: gamma is the weight of the neighbours' "
                     "mean. Sum: gamma times the sum of both. Complementary: gamma of the frame after, the rest of the "
                     "one before.",
@@ -112,27 +105,16 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     "noise",
                     options=list(get_args(Noise)),
                     default="implied",
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="Added noise in equations 24 and 25: implied by the inverted clip, which keeps its motion, "
                     "or fresh Gaussian noise, which does not.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Seed for the Gaussian noise.",
-                ),
+                seed_input("Seed for the Gaussian noise.", **ADVANCED),
                 io.Combo.Input(
                     "start",
                     options=list(get_args(Start)),
                     default="inverted latent",
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="Where the relation is applied: to the inverted latent, moved by what the relation changes "
                     "in its noise; to a start made of the clean latent and the smoothed noise, which jumps when gamma "
                     "leaves 0; or at every step of the inversion.",
@@ -140,8 +122,7 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                 io.Boolean.Input(
                     "set_alpha_to_one",
                     default=False,
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="End the walk at noise level 0 instead of the first timestep's, as diffusers' parameter of "
                     "this name. Stable Diffusion's scheduler has it off.",
                 ),
@@ -182,11 +163,7 @@ class SaveInversion(io.ComfyNode):
             search_aliases=["cache inversion", "export noise"],
             inputs=[
                 io.Latent.Input("inversion", tooltip="From INR Bidirectional DDIM Inversion."),
-                io.String.Input(
-                    "filename_prefix",
-                    default="inversion",
-                    tooltip="Name of the file; a number is added. May name a subfolder: clips/swan.",
-                ),
+                prefix_input("inversion"),
             ],
             outputs=[io.String.Output("path", tooltip="Where the file lies.")],
             is_output_node=True,
@@ -194,8 +171,7 @@ class SaveInversion(io.ComfyNode):
 
     @classmethod
     def execute(cls, inversion, filename_prefix) -> io.NodeOutput:
-        path = str(write_inversion(inversion, filename_prefix))
-        return io.NodeOutput(path, ui={"text": (path,)})
+        return saved_at(INVERTED.write(inversion_of(inversion), filename_prefix))
 
 
 class LoadInversion(io.ComfyNode):
@@ -209,13 +185,7 @@ class LoadInversion(io.ComfyNode):
             category=CATEGORY,
             description="Reads an inversion that Save Inversion wrote. Sample it with the model it was made with.",
             search_aliases=["import noise"],
-            inputs=[
-                io.Combo.Input(
-                    "inversion_name",
-                    options=inversion_files(),
-                    tooltip="File below models/consistent_video_inversions.",
-                )
-            ],
+            inputs=[file_input("inversion_name", INVERSIONS)],
             outputs=[
                 io.Latent.Output("inversion", tooltip="The clip as noise, for Smooth Sample."),
                 io.Sigmas.Output("sigmas", tooltip="Noise levels to sample with, from noise to clean."),
@@ -224,9 +194,9 @@ class LoadInversion(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, inversion_name):
-        return inversion_stamp(inversion_name)
+        return stamp(INVERSIONS, inversion_name)
 
     @classmethod
     def execute(cls, inversion_name) -> io.NodeOutput:
-        inversion = read_inversion(inversion_name)
+        inversion = INVERTED.read(inversion_name)
         return io.NodeOutput(to_latent(inversion), inversion.sigmas)

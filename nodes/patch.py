@@ -1,10 +1,17 @@
 """STAM/FFAM Patch."""
 
+from collections.abc import Sequence
+
 from comfy_api.latest import io
 
 from ..modules.clip_model.host.attach import attach
 from ..modules.clip_model.methods import AS_PRESET, EI2, NORMS, PRESETS, SPATIAL_KINDS, TEMPORAL_KINDS, method
-from .types import MENU, PREFIX, part_input
+from .types import ADVANCED, MENU, PREFIX, part_input
+
+
+def instead_input(name: str, kinds: Sequence[str], tooltip: str) -> io.Input:
+    """Return an input for a part that may be used instead of the preset's."""
+    return io.Combo.Input(name, options=[AS_PRESET, *kinds], default=AS_PRESET, tooltip=tooltip, **ADVANCED)
 
 
 class STAMFFAMPatch(io.ComfyNode):
@@ -55,61 +62,43 @@ class STAMFFAMPatch(io.ComfyNode):
                 part_input(
                     "temporal_strength", 1.0, "Factor of what the temporal module adds. 0 = no temporal module."
                 ),
-                io.Float.Input(
+                part_input(
                     "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="Where in sampling both begin to act, 0 = pure noise. Inversion follows the same noise "
+                    0.0,
+                    "Where in sampling both begin to act, 0 = pure noise. Inversion follows the same noise "
                     "levels; tuning is not limited by it.",
-                    optional=True,
-                    advanced=True,
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
                     step=0.001,
-                    tooltip="Where in sampling both cease to act, 1 = the clean clip.",
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                 ),
-                io.Combo.Input(
+                part_input(
+                    "end_percent",
+                    1.0,
+                    "Where in sampling both cease to act, 1 = the clean clip.",
+                    step=0.001,
+                    **ADVANCED,
+                ),
+                instead_input(
                     "spatial",
-                    options=[AS_PRESET, *SPATIAL_KINDS],
-                    default=AS_PRESET,
-                    tooltip="Self-attention instead of the preset's: FFAM (EI²), sparse-causal (Tune-A-Video), "
+                    SPATIAL_KINDS,
+                    "Self-attention instead of the preset's: FFAM (EI²), sparse-causal (Tune-A-Video), "
                     "full, key-frame (ControlVideo: all frames attend to the first), or per frame.",
-                    optional=True,
-                    advanced=True,
                 ),
-                io.Combo.Input(
+                instead_input(
                     "temporal",
-                    options=[AS_PRESET, *TEMPORAL_KINDS],
-                    default=AS_PRESET,
-                    tooltip="Temporal module instead of the preset's.",
-                    optional=True,
-                    advanced=True,
+                    TEMPORAL_KINDS,
+                    "Temporal module instead of the preset's.",
                 ),
-                io.Combo.Input(
+                instead_input(
                     "norm",
-                    options=[AS_PRESET, *NORMS],
-                    default=AS_PRESET,
-                    tooltip="Norm of the temporal module, for EI²'s ablation: instance centering is STAM's, layer norm "
+                    NORMS,
+                    "Norm of the temporal module, for EI²'s ablation: instance centering is STAM's, layer norm "
                     "without affine Tune-A-Video's; the affine of layer norm is learned.",
-                    optional=True,
-                    advanced=True,
                 ),
-                io.Combo.Input(
+                instead_input(
                     "spectral_norm",
-                    options=[AS_PRESET, "on", "off"],
-                    default=AS_PRESET,
-                    tooltip="Whether the temporal module's value and output matrices are divided by their largest "
+                    ("on", "off"),
+                    "Whether the temporal module's value and output matrices are divided by their largest "
                     "singular value, for EI²'s ablation: on in STAM, off in Tune-A-Video.",
-                    optional=True,
-                    advanced=True,
                 ),
             ],
             outputs=[io.Model.Output("clip_model", tooltip="The clip model with connected frames.")],
@@ -117,20 +106,7 @@ class STAMFFAMPatch(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model,
-        preset,
-        r,
-        downsample,
-        attention_strength,
-        temporal_strength,
-        start_percent=0.0,
-        end_percent=1.0,
-        spatial=AS_PRESET,
-        temporal=AS_PRESET,
-        norm=AS_PRESET,
-        spectral_norm=AS_PRESET,
+        cls, model, preset, attention_strength, temporal_strength, start_percent=0.0, end_percent=1.0, **parts
     ) -> io.NodeOutput:
-        chosen = method(preset, r, downsample, spatial, temporal, norm, spectral_norm)
         strengths = (attention_strength, temporal_strength)
-        return io.NodeOutput(attach(model, *chosen, *strengths, percents=(start_percent, end_percent)))
+        return io.NodeOutput(attach(model, *method(preset, **parts), *strengths, percents=(start_percent, end_percent)))

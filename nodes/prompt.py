@@ -7,26 +7,32 @@ import torch
 from comfy_api.latest import io
 
 from ..modules.diffusion.host.latent import image_latents
-from ..modules.files.host import prompt_adapter_files, prompt_adapter_stamp, read_prompt_adapter, write_prompt_adapter
+from ..modules.files.host import ADAPTERS, PROMPT_TOKENS, stamp
 from ..modules.files.strict_json import to_json
 from ..modules.judging.plot import plot_loss
-from ..modules.prompt_tokens.adapter import PromptAdapter
 from ..modules.prompt_tokens.host.session import PromptSettings
 from ..modules.prompt_tokens.host.tokens import apply_prompt_tokens, tune_prompt
 from ..modules.tuning.host.progress import TuningProgress
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.learning_rate import advice_text
 from ..modules.tuning.settings import TuneSettings
-from .tune import consistency_inputs
-from .types import MENU, PREFIX, LoraModel, PromptTokens, TuningOptions
+from .tune import consistency_inputs, keep_unfinished
+from .types import (
+    ADVANCED,
+    MENU,
+    PREFIX,
+    LoraModel,
+    PromptTokens,
+    TuningOptions,
+    file_input,
+    prefix_input,
+    saved_at,
+    seed_input,
+    strength_input,
+)
 
 CATEGORY = MENU + "tune"
 NO_ADVICE = "advise_learning_rate is off."
-
-
-def keep_unfinished(adapter: PromptAdapter) -> str:
-    """Save a tuning that did not come to its end; returns where."""
-    return write_prompt_adapter(adapter, "unfinished").name
 
 
 class TunePromptTokens(io.ComfyNode):
@@ -68,30 +74,21 @@ class TunePromptTokens(io.ComfyNode):
                     round=False,
                     tooltip="Of AdamW: 1e-3 to 1e-2. Of gradient descent, chosen in Tuning Options: what advice says.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Of the tokens' beginning, the noise and the noise levels.",
-                ),
+                seed_input("Of the tokens' beginning, the noise and the noise levels."),
                 *consistency_inputs(),
                 io.Int.Input(
                     "rank",
                     default=0,
                     min=0,
                     max=128,
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="Of low-rank adapters on all projections of both attentions, learned with the tokens and "
                     "given out as lora. 0 = none, the model stays as it is.",
                 ),
                 io.Boolean.Input(
                     "advise_learning_rate",
                     default=True,
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="Estimate how curved the loss is before and after, and say which learning rate is safe for "
                     "gradient descent. Takes the time of some 60 steps.",
                 ),
@@ -99,16 +96,14 @@ class TunePromptTokens(io.ComfyNode):
                     "on_interrupt",
                     options=["keep", "discard"],
                     default="keep",
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="Keep: what was learned before you cancel is saved as unfinished_00001_ in "
                     "models/consistent_video_prompt_tokens, to use or to resume.",
                 ),
                 io.String.Input(
                     "prompt_to_note",
                     default="",
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="Text noted in the file as its source prompt. Empty = none.",
                 ),
                 io.Mask.Input(
@@ -146,10 +141,6 @@ class TunePromptTokens(io.ComfyNode):
         latent,
         shared_tokens,
         frame_tokens,
-        steps,
-        learning_rate,
-        seed,
-        consistency_weight=0.0,
         consistency_blocks="middle",
         rank=0,
         advise_learning_rate=True,
@@ -158,13 +149,12 @@ class TunePromptTokens(io.ComfyNode):
         mask=None,
         resume=None,
         options=None,
+        **chosen,
     ) -> io.NodeOutput:
         start, progress = time.monotonic(), TuningProgress(cls.hidden.unique_id)
-        chosen = {"steps": steps, "learning_rate": learning_rate, "seed": seed}
-        consistency = {"consistency_weight": consistency_weight, "consistency_part": consistency_blocks}
-        settings = (options or TuneSettings()).changed(**chosen, **consistency)
+        settings = (options or TuneSettings()).changed(**chosen, consistency_part=consistency_blocks)
         inputs = TuneInputs(positive, latent, mask, resume, prompt=prompt_to_note)
-        keep = keep_unfinished if on_interrupt == "keep" else None
+        keep = keep_unfinished(ADAPTERS) if on_interrupt == "keep" else None
         prompt = PromptSettings(shared_tokens, frame_tokens, rank)
         found = tune_prompt(model, inputs, settings, prompt, progress, keep, advise_learning_rate)
         info = found.adapter.info
@@ -203,21 +193,13 @@ class ApplyPromptTokens(io.ComfyNode):
                     tooltip="The clip or inversion to be sampled; its number of frames is taken. Where it is not the "
                     "one learned on, the frames' tokens are interpolated in time.",
                 ),
-                io.Float.Input(
+                strength_input(
                     "shared_strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.01,
-                    tooltip="Of the tokens that all frames see. 0 = the prompt's own padding instead.",
+                    "Of the tokens that all frames see. 0 = the prompt's own padding instead.",
                 ),
-                io.Float.Input(
+                strength_input(
                     "frame_strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.01,
-                    tooltip="Of each frame's own tokens. 0 = the prompt's own padding instead.",
+                    "Of each frame's own tokens. 0 = the prompt's own padding instead.",
                 ),
             ],
             outputs=[io.Conditioning.Output("conditioning_with_tokens", tooltip="The prompt with tokens, by frame.")],
@@ -243,11 +225,7 @@ class SavePromptTokens(io.ComfyNode):
             search_aliases=["export prompt tokens", "save soft prompt"],
             inputs=[
                 PromptTokens.Input("prompt_tokens", tooltip="From Tune Prompt Tokens."),
-                io.String.Input(
-                    "filename_prefix",
-                    default="tokens",
-                    tooltip="Name of the file; a number is added. May name a subfolder: clips/swan.",
-                ),
+                prefix_input("tokens"),
             ],
             outputs=[io.String.Output("path", tooltip="Where the file lies.")],
             is_output_node=True,
@@ -255,8 +233,7 @@ class SavePromptTokens(io.ComfyNode):
 
     @classmethod
     def execute(cls, prompt_tokens, filename_prefix) -> io.NodeOutput:
-        path = str(write_prompt_adapter(prompt_tokens, filename_prefix))
-        return io.NodeOutput(path, ui={"text": (path,)})
+        return saved_at(ADAPTERS.write(prompt_tokens, filename_prefix))
 
 
 class LoadPromptTokens(io.ComfyNode):
@@ -271,20 +248,14 @@ class LoadPromptTokens(io.ComfyNode):
             description="Reads prompt tokens that Save Prompt Tokens wrote. A damaged file or one of another kind is "
             "refused.",
             search_aliases=["import prompt tokens"],
-            inputs=[
-                io.Combo.Input(
-                    "prompt_tokens_name",
-                    options=prompt_adapter_files(),
-                    tooltip="File below models/consistent_video_prompt_tokens.",
-                )
-            ],
+            inputs=[file_input("prompt_tokens_name", PROMPT_TOKENS)],
             outputs=[PromptTokens.Output("prompt_tokens", tooltip="For Apply Prompt Tokens, or to resume.")],
         )
 
     @classmethod
     def fingerprint_inputs(cls, prompt_tokens_name):
-        return prompt_adapter_stamp(prompt_tokens_name)
+        return stamp(PROMPT_TOKENS, prompt_tokens_name)
 
     @classmethod
     def execute(cls, prompt_tokens_name) -> io.NodeOutput:
-        return io.NodeOutput(read_prompt_adapter(prompt_tokens_name))
+        return io.NodeOutput(ADAPTERS.read(prompt_tokens_name))

@@ -13,7 +13,7 @@ from ..modules.judging.host.reconstruct import reconstruct
 from ..modules.judging.host.report import measure_clip
 from ..modules.judging.plot import plot_reconstruction, plot_shifts, plot_stability
 from ..modules.judging.reconstruction import report_text
-from .types import MENU, PREFIX
+from .types import MENU, PREFIX, cfg_input, part_input, seed_input
 
 
 class CovariateShiftReport(io.ComfyNode):
@@ -37,22 +37,13 @@ class CovariateShiftReport(io.ComfyNode):
                 ),
                 io.Conditioning.Input("positive", tooltip="Prompt to call the UNet with, at CFG 1."),
                 io.Latent.Input("latent", tooltip="The clip: two frames or more in one batch, from VAE Encode."),
-                io.Float.Input(
+                part_input(
                     "percent",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
+                    0.5,
+                    "Point of sampling whose noise level is put on the clip: 0 = the highest, 1 = the lowest.",
                     step=0.001,
-                    tooltip="Point of sampling whose noise level is put on the clip: 0 = the highest, 1 = the lowest.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Seed for the noise put on the clip, which differs from frame to frame.",
-                ),
+                seed_input("Seed for the noise put on the clip, which differs from frame to frame."),
             ],
             outputs=[
                 io.String.Output("report", tooltip="A Markdown table: a row for each block, then mean and worst."),
@@ -92,13 +83,9 @@ class ReconstructionReport(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="Prompt that the clip was inverted with."),
                 io.Conditioning.Input("negative", tooltip="The negative of the inversion. Without effect at CFG 1."),
                 io.Latent.Input("inversion", tooltip="From INR Bidirectional DDIM Inversion."),
-                io.Float.Input(
-                    "cfg",
-                    default=1.0,
-                    min=1.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Classifier-free guidance. That of the inversion, usually 1, tells what it keeps; that of "
+                cfg_input(
+                    1.0,
+                    "Classifier-free guidance. That of the inversion, usually 1, tells what it keeps; that of "
                     "the edit, what its guidance takes away.",
                 ),
             ],

@@ -6,7 +6,7 @@ from ..modules.files.strict_json import to_json
 from ..modules.inversion.host.invert import inversion_of
 from ..modules.judging.host.judges import LARGEST, VARIATIONAL, clip_motion, flow_methods
 from ..modules.sampling.host import InvertedClipSampler, RelationSettings, SampleSettings, sample_clip
-from .types import MENU, PREFIX, Motion, NoiseRelation, OpticalFlow, part_input
+from .types import ADVANCED, MENU, PREFIX, Motion, NoiseRelation, OpticalFlow, cfg_input, part_input, seed_input
 
 CATEGORY = MENU + "sample"
 
@@ -39,26 +39,15 @@ def step_inputs() -> list[io.Input]:
             0.0,
             "Fresh noise at each step: 0 = deterministic DDIM, 1 = ancestral sampling. It loosens the hold of "
             "the clip.",
-            optional=True,
-            advanced=True,
+            **ADVANCED,
         ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=2**63 - 1,
-            control_after_generate=io.ControlAfterGenerate.fixed,
-            optional=True,
-            advanced=True,
-            tooltip="Seed for the fresh noise where eta is above 0.",
-        ),
+        seed_input("Seed for the fresh noise where eta is above 0.", **ADVANCED),
         io.Int.Input(
             "start_step",
             default=0,
             min=0,
             max=998,
-            optional=True,
-            advanced=True,
+            **ADVANCED,
             tooltip="Step to begin at, from the inversion as it is there. Later keeps more of it. 0 = from the noise.",
         ),
         io.Int.Input(
@@ -66,8 +55,7 @@ def step_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=999,
-            optional=True,
-            advanced=True,
+            **ADVANCED,
             tooltip="Step to end before, leaving a noisy latent. 0 = to the end.",
         ),
         NoiseRelation.Input(
@@ -103,13 +91,9 @@ class SmoothSample(io.ComfyNode):
                     "changes, so that the clip holds stiller. The empty prompt: as in the papers. No effect at CFG 1.",
                 ),
                 io.Latent.Input("inversion", tooltip="From INR Bidirectional DDIM Inversion."),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=1.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Classifier-free guidance: about 3 with the source prompt as negative, 7.5 with the empty "
+                cfg_input(
+                    7.5,
+                    "Classifier-free guidance: about 3 with the source prompt as negative, 7.5 with the empty "
                     "prompt, as in the papers. Higher follows the prompt more and the clip less; 1 = none, for "
                     "reconstruction.",
                 ),
@@ -117,8 +101,7 @@ class SmoothSample(io.ComfyNode):
                     "cfg_rescale",
                     0.0,
                     "How far the contrast that guidance adds is taken back, as in ComfyUI's RescaleCFG.",
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                 ),
                 *step_inputs(),
             ],
@@ -205,8 +188,7 @@ class InterframeNoiseRelation(io.ComfyNode):
                 io.String.Input(
                     "step_strengths",
                     default="",
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="Factors of the strength, comma-separated, spread evenly from start to end, linear between "
                     "them: 1, 0 falls to nothing. Empty = constant.",
                 ),

@@ -1,12 +1,13 @@
 """One-Shot Tune."""
 
 import time
-from typing import get_args
+from collections.abc import Callable
+from typing import Any, get_args
 
 import torch
 from comfy_api.latest import io
 
-from ..modules.files.host import write_tune
+from ..modules.files.host import TUNES, Shelf
 from ..modules.files.strict_json import to_json
 from ..modules.judging.plot import plot_loss
 from ..modules.tuning.host.apply import apply_tune
@@ -16,16 +17,15 @@ from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.losses.smoothing import Smoothing
 from ..modules.tuning.losses.term import Part
 from ..modules.tuning.settings import TuneSettings, read_steps
-from ..modules.tuning.weights import Tune as TuneData
-from .types import MENU, PREFIX, Tune, TuningOptions, TuningPreview
+from .types import ADVANCED, MENU, PREFIX, Tune, TuningOptions, TuningPreview, seed_input
 
 CATEGORY = MENU + "tune"
 SNAPSHOTS = "25%, 50%, 75%"
 
 
-def keep_unfinished(tune: TuneData) -> str:
-    """Save a tuning that did not come to its end; returns where."""
-    return write_tune(tune, "unfinished", with_state=True).name
+def keep_unfinished(shelf: Shelf, **how: bool) -> Callable[[Any], str]:
+    """Return what saves a tuning that did not come to its end, and says where."""
+    return lambda learned: shelf.write(learned, "unfinished", **how).name
 
 
 def loss_inputs() -> list[io.Input]:
@@ -63,8 +63,7 @@ def consistency_inputs() -> list[io.Input]:
             min=0.0,
             max=1000000.0,
             step=0.01,
-            optional=True,
-            advanced=True,
+            **ADVANCED,
             tooltip="Weight of the temporal consistency loss against the diffusion loss: the similarity of "
             "neighbouring frames is to change evenly. Its values are small, about 1e-4 beside a diffusion "
             "loss of 1e-2: try 1 to 100. 0 = none.",
@@ -73,8 +72,7 @@ def consistency_inputs() -> list[io.Input]:
             "consistency_blocks",
             options=list(get_args(Part)),
             default="middle",
-            optional=True,
-            advanced=True,
+            **ADVANCED,
             tooltip="Whose self-attention features the temporal consistency loss compares: those of the whole UNet, or "
             "of its encoder blocks (input), its middle block or its decoder blocks (output).",
         ),
@@ -116,20 +114,14 @@ class OneShotTune(io.ComfyNode):
                     tooltip="Of the optimiser, AdamW unless Tuning Options choose another. 3e-5 suits Stable "
                     "Diffusion; the demo model is small and wants 1e-4.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Seed for the noise and the noise levels trained on. Same seed, same result on the "
+                seed_input(
+                    "Seed for the noise and the noise levels trained on. Same seed, same result on the "
                     "same machine; on a GPU to the last bit only if ComfyUI was started with --deterministic.",
                 ),
                 io.String.Input(
                     "snapshots",
                     default=SNAPSHOTS,
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="When the state is kept for progress of Apply Tune: comma-separated steps or percentages. "
                     "Each makes the file half as long again. Empty = the end alone.",
                 ),
@@ -137,8 +129,7 @@ class OneShotTune(io.ComfyNode):
                     "on_interrupt",
                     options=["keep", "discard"],
                     default="keep",
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="Keep: what was learned before you cancel is saved as unfinished_00001_ in "
                     "models/consistent_video, to use or to resume. Also where memory runs out, and where the loss "
                     "diverges: the last weights that were seen to work.",
@@ -146,8 +137,7 @@ class OneShotTune(io.ComfyNode):
                 io.String.Input(
                     "prompt_to_note",
                     default="",
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="Text noted in the tune file as its source prompt. Empty = none: a file you share then "
                     "says nothing of your prompt.",
                 ),
@@ -186,8 +176,6 @@ class OneShotTune(io.ComfyNode):
         positive,
         latent,
         steps,
-        learning_rate,
-        seed,
         snapshots=SNAPSHOTS,
         on_interrupt="keep",
         prompt_to_note="",
@@ -196,18 +184,13 @@ class OneShotTune(io.ComfyNode):
         options=None,
         preview=None,
         consistency_blocks="middle",
-        **losses,
+        **chosen,
     ) -> io.NodeOutput:
         start, progress = time.monotonic(), TuningProgress(cls.hidden.unique_id)
-        chosen = {
-            "steps": steps,
-            "learning_rate": learning_rate,
-            "seed": seed,
-            "snapshots": read_steps(snapshots, steps),
-        }
-        settings = (options or TuneSettings()).changed(**chosen, consistency_part=consistency_blocks, **losses)
+        chosen |= {"snapshots": read_steps(snapshots, steps), "consistency_part": consistency_blocks}
+        settings = (options or TuneSettings()).changed(steps=steps, **chosen)
         inputs = TuneInputs(positive, latent, mask, resume, preview, prompt_to_note)
-        keep = keep_unfinished if on_interrupt == "keep" else None
+        keep = keep_unfinished(TUNES, with_state=True) if on_interrupt == "keep" else None
         tune = tune_model(model, inputs, settings, progress, keep)
         spent = {"seconds": round(time.monotonic() - start, 2), "peak_gib": round(progress.memory.look(), 2)}
         plotted = {name.replace("_", " "): tune.info[name] for name in tune.info if name.endswith("_loss")}

@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..modules.files.host import read_tune, tune_files, tune_stamp, write_tune
+from ..modules.files.host import FOLDER, TUNES, stamp
 from ..modules.tuning.host.apply import apply_tune
-from .types import MENU, PREFIX, Tune, part_input
+from .types import MENU, PREFIX, Tune, file_input, part_input, prefix_input, saved_at, strength_input
 
 CATEGORY = MENU + "tune"
 
@@ -23,11 +23,7 @@ class SaveTune(io.ComfyNode):
             search_aliases=["save training", "export tune"],
             inputs=[
                 Tune.Input("tune", tooltip="From One-Shot Tune."),
-                io.String.Input(
-                    "filename_prefix",
-                    default="tune",
-                    tooltip="Name of the file; a number is added. May name a subfolder: clips/swan.",
-                ),
+                prefix_input("tune"),
                 io.Boolean.Input(
                     "with_state",
                     default=False,
@@ -42,8 +38,7 @@ class SaveTune(io.ComfyNode):
 
     @classmethod
     def execute(cls, tune, filename_prefix, with_state=False) -> io.NodeOutput:
-        path = str(write_tune(tune, filename_prefix, with_state))
-        return io.NodeOutput(path, ui={"text": (path,)})
+        return saved_at(TUNES.write(tune, filename_prefix, with_state=with_state))
 
 
 class LoadTune(io.ComfyNode):
@@ -57,17 +52,17 @@ class LoadTune(io.ComfyNode):
             category=CATEGORY,
             description="Reads a tune that Save Tune wrote. A damaged file or one of another kind is refused.",
             search_aliases=["import tune"],
-            inputs=[io.Combo.Input("tune_name", options=tune_files(), tooltip="File below models/consistent_video.")],
+            inputs=[file_input("tune_name", FOLDER)],
             outputs=[Tune.Output("tune", tooltip="For Apply Tune.")],
         )
 
     @classmethod
     def fingerprint_inputs(cls, tune_name):
-        return tune_stamp(tune_name)
+        return stamp(FOLDER, tune_name)
 
     @classmethod
     def execute(cls, tune_name) -> io.NodeOutput:
-        return io.NodeOutput(read_tune(tune_name))
+        return io.NodeOutput(TUNES.read(tune_name))
 
 
 class ApplyTune(io.ComfyNode):
@@ -94,13 +89,9 @@ class ApplyTune(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="Model of the structure the tune was made on, without that tune."),
                 Tune.Input("tune", tooltip="From One-Shot Tune or Load Tune."),
-                io.Float.Input(
+                strength_input(
                     "query_strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.01,
-                    tooltip="Factor of the tuned change of the query projections. Below 1 when the edit looks too much "
+                    "Factor of the tuned change of the query projections. Below 1 when the edit looks too much "
                     "like the source.",
                 ),
                 part_input("temporal_strength", 1.0, "Factor of what the temporal modules add. 0 leaves them out."),

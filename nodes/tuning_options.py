@@ -9,7 +9,7 @@ from ..modules.tuning.learning_rate import Schedule
 from ..modules.tuning.losses.smoothing import Coupling
 from ..modules.tuning.settings import OnOutOfMemory, OptimizerName, Precision, TuneSettings
 from .inversion import denoise_input
-from .types import MENU, PREFIX, TuningOptions, TuningPreview
+from .types import ADVANCED, MENU, PREFIX, TuningOptions, TuningPreview, cfg_input, part_input
 
 CATEGORY = MENU + "tune"
 
@@ -93,40 +93,20 @@ class TuningOptionsNode(io.ComfyNode):
                     "coupling",
                     options=list(get_args(Coupling)),
                     default="pairwise",
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="Of INR's smoothing loss, whose published equations are lost. Pairwise: gradients reach "
                     "both frames of a pair. Detached neighbour: only the one that is corrected. Cumulative: the first "
                     "or last frame stands for the neighbour.",
                 ),
-                io.Float.Input(
-                    "backward_weight",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Of INR's loss from the last frame to the first.",
-                ),
-                io.Float.Input(
-                    "forward_weight",
-                    default=0.5,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Of INR's loss from the first frame to the last.",
-                ),
+                part_input("backward_weight", 0.5, "Of INR's loss from the last frame to the first.", **ADVANCED),
+                part_input("forward_weight", 0.5, "Of INR's loss from the first frame to the last.", **ADVANCED),
                 io.Float.Input(
                     "smoothing_end",
                     default=-1.0,
                     min=-1.0,
                     max=100.0,
                     step=0.01,
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="Weight of the smoothing loss at the last step, changing evenly from smoothing_weight at "
                     "the first. -1 = the same at all steps.",
                 ),
@@ -134,8 +114,7 @@ class TuningOptionsNode(io.ComfyNode):
                     "on_out_of_memory",
                     options=list(get_args(OnOutOfMemory)),
                     default="step down",
-                    optional=True,
-                    advanced=True,
+                    **ADVANCED,
                     tooltip="Step down: where a step does not fit, go on from the last one with chunking, then "
                     "gradient_checkpointing, then with half the frames in each step, and again; log and report say so. "
                     "Stop: end with an error.",
@@ -192,14 +171,7 @@ class TuningPreviewNode(io.ComfyNode):
                     max=100,
                     tooltip="DDIM steps of the inversion and of the sampling.",
                 ),
-                io.Float.Input(
-                    "cfg",
-                    default=7.5,
-                    min=1.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Classifier-free guidance of the sampling.",
-                ),
+                cfg_input(7.5, "Classifier-free guidance of the sampling."),
                 denoise_input(optional=True, advanced=True),
             ],
             outputs=[TuningPreview.Output("preview", tooltip="For One-Shot Tune.")],

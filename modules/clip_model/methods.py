@@ -52,33 +52,33 @@ def spatial_attention(kind: str, r: int = 4, downsample: Downsample = "area") ->
     raise ValueError(f"Unknown attention {kind!r}; known are {', '.join(SPATIAL_KINDS)}.")
 
 
-def temporal_module(kind: str, norm: str = AS_PRESET, spectral: str = AS_PRESET) -> TemporalConfig | None:
+def temporal_module(kind: str, norm: str = AS_PRESET, spectral_norm: str = AS_PRESET) -> TemporalConfig | None:
     """Return a temporal module by its name, one of TEMPORAL_KINDS, with parts exchanged as in EI²'s Figure 4.
 
     Args:
         kind: its name.
         norm: one of NORMS to use instead of its own, or AS_PRESET.
-        spectral: "on", "off" or AS_PRESET. With it on, Tune-A-Video's output matrix starts random, for zero has no
+        spectral_norm: "on", "off" or AS_PRESET. With it on, Tune-A-Video's output matrix starts random, for zero has no
             spectral norm to divide by.
 
     Raises:
         ValueError: unknown name, or parts of no module.
     """
     if kind == "none":
-        if (norm, spectral) != (AS_PRESET, AS_PRESET):
+        if (norm, spectral_norm) != (AS_PRESET, AS_PRESET):
             raise ValueError(
-                f"norm {norm!r} and spectral_norm {spectral!r} belong to a temporal module and none is chosen. Choose "
-                f"STAM or Tune-A-Video as temporal, or set both to {AS_PRESET!r}."
+                f"norm {norm!r} and spectral_norm {spectral_norm!r} belong to a temporal module and none is chosen. "
+                f"Choose STAM or Tune-A-Video as temporal, or set both to {AS_PRESET!r}."
             )
         return None
     known = {"STAM": STAM, "Tune-A-Video": TUNE_A_VIDEO}
-    if kind not in known or norm not in (AS_PRESET, *NORMS) or spectral not in (AS_PRESET, "on", "off"):
-        raise ValueError(f"Unknown temporal module {kind!r} with norm {norm!r} and spectral norm {spectral!r}.")
+    if kind not in known or norm not in (AS_PRESET, *NORMS) or spectral_norm not in (AS_PRESET, "on", "off"):
+        raise ValueError(f"Unknown temporal module {kind!r} with norm {norm!r} and spectral norm {spectral_norm!r}.")
     config = known[kind]
     if norm != AS_PRESET:
         config = replace(config, norm=cast(Norm, norm))
-    if spectral != AS_PRESET:
-        config = replace(config, spectral=spectral == "on", zero_init=config.zero_init and spectral == "off")
+    if spectral_norm != AS_PRESET:
+        config = replace(config, spectral=spectral_norm == "on", zero_init=config.zero_init and spectral_norm == "off")
     return config
 
 
@@ -89,7 +89,7 @@ def method(
     spatial: str = AS_PRESET,
     temporal: str = AS_PRESET,
     norm: str = AS_PRESET,
-    spectral: str = AS_PRESET,
+    spectral_norm: str = AS_PRESET,
 ) -> Method:
     """Return a method's spatial attention and temporal module, None where it keeps the base model's.
 
@@ -98,7 +98,7 @@ def method(
         r, downsample: of FFAM, see `spatial_attention`.
         spatial: one of SPATIAL_KINDS, to use instead of the preset's attention.
         temporal: one of TEMPORAL_KINDS, to use instead of the preset's temporal module.
-        norm, spectral: parts of the temporal module, see `temporal_module`.
+        norm, spectral_norm: parts of the temporal module, see `temporal_module`.
 
     Raises:
         ValueError: unknown name.
@@ -107,7 +107,7 @@ def method(
         raise ValueError(f"Unknown preset {name!r}; known are {', '.join(PRESETS)}.")
     of_preset = OF_PRESET[name]
     kinds = [own if given == AS_PRESET else given for given, own in zip((spatial, temporal), of_preset, strict=True)]
-    return spatial_attention(kinds[0], r, downsample), temporal_module(kinds[1], norm, spectral)
+    return spatial_attention(kinds[0], r, downsample), temporal_module(kinds[1], norm, spectral_norm)
 
 
 def name_of(spatial: SpatialConfig | None, temporal: TemporalConfig | None) -> str:

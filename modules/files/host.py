@@ -2,14 +2,17 @@
 
 import itertools
 import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import comfy.utils
 import folder_paths
 
-from ..prompt_tokens.adapter import PromptAdapter, load_prompt_adapter, save_prompt_adapter
-from ..tuning.weights import Tune, load_tune, save_tune
+from ..inversion.file import load_inversion, save_inversion
+from ..prompt_tokens.adapter import load_prompt_adapter, save_prompt_adapter
+from ..tuning.weights import load_tune, save_tune
 
 FOLDER = "consistent_video"
 IMPORTS = "consistent_video_import"  # the host's name of the same folder, with more kinds of files
@@ -18,6 +21,7 @@ INVERSIONS = "consistent_video_inversions"
 OPTICAL_FLOW, LPIPS, CLIP_FOLDERS = "optical_flow", "lpips", "clip_score"  # what measures: the first is the host's own
 WEIGHTS = {".safetensors", ".pt", ".pth"}
 PROMPT_TOKENS = "consistent_video_prompt_tokens"
+Kept = TypeVar("Kept")
 
 
 def register_folder() -> None:
@@ -33,11 +37,6 @@ def register_folder() -> None:
         folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
         paths, extensions = folder_paths.folder_names_and_paths[name]
         folder_paths.folder_names_and_paths[name] = (paths, extensions or set(WEIGHTS))
-
-
-def tune_files() -> list[str]:
-    """Return the names of the saved files."""
-    return folder_paths.get_filename_list(FOLDER)
 
 
 def free_path(prefix: str, ending: str = "", folder: str = FOLDER) -> Path:
@@ -64,21 +63,9 @@ def free_path(prefix: str, ending: str = "", folder: str = FOLDER) -> Path:
     return next(path for path in free if not path.exists())
 
 
-def write_tune(tune: Tune, prefix: str, with_state: bool = False) -> Path:
-    """Save a tune under the next free number of a prefix, see `free_path`; returns the file.
-
-    Args:
-        tune: what to save.
-        prefix: name without number, below the folder.
-        with_state: also what continuing the tuning needs.
-
-    Raises:
-        ValueError: the prefix names no file or leads outside the folder.
-        OSError: the file could not be written.
-    """
-    path = free_path(prefix, ".safetensors")
-    save_tune(tune, path, with_state)
-    return path
+def list_files(folder: str) -> list[str]:
+    """Return the names of the files in a models folder, by the host's name of it."""
+    return folder_paths.get_filename_list(folder)
 
 
 def stamp(folder: str, name: str) -> tuple[int, int]:
@@ -87,51 +74,43 @@ def stamp(folder: str, name: str) -> tuple[int, int]:
     return stat.st_mtime_ns, stat.st_size
 
 
-def tune_stamp(name: str) -> tuple[int, int]:
-    """Return what changes when a saved file is written again."""
-    return stamp(FOLDER, name)
+@dataclass(frozen=True)
+class Shelf(Generic[Kept]):
+    """Files of one kind in a models folder of their own.
 
-
-def read_tune(name: str) -> Tune:
-    """Load a saved tune by its name in the folder."""
-    return load_tune(Path(folder_paths.get_full_path_or_raise(FOLDER, name)))
-
-
-def prompt_adapter_files() -> list[str]:
-    """Return the names of the saved prompt adapters."""
-    return folder_paths.get_filename_list(PROMPT_TOKENS)
-
-
-def write_prompt_adapter(adapter: PromptAdapter, prefix: str) -> Path:
-    """Save a prompt adapter under the next free number of a prefix, see `free_path`; returns the file.
-
-    Raises:
-        ValueError: the prefix names no file or leads outside the folder.
-        OSError: the file could not be written.
+    Attributes:
+        folder: the host's name of it.
+        save: writes one to a path.
+        load: reads one from a path.
     """
-    path = free_path(prefix, ".safetensors", PROMPT_TOKENS)
-    save_prompt_adapter(adapter, path)
-    return path
+
+    folder: str
+    save: Callable[..., None]
+    load: Callable[[Path], Kept]
+
+    def write(self, kept: Kept, prefix: str, **how: Any) -> Path:
+        """Save under the next free number of a prefix, see `free_path`; returns the file.
+
+        Raises:
+            ValueError: the prefix names no file or leads outside the folder.
+            OSError: the file could not be written.
+        """
+        path = free_path(prefix, ".safetensors", self.folder)
+        self.save(kept, path, **how)
+        return path
+
+    def read(self, name: str) -> Kept:
+        """Load a file by its name in the folder.
+
+        Raises:
+            ValueError: it is damaged or of another kind.
+        """
+        return self.load(Path(folder_paths.get_full_path_or_raise(self.folder, name)))
 
 
-def prompt_adapter_stamp(name: str) -> tuple[int, int]:
-    """Return what changes when a saved prompt adapter is written again."""
-    return stamp(PROMPT_TOKENS, name)
-
-
-def read_prompt_adapter(name: str) -> PromptAdapter:
-    """Load a saved prompt adapter by its name in the folder."""
-    return load_prompt_adapter(Path(folder_paths.get_full_path_or_raise(PROMPT_TOKENS, name)))
-
-
-def import_files() -> list[str]:
-    """Return the names of the files that may be imported, saved tunes among them."""
-    return folder_paths.get_filename_list(IMPORTS)
-
-
-def import_stamp(name: str) -> tuple[int, int]:
-    """Return what changes when a file to import is written again."""
-    return stamp(IMPORTS, name)
+TUNES = Shelf(FOLDER, save_tune, load_tune)
+ADAPTERS = Shelf(PROMPT_TOKENS, save_prompt_adapter, load_prompt_adapter)
+INVERTED = Shelf(INVERSIONS, save_inversion, load_inversion)
 
 
 def read_weights(folder: str, name: str) -> dict[str, Any]:

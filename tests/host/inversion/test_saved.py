@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from consistent_video.modules.files.host import INVERSIONS
+from consistent_video.modules.files.host import INVERSIONS, list_files
 from consistent_video.modules.inversion.host.invert import INVERSION, inversion_of
-from consistent_video.modules.inversion.host.saved import inversion_files
 from consistent_video.nodes.inversion import LoadInversion, SaveInversion
 
 from ..edits import edit, invert, left_half, relation
@@ -41,7 +40,7 @@ def test_a_saved_inversion_is_sampled_as_the_one_that_was_saved(model, latent, f
         (path,) = SaveInversion.execute(inversion, "clips/swan").args
         assert path == str(folder / "clips" / "swan_00001_.safetensors")
         SaveInversion.execute(inversion, "swan")
-        assert sorted(inversion_files()) == ["clips/swan_00001_.safetensors", "swan_00001_.safetensors"]
+        assert sorted(list_files(INVERSIONS)) == ["clips/swan_00001_.safetensors", "swan_00001_.safetensors"]
         before = LoadInversion.fingerprint_inputs("clips/swan_00001_.safetensors")
         loaded, sigmas = LoadInversion.execute("clips/swan_00001_.safetensors").args
         assert torch.equal(sigmas, inversion_of(inversion).sigmas)

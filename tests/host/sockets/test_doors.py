@@ -105,12 +105,12 @@ def test_what_are_no_images_is_refused_by_the_inputs_name(socket: str, images: T
 
 
 def tune(model, latent: Latent, mask: Tensor | None = None) -> None:
-    OneShotTune.execute(model, SOURCE, latent, 1, 1e-3, 0, mask=mask)
+    OneShotTune.execute(model, SOURCE, latent, 1, learning_rate=1e-3, seed=0, mask=mask)
 
 
 def tune_tokens(model, latent: Latent, mask: Tensor | None = None) -> None:
     settings = {"advise_learning_rate": False, "on_interrupt": "discard", "options": TuneSettings()}
-    TunePromptTokens.execute(model, SOURCE, latent, 1, 1, 1, 1e-3, 0, mask=mask, **settings)
+    TunePromptTokens.execute(model, SOURCE, latent, 1, 1, steps=1, learning_rate=1e-3, seed=0, mask=mask, **settings)
 
 
 TAKES_MASKS: dict[str, Callable[..., Any]] = {
@@ -267,7 +267,9 @@ TAKES_PROMPTS: dict[str, Callable[..., Any]] = {
     ),
     "Smooth Sample": lambda model, _, inversion, positive: edit(model, inversion, positive=positive),
     "Smooth Sampler": lambda model, _, inversion, positive: sample_by_host(model, inversion, positive),
-    "One-Shot Tune": lambda model, latent, _, positive: OneShotTune.execute(model, positive, latent, 1, 1e-3, 0),
+    "One-Shot Tune": lambda model, latent, _, positive: OneShotTune.execute(
+        model, positive, latent, 1, learning_rate=1e-3, seed=0
+    ),
     "Attention Control": lambda model, _, inversion, positive: attach_control(
         model, inversion, positive, PROMPTS, ControlSettings()
     ),

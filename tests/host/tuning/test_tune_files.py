@@ -50,13 +50,13 @@ def test_a_tune_of_a_newer_version_is_refused(tune, part) -> None:
 
 def test_no_tune_is_overwritten(tune, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(files.folder_paths, "get_folder_paths", lambda _: [str(tmp_path)])
-    paths = [files.write_tune(tune, prefix) for prefix in ("swan", "swan", "clips/swan", "clips/swan", "a b")]
+    paths = [files.TUNES.write(tune, prefix) for prefix in ("swan", "swan", "clips/swan", "clips/swan", "a b")]
     assert len(set(paths)) == 5 and all(path.is_file() for path in paths)
     for prefix in ("", " ", "clips/", "clips\\", "./", "."):
         with pytest.raises(ValueError, match="names no file"):
-            files.write_tune(tune, prefix)
+            files.TUNES.write(tune, prefix)
     with pytest.raises(ValueError, match="leads outside"):
-        files.write_tune(tune, "../swan")
+        files.TUNES.write(tune, "../swan")
 
 
 def test_a_tune_says_how_it_was_made(long, tune) -> None:

@@ -80,7 +80,7 @@ def test_factor_and_downsampling_reach_an_exchanged_attention() -> None:
 @pytest.mark.parametrize("spectral", ["on", "off"])
 def test_stam_takes_each_part_of_the_ablation(norm: str, spectral: str) -> None:
     for name in ("EI²", "full attention"):
-        spatial, temporal = method(name, norm=norm, spectral=spectral)
+        spatial, temporal = method(name, norm=norm, spectral_norm=spectral)
         assert temporal == TemporalConfig(norm=norm, spectral=spectral == "on", zero_init=False)
         assert spatial == method(name)[0]
 
@@ -93,8 +93,8 @@ def test_a_norm_alone_leaves_the_rest_of_a_module(norm: str) -> None:
 
 def test_spectral_norm_takes_the_place_of_a_zero_start() -> None:
     own = {"norm": "layer norm without affine"}
-    assert method("Tune-A-Video", spectral="on")[1] == TemporalConfig(**own, spectral=True, zero_init=False)
-    assert method("Tune-A-Video", spectral="off")[1] == TemporalConfig(**own, spectral=False, zero_init=True)
+    assert method("Tune-A-Video", spectral_norm="on")[1] == TemporalConfig(**own, spectral=True, zero_init=False)
+    assert method("Tune-A-Video", spectral_norm="off")[1] == TemporalConfig(**own, spectral=False, zero_init=True)
     assert method("EI²", spectral="off")[1] == TemporalConfig(spectral=False, zero_init=False)
 
 

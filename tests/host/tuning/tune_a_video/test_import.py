@@ -70,8 +70,8 @@ def test_an_imported_tune_is_applied_saved_and_loaded(folder) -> None:
     tune, _ = read(model, write(make_file(model), folder))
     tuned = apply_tune(model, tune)
     assert clip_settings(tuned).spatial.kind == "sparse-causal" and clip_settings(tuned).tuned_frames == 0
-    saved = files.write_tune(tune, "imported")
-    loaded = files.read_tune(saved.name)
+    saved = files.TUNES.write(tune, "imported")
+    loaded = files.TUNES.read(saved.name)
     assert loaded.info == tune.info and loaded.digest() == tune.digest()
     drawn = sample(apply_tune(model, loaded), latent)
     assert torch.equal(drawn, sample(tuned, latent))
@@ -122,8 +122,8 @@ def test_the_folder_lists_each_kind_of_file_where_it_belongs(monkeypatch, tmp_pa
     names = ["a.safetensors", "b.bin", "c.pt", "d.pth", "config.json"]
     for name in names:
         (unet / name).touch()
-    assert files.tune_files() == [os.path.join("clip", "unet", "a.safetensors")]
-    assert files.import_files() == [os.path.join("clip", "unet", name) for name in names[:-1]]
+    assert files.list_files(files.FOLDER) == [os.path.join("clip", "unet", "a.safetensors")]
+    assert files.list_files(files.IMPORTS) == [os.path.join("clip", "unet", name) for name in names[:-1]]
     assert folder_paths.folder_names_and_paths[files.FOLDER][1] == {".safetensors"}
 
 

@@ -74,7 +74,7 @@ def test_what_is_no_tune_a_video_is_refused(folder) -> None:
     image = {key: value for key, value in make_file(model).items() if not is_temporal(key)}
     with pytest.raises(ValueError, match=f"{NAME}.bin is not a UNet of Tune-A-Video"):
         read(model, write(image, folder, ".bin"))
-    saved = files.write_tune(draw_tune(model), "tune")
+    saved = files.TUNES.write(draw_tune(model), "tune")
     with pytest.raises(ValueError, match="is not a UNet of Tune-A-Video.*belongs into Load Tune"):
         read(model, saved.name)
 
