@@ -15,6 +15,7 @@ from ..modules.clip_model.attention import Grid, scaled_dot_product
 from ..modules.clip_model.attention.fine_coarse import fine_coarse_attention
 from ..modules.clip_model.attention.full import full_attention
 from ..modules.clip_model.attention.sparse_causal import sparse_causal_attention
+from ..modules.clip_model.attention.spatial import SpatialConfig, copied_keys
 from .baselines import naive_fine_coarse
 from .document import judge, write_section
 from .memory_count import MIB, extra_memory
@@ -54,11 +55,6 @@ class Contender:
         return with_gradients(partial(self.attend, *inputs), inputs)
 
 
-def coarse_keys(size: int, frames: int, r: int) -> int:
-    """Return the number of keys of a query of FFAM."""
-    return size**2 + (frames - 1) * (-(-size // r)) ** 2
-
-
 def make_contenders(case: Case) -> Iterator[tuple[str, Contender]]:
     """Yield every kind of attention on the same tokens, by name."""
     f, size, tokens = case.frames, case.size, case.size**2
@@ -74,7 +70,7 @@ def make_contenders(case: Case) -> Iterator[tuple[str, Contender]]:
     yield "sparse-causal", Contender(partial(sparse_causal_attention, heads=HEADS, num_frames=f), [q, k, v], 2 * tokens)
     yield "full", Contender(partial(full_attention, heads=HEADS, num_frames=f), [q, k, v], f * tokens)
     for r in RS:
-        keys = coarse_keys(size, f, r)
+        keys = copied_keys(SpatialConfig(r=r), f, size, size)
         ways = dict[str, Any](grid=Grid(HEADS, f, size, size), r=r)
         ways["rebuild"] = case.passes != "forward"  # as the tuning does it
         ready = [draw(f, HEADS, n, head) for n in (tokens, keys, keys)]
@@ -91,21 +87,15 @@ def project(attend: Callable[..., Tensor], z: Tensor, *weights: Tensor) -> Tenso
     return attend(*(F.linear(z, weight) for weight in weights))
 
 
-def matrix_product(setting: Setting) -> tuple[Call, float]:
-    """Return a large matrix product and its number of operations."""
-    n = 8192 if setting.device == "cuda" else 2048
-    a = torch.randn(n, n, device=setting.device, dtype=half_on_gpu(setting))
-    return partial(torch.matmul, a, a), 2.0 * n**3
-
-
 def run_case(case: Case) -> Row:
     """Time all kinds of attention in one run, and measure the memory of each."""
     device, backward = torch.device(case.device), case.passes != "forward"
     contenders = dict(make_contenders(case))
-    product, operations = matrix_product(case)
+    side = 8192 if case.device == "cuda" else 2048
+    matrix = torch.randn(side, side, device=device, dtype=half_on_gpu(case))
     calls = {name: contender.call(backward) for name, contender in contenders.items()}
-    times = time_rounds({**calls, "matrix product": product}, case.rounds, device)
-    rate = operations / median(times.pop("matrix product"))
+    times = time_rounds({**calls, "matrix product": partial(torch.matmul, matrix, matrix)}, case.rounds, device)
+    rate = 2.0 * side**3 / median(times.pop("matrix product"))
     queries = case.frames * case.size**2
     flops = {name: 4 * PASSES[case.passes] * queries * one.keys * DIM for name, one in contenders.items()}
     return {
@@ -130,15 +120,13 @@ def make_section(setting: Setting, rows: list[Row]) -> str:
     body = [line for row in rows for line in make_lines(row)]
     headings = ["attention", "pass", "ms", "× per frame", "× its reference", "reference", "of the matmul rate"]
     rate = rows[0]["operations_per_second"] / 1e12
-    return "\n".join(
+    return "\n\n".join(
         [
             f"{setting}; {half_on_gpu(setting)}, rounds: {setting.rounds}. {DIM} channels in {HEADS} heads. A large "
             f"matrix product ran at {rate:.3g} TFLOP/s; *of the matmul rate*: the time that the attention's own matrix "
             "products would take at that rate, as a part of its time. *MiB*: held at most besides the inputs.",
-            "",
             write_table([*headings, "MiB", "target", "met"], body),
-            "",
-            f"- *{BOUND}*: that number of keys and values, concatenated beforehand, in the layout of the kernel.",
+            f"- *{BOUND}*: that number of keys and values, concatenated beforehand, in the layout of the kernel.\n"
             f"- *{NAIVE}*: a loop over the frames that projects keys and values of all it sees, as EI² (10) reads; "
             f"*{PROJECTED}*: ours from the same tokens on.",
         ]

@@ -100,7 +100,8 @@ def list_cases(options: argparse.Namespace, chosen: Mapping[str, float]) -> Iter
 def measure_edit(options: argparse.Namespace) -> None:
     """Choose on the validation clips, run what is not done yet, and write the document."""
     make = cache(lambda: Bench(World()))
-    rows, costs = Rows(options.state, make, PUBLISHED_ROWS, SHOWN), Costs(options.state, make)
+    rows = Rows(options.state, lambda case, task: make().run(case, task), PUBLISHED_ROWS, SHOWN)
+    costs = Costs(options.state, make)
     chosen, measured = choose(rows, options)
     tasks = list_tasks(options.clips_of_kind, held_out=True, kinds=options.kinds or KINDS)
     cases = list(list_cases(options, chosen))

@@ -70,12 +70,12 @@ edited prompt, at CFG {TEXT_CFG:g} and with as many steps, without the clip: the
 
 def verdict_lines(groups: Mapping[str, Sequence[Row]], chosen: Mapping[str, float]) -> list[str]:
     """Return how claims are judged, and the verdict on each, with what it rests on."""
-    lines = [
+    how = (
         f"The difference within each clip, with the interval of {LEVEL:.0%} of {DRAWS} resamplings of the clips. "
         "Supported: the whole interval is on the claim's side. Not supported: none of it is. Otherwise, and with fewer "
-        f"than {LEAST_CLIPS} clips, undecided. Not measured: no clip has both methods.",
-        "",
-    ]
+        f"than {LEAST_CLIPS} clips, undecided. Not measured: no clip has both methods."
+    )
+    lines = []
     for letter, claim in claims(chosen).items():
         verdict, findings = claim.judge(groups)
         lines.append(f"- **({letter}) {verdict[0].upper()}{verdict[1:]}.** {claim.text}.")
@@ -84,7 +84,7 @@ def verdict_lines(groups: Mapping[str, Sequence[Row]], chosen: Mapping[str, floa
             what = f"{COLUMNS[part.key].split(',')[0]} of {part.better} against {part.worse}{margin}"
             found = f"better by {finding}: " if finding.clips else ""
             lines.append(f"  - {what}: {found}{finding.verdict}.")
-    return lines
+    return [how, "\n".join(lines)]
 
 
 def command_options(options: argparse.Namespace) -> str:
@@ -117,9 +117,7 @@ def validation_lines(measured: Sequence[Mapping[str, Any]], chosen: Mapping[str,
         f"of *obeyed* and *kept*) within {CLOSE:g} of the best, those with a mean warp error within {CLOSE:.0%} of the "
         "least are taken, and of these the one whose edits are most right; all methods that have the parameter get the "
         f"same value. denoise 0 is the start matched to the latent's size, denoise {HALF:g} starts at half its sigma.",
-        "",
         "Means ± standard errors of *obeyed*, otherwise medians (quartiles):",
-        "",
         write_table(["values", "tried with", "clips", *(COLUMNS[key] for key in CURVE)], body),
     ]
 
@@ -148,7 +146,7 @@ def save_strips(rows: Rows, cases: Sequence[Case], tasks: Mapping[str, Task], do
         path = document.with_name(f"{document.stem}_{tasks[clip].kind}.webp")
         save_strip(path, frames, columns=FRAMES, side=80)
         before, after = tasks[clip].prompts
-        lines += [f'"{before}" to "{after}":', "", f"![Frames of each method]({path.name})", ""]
+        lines += [f'"{before}" to "{after}":', f"![Frames of each method]({path.name})"]
     return lines
 
 
@@ -180,25 +178,16 @@ def table_lines(
 
 def summary(groups: Mapping[str, Sequence[Row]], chosen: Mapping[str, float], clips: int) -> str:
     """Return what the README shows: some methods, and the verdict on each claim."""
-    verdicts = [
-        f"- {verdict[0].upper()}{verdict[1:]}: {claim.text}."
-        for claim in claims(chosen).values()
-        for verdict, _ in [claim.judge(groups)]
-    ]
+    verdicts = [(claim.judge(groups)[0], claim.text) for claim in claims(chosen).values()]
     shown = [name for name in SHOWN if name in groups]
-    return "\n".join(
+    return "\n\n".join(
         [
             f"Means over {clips} drawn clips that the demo model never saw, ± their standard errors:",
-            "",
             table_lines(groups, shown, BRIEF),
-            "",
             "Medians and quartiles of the same:",
-            "",
             table_lines(groups, shown, CURVE, median_and_quartiles),
-            "",
             f"The claims, by a bootstrap over the clips; with fewer than {LEAST_CLIPS} none is decided:",
-            "",
-            *verdicts,
+            "\n".join(f"- {verdict[0].upper()}{verdict[1:]}: {text}." for verdict, text in verdicts),
         ]
     )
 
@@ -244,38 +233,24 @@ def write_document(
     document.parent.mkdir(parents=True, exist_ok=True)
     plot = document.with_suffix(".png")
     draw_plot(groups, plot)
-    lines = [
+    parts = [
         "# Edits, judged by the world that drew them",
-        "",
         introduction(tasks, chosen, options),
-        "",
         "## Verdicts",
-        "",
         *verdict_lines(groups, chosen),
-        "",
         "## Figures",
-        "",
         table_lines(groups, list(groups), list(COLUMNS)),
-        "",
         "Medians over clips, with their quartiles:",
-        "",
         table_lines(groups, list(groups), CURVE, median_and_quartiles),
-        "",
         kind_lines(groups, tasks),
-        "",
-        LEGEND,
+        LEGEND.rstrip(),
         f"![Obedience against warp error]({plot.name})",
-        "",
         "## Hyper-parameters",
-        "",
         f"None was chosen on these clips (validation seeds begin at {VALIDATION}).",
-        "",
         *validation_lines(measured, chosen),
-        "",
         "## Pictures",
-        "",
         *save_strips(rows, cases, tasks, document),
     ]
-    document.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    document.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     if document == PUBLISHED:
         write_region("benchmark", summary(groups, chosen, len(tasks)))

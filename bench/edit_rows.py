@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -56,6 +55,9 @@ class Case:
     world: str
 
 
+Run = Callable[[Case, Task], tuple[Row, Tensor]]
+
+
 @cache
 def world_stamp() -> str:
     """Return what changes when rows that are done do not hold any more: the demo model's weights, and REVISION."""
@@ -72,31 +74,20 @@ def round_floats(row: Row) -> Row:
     }
 
 
-class Measures(Protocol):
-    """What edits and judges."""
-
-    def run(self, case: Case, task: Task) -> tuple[Row, Tensor]:
-        """Return the row of a case, and its frames (f, 3, h, w) in 0 ... 1."""
-
-
 class Rows:
     """The rows that are done, on disk, and the frames of those that are shown.
 
     Args:
         folder: of both.
-        make: makes the bench, where something is left to do.
+        run: edits and judges: returns the row of a case, and its frames (f, 3, h, w) in 0 ... 1.
         published: file of rows that were measured before, elsewhere perhaps.
         shown: methods whose frames are kept of the first clip of each kind.
     """
 
-    def __init__(
-        self, folder: Path, make: Callable[[], Measures], published: Path | None = None, shown: Collection[str] = ()
-    ):
-        self.path, self.make, self.shown = folder / "edit.jsonl", make, shown
+    def __init__(self, folder: Path, run: Run, published: Path, shown: Collection[str]):
+        self.path, self.run, self.shown = folder / "edit.jsonl", run, shown
         self.pictures = folder / "edit"
-        known = load_rows(published, Case) if published else {}
-        self.done = {**known, **load_rows(self.path, Case)}
-        self.bench: Measures | None = None
+        self.done = {**load_rows(published, Case), **load_rows(self.path, Case)}
 
     def picture(self, case: Case) -> Path:
         """Return the file of a case's frames."""
@@ -106,9 +97,8 @@ class Rows:
         """Return the row of a case, measured if it is not done."""
         keeps = case.held_out and case.seed == 0 and case.clip.endswith("_0") and case.method in self.shown
         if case not in self.done or (keeps and not self.picture(case).is_file()):
-            self.bench = self.bench or self.make()
             with torch.inference_mode():
-                row, frames = self.bench.run(case, task)
+                row, frames = self.run(case, task)
             if keeps:
                 self.pictures.mkdir(parents=True, exist_ok=True)
                 save_file({"frames": (frames * 255).round().byte().contiguous()}, self.picture(case))

@@ -147,14 +147,10 @@ def make_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
     for what in kinds:
         for row in (row for row in rows if row["what"] == what):
             gib = math.inf if row["bytes"] is None else row["bytes"] / GIB
+            written = "out of memory" if row["bytes"] is None else f"{gib:.3g}"
             frames, *shape = clip = [row[key] for key in ("frames", "size", "r")]
             limit = LIMITS.get((what, frames)) if shape == [USUAL_SIZE, USUAL_R] else None
-            yield [CURVES.get(what, what), *map(str, clip), write_gib(row), *judge(gib, limit)]
-
-
-def write_gib(row: Row) -> str:
-    """Return the memory of a row in GiB."""
-    return "out of memory" if row["bytes"] is None else f"{row['bytes'] / GIB:.3g}"
+            yield [CURVES.get(what, what), *map(str, clip), written, *judge(gib, limit)]
 
 
 def make_planner_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
@@ -208,18 +204,14 @@ def make_section(setting: Setting, rows: Sequence[Row], plot: Path) -> str:
     """Return the section's text."""
     where = f"{setting.chip}; PyTorch {setting.torch}"
     how = f"Measured on {where}" if setting.device == "cuda" else f"Accounted in bfloat16, not measured; {where}"
-    return "\n".join(
+    return "\n\n".join(
         [
             f"{how}. The most that is held at a time, the UNet's weights among it: in a guided UNet call, and in a "
             f"tuning step. {EI2}, unless said otherwise.",
-            "",
             f"![Memory over frames, r and size]({plot.name})",
-            "",
             write_table(["what", "frames", "latent", "r", "GiB", "target", "met"], list(make_lines(rows))),
-            "",
             "What Fit Planner says, as a part of what was held"
             + (":" if setting.device == "cuda" else "; here without what it adds for a GPU's libraries:"),
-            "",
             write_table(["what", "cases", "× held", "target", "met"], list(make_planner_lines(rows))),
         ]
     )

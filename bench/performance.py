@@ -51,21 +51,15 @@ def read_processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def check_device(name: str) -> torch.device:
-    """Return the host's device if it is of a kind, or "auto".
+def read_setting(options: argparse.Namespace, cpu_size: int, cpu_frames: int = 8, gpu_frames: int = 8) -> Setting:
+    """Return the setting of the options, with defaults by device.
 
     Raises:
-        ValueError: it is another.
+        ValueError: ComfyUI runs on another device.
     """
     device = comfy.model_management.get_torch_device()
-    if name not in ("auto", device.type):
-        raise ValueError(f"--device {name}: ComfyUI runs on {device.type} here.")
-    return device
-
-
-def read_setting(options: argparse.Namespace, cpu_size: int, cpu_frames: int = 8, gpu_frames: int = 8) -> Setting:
-    """Return the setting of the options, with defaults by device."""
-    device = check_device(options.device)
+    if options.device not in ("auto", device.type):
+        raise ValueError(f"--device {options.device}: ComfyUI runs on {device.type} here.")
     on_gpu = device.type == "cuda"
     return Setting(
         device.type,

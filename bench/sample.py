@@ -54,11 +54,10 @@ def make_section(setting: Setting, row: Row) -> str:
         against = ratios(row["seconds"], name, PER_FRAME)
         cells = [write_milliseconds(seconds), write_spread(against)]
         body.append([name, *cells, *judge(median(against), LIMITS.get(name))])
-    return "\n".join(
+    return "\n\n".join(
         [
             f"{setting}; {row['dtype']}, rounds: {setting.rounds}. One UNet call as classifier-free guidance makes it, "
             "two rows for each frame.",
-            "",
             write_table(["model", "ms", f"× {PER_FRAME}", "target", "met"], body),
         ]
     )

@@ -60,22 +60,20 @@ def measure_temporal(options: argparse.Namespace) -> None:
     """Measure what is not measured yet, and write the section."""
     setting = read_setting(options, cpu_size=32)
     rows = complete_rows("temporal", options, [setting], run_case)
-    write_section(options.document, "temporal", make_section(setting, rows))
+    write_section(options.document, "temporal", make_section(setting, rows[0]))
 
 
-def make_section(setting: Setting, rows: list[Row]) -> str:
+def make_section(setting: Setting, row: Row) -> str:
     """Return the section's text."""
     body = []
-    for row in rows:
-        for name in row["seconds"]:
-            against = ratios(row["seconds"], name, COPY)
-            cells = [write_milliseconds(row["seconds"][name]), write_spread(against)]
-            body.append([name, *cells, *judge(median(against), LIMITS.get(name))])
-    return "\n".join(
+    for name, seconds in row["seconds"].items():
+        against = ratios(row["seconds"], name, COPY)
+        cells = [write_milliseconds(seconds), write_spread(against)]
+        body.append([name, *cells, *judge(median(against), LIMITS.get(name))])
+    return "\n\n".join(
         [
             f"{setting}; {half_on_gpu(setting)}, rounds: {setting.rounds}. STAM on the largest feature map, {DIM} "
             f"channels in {HEADS} heads: {setting.size**2} positions. The attention is over the frames of each.",
-            "",
             write_table(["part", "ms", "× copy", "target", "met"], body),
         ]
     )

@@ -214,17 +214,14 @@ def make_section(setting: Setting, row: Row) -> str:
         for name, seconds in row["seconds"].items()
     ]
     headings = ["way", "against", "× time", "target", "met", "× memory", "target", "met"]
-    return "\n".join(
+    return "\n\n".join(
         [
             f"{setting}; {row['precision']}, rounds: {setting.rounds}. An optimiser's step on the whole clip, r = 4; "
             f"memory {memory}, the UNet's weights among it.",
-            "",
             write_table(["way", "ms", "GiB"], ways),
-            "",
             write_table(headings, list(compare_ways(row))),
-            "",
             f"- *{CODE}*: sparse-causal attention, cross-attention and temporal attention with the whole matrix of "
-            "scores, the frozen weights in float32.",
+            "scores, the frozen weights in float32.\n"
             f"- *{CODE_DEFAULTS}*: with gradient checkpointing and xformers, for which SDPA stands in; its temporal "
             "attention keeps the matrix of scores.",
         ]

@@ -143,19 +143,16 @@ def make_section(setting: Setting, rows: Sequence[Row]) -> str:
             cells = [f"{name}, {8 * size}²", str(n), f"{held[n] / MIB:.4g}", f"{held[n] / first:.3g}"]
             memory.append([*cells, *judge(held[n] / first, CONSTANT), added])
     how = "measured" if setting.device == "cuda" else "accounted, not measured"
-    return "\n".join(
+    return "\n\n".join(
         [
             f"{setting}. Seams: the demo model, untuned, with EI²'s attention and without the noise relation; edits of "
             f"{', '.join(KINDS)} of drawn clips, {STEPS} steps from the highest noise level, windows of {CUT[0]} "
             f"frames that overlap by {CUT[1]}. A seam score is the warp error at the joints of the windows over that "
             "elsewhere, along the motion that is known; mean over the clips and, in brackets, least and most.",
-            "",
             write_table(["", "seam score", "target", "met", "warp error × 1000"], body),
-            "",
             f"Memory: EI², r = 4, a guided step in windows of {WINDOW} frames that overlap by {OVERLAP}: held at most "
             f"beyond the model, {how}. *Latents a frame*: what each further frame adds, in latents of a frame; the "
             "sampler itself holds some of the whole clip.",
-            "",
             write_table(["", "frames", "MiB", "× fewest", "target", "met", "latents a frame"], memory),
         ]
     )

@@ -58,12 +58,8 @@ def judge(pictures: torch.Tensor, scene: Scene, reader: ShapeReader) -> dict[str
     readings = {name: reader.read(pictures, name) for name in ("shape", "texture", "background", "style")}
     readings["colour"] = read_colour(pictures)
     truth = get_names(scene)
-    return {name: share([a == b for a, b in zip(readings[name], truth[name], strict=True)]) for name in truth}
-
-
-def share(right: list[bool]) -> float:
-    """Return the fraction that is true, rounded to four digits."""
-    return round(sum(right) / len(right), 4)
+    right = {name: sum(a == b for a, b in zip(readings[name], truth[name], strict=True)) for name in truth}
+    return {name: round(count / len(pictures), 4) for name, count in right.items()}
 
 
 @torch.no_grad()

@@ -4,8 +4,6 @@ import math
 
 import torch
 
-from .palette import SHAPES
-
 
 def circle(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return the distance to a circle of radius 1."""
@@ -72,19 +70,6 @@ DISTANCES = {
     "cross": cross,
 }
 EXTENT = 1.45  # no shape reaches further from its origin than this many sizes
-
-
-def get_distance(shape: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return the signed distance to each picture's own shape.
-
-    Args:
-        shape: (b) index into SHAPES.
-        x, y: (b, h, w) object coordinates, y downwards.
-
-    Returns:
-        (b, h, w) in units of the object's size.
-    """
-    return choose([DISTANCES[name](x, y) for name in SHAPES], shape)
 
 
 def choose(maps: list[torch.Tensor], index: torch.Tensor) -> torch.Tensor:

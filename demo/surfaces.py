@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from .palette import BACKGROUNDS, TEXTURES
+from .palette import TEXTURES
 from .shapes import choose
 
 CELL = 16  # pixels between the scattered details of night, meadow and sand
@@ -77,19 +77,6 @@ PATTERNS = {
     "brick": mortar,
     "sea": waves,
 }
-
-
-def get_detail(background: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return the coverage of each picture's own ground pattern.
-
-    Args:
-        background: (b) index into BACKGROUNDS.
-        x, y: (b, h, w) coordinates on the ground, pixels.
-
-    Returns:
-        (b, h, w) in [0, 1].
-    """
-    return choose([PATTERNS[name](x, y) for name in BACKGROUNDS], background)
 
 
 def get_shade(texture: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -43,18 +43,6 @@ def make_parser(says: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = make_parser(__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    for course, (steps, batch) in COURSES.items():
-        parser.add_argument(f"--steps-{course}", type=int, default=steps)
-        parser.add_argument(f"--batch-{course}", type=int, default=batch)
-    parser.add_argument("--pool", type=int, default=131072, help="latents held ready for the diffusion stage")
-    parser.add_argument("--samples", type=int, default=512, help="pictures sampled for each measurement")
-    return parser.parse_args()
-
-
 def open_log(path: Path) -> Log:
     """Return a function that prints a line and adds it to a file."""
 
@@ -136,7 +124,14 @@ def export(
 
 def main() -> None:
     """Train, export and measure."""
-    given = parse_arguments()
+    parser = make_parser(__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    for course, (steps, batch) in COURSES.items():
+        parser.add_argument(f"--steps-{course}", type=int, default=steps)
+        parser.add_argument(f"--batch-{course}", type=int, default=batch)
+    parser.add_argument("--pool", type=int, default=131072, help="latents held ready for the diffusion stage")
+    parser.add_argument("--samples", type=int, default=512, help="pictures sampled for each measurement")
+    given = parser.parse_args()
     log, device = open_run(given)
     torch.backends.cudnn.benchmark = True
     if given.out.resolve() != WEIGHTS.resolve():

@@ -7,8 +7,8 @@ import torch
 from einops import rearrange
 
 from .palette import BACKGROUNDS, COLOURS, DETAIL, GROUND, RGB, SHAPES, STYLES, TEXTURES
-from .shapes import EXTENT, get_distance
-from .surfaces import cover, get_detail, get_shade, mosaic, outline, pencil
+from .shapes import DISTANCES, EXTENT, choose
+from .surfaces import PATTERNS, cover, get_shade, mosaic, outline, pencil
 
 SIDE = 128  # pixels along a picture
 SIZES = (18.0, 31.0)  # the smallest and largest object, pixels
@@ -132,10 +132,11 @@ def draw(scene: Scene) -> tuple[torch.Tensor, torch.Tensor]:
     x, y = (line.view(1, 1, -1).expand(len(scene), SIDE, SIDE), line.view(1, -1, 1).expand(len(scene), SIDE, SIDE))
     own_x, own_y = to_object(scene, x, y)
     size = scene.size.view(-1, 1, 1)
-    distance = size * get_distance(scene.shape, own_x / size, own_y / size)
+    distance = size * choose([DISTANCES[name](own_x / size, own_y / size) for name in SHAPES], scene.shape)
     mask = cover(-distance)
 
-    detail = get_detail(scene.background, x + scene.pan[:, :1, None], y + scene.pan[:, 1:, None])
+    ground_x, ground_y = x + scene.pan[:, :1, None], y + scene.pan[:, 1:, None]
+    detail = choose([PATTERNS[name](ground_x, ground_y) for name in BACKGROUNDS], scene.background)
     ground = blend(GROUND.to(device)[scene.background], DETAIL.to(device)[scene.background], detail)
     fill = RGB.to(device)[scene.colour]
     surface = blend(fill, DARK * fill, get_shade(scene.texture, own_x, own_y))

@@ -169,7 +169,13 @@ def make_report(host: Host, prompt: Json, run: Run, options: argparse.Namespace)
     """
     titles = {node["_meta"]["title"] for node in prompt.values()}
     given = {name: prompt[find_node(prompt, title)]["inputs"][key] for name, (title, key) in GIVEN.items()}
-    clips = collect_clips(host, prompt, run, given["clip"], options.output)
+    options.output.mkdir(parents=True, exist_ok=True)
+    files = {"source": host.base / "input" / given["clip"]}
+    for name, title in SAVED.items():
+        (files[name],) = host.files(run, find_node(prompt, title))
+    for name, file in files.items():
+        shutil.copyfile(file, options.output / f"{name}.mp4")
+    clips = {name: read_clip(file)[0] for name, file in files.items()}
     num_frames = {name: len(frames) for name, frames in clips.items()}
     clips = {name: frames[: min(num_frames.values())] for name, frames in clips.items()}
     stats = host.get("system_stats")
@@ -197,23 +203,6 @@ def make_report(host: Host, prompt: Json, run: Run, options: argparse.Namespace)
     save_animation(options.output / "animation.webp", shown, read_clip(options.output / "edit.mp4")[1])
     (options.output / "report.json").write_text(to_json(report, indent=2), encoding="utf-8")
     return report
-
-
-def collect_clips(host: Host, prompt: Json, run: Run, source: str, output: Path) -> dict[str, torch.Tensor]:
-    """Copy the source and the saved clips to the output folder and decode them.
-
-    Args:
-        source: name of the source clip among ComfyUI's inputs.
-    Returns:
-        Frames (f, 3, h, w) in [0, 1] of "source", "edit", "reconstruction" and "autoencoder".
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    files = {"source": host.base / "input" / source}
-    for name, title in SAVED.items():
-        (files[name],) = host.files(run, find_node(prompt, title))
-    for name, file in files.items():
-        shutil.copyfile(file, output / f"{name}.mp4")
-    return {name: read_clip(file)[0] for name, file in files.items()}
 
 
 def judge_edit(clips: dict[str, torch.Tensor], prompt: str, is_foreign: bool) -> Json:

@@ -55,7 +55,9 @@ class Host(Server):
             HostError: it ended or did not answer in time; the message has the end of its log.
         """
         prepare_base(self.base, self.pack)
-        port = find_free_port()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
         self.address = f"127.0.0.1:{port}"
         command = [sys.executable, "main.py", "--listen", "127.0.0.1", "--port", str(port)]
         command += ["--base-directory", str(self.base), "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
@@ -102,13 +104,6 @@ def device_arguments() -> tuple[str, ...]:
     import torch
 
     return () if torch.accelerator.is_available() else ("--cpu",)
-
-
-def find_free_port() -> int:
-    """Return a TCP port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def spawn(command: list[str], folder: Path, out: IO[bytes]) -> subprocess.Popen:

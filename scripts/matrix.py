@@ -84,14 +84,10 @@ def describe(outcomes: dict[str, tuple[int, str]]) -> str:
         names = [name.rpartition(":")[2] for name in refused[1].split(", ")]
         return f"refused at load: no {', '.join(f'`{name}`' for name in names)}"
     if failed:
-        return "; ".join(f"{name}: {count_failures(output)}" for name, output in failed.items())
+        last = {name: output.strip().rpartition("\n")[2] for name, output in failed.items()}
+        counts = {name: ", ".join(re.findall(r"\d+ (?:failed|error)s?", line)) for name, line in last.items()}
+        return "; ".join(f"{name}: {count or 'do not start'}" for name, count in counts.items())
     return WORKS
-
-
-def count_failures(output: str) -> str:
-    """Return how pytest counts what failed in the last line of its output."""
-    counts = re.findall(r"\d+ (?:failed|error)s?", output.strip().rpartition("\n")[2])
-    return ", ".join(counts) or "do not start"
 
 
 def make_table(results: dict[str, dict[str, str]]) -> str:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import cast, get_args
 
 from .attention.fine_coarse import Downsample
-from .attention.spatial import SpatialConfig
+from .attention.spatial import Kind, SpatialConfig
 from .temporal import STAM, TUNE_A_VIDEO, Norm, TemporalConfig
 
 EI2 = "EI²"
@@ -39,17 +39,11 @@ def spatial_attention(kind: str, r: int = 4, downsample: Downsample = "area") ->
     Raises:
         ValueError: unknown name.
     """
-    if kind == "FFAM":
-        return SpatialConfig("fine-coarse", r, downsample)
-    if kind == "sparse-causal":
-        return SpatialConfig("sparse-causal")
-    if kind == "full":
-        return SpatialConfig("full")
-    if kind == "key-frame":
-        return SpatialConfig("key-frame")
+    if kind not in SPATIAL_KINDS:
+        raise ValueError(f"Unknown attention {kind!r}; known are {', '.join(SPATIAL_KINDS)}.")
     if kind == "per frame":
         return None
-    raise ValueError(f"Unknown attention {kind!r}; known are {', '.join(SPATIAL_KINDS)}.")
+    return SpatialConfig("fine-coarse", r, downsample) if kind == "FFAM" else SpatialConfig(cast(Kind, kind))
 
 
 def temporal_module(kind: str, norm: str = AS_PRESET, spectral_norm: str = AS_PRESET) -> TemporalConfig | None:

@@ -39,9 +39,9 @@ def clip_text(clip: dict[str, Any] | None) -> str:
     frames = f"{clip['num_frames']} frames each" if clip["num_frames"] else "the whole batch is one"
     parts = [frames, "each frame for itself"]
     if clip["attention"]:
-        parts[1] = (
-            f"attention across frames: {attention_text(clip['attention'])}, strength {clip['attention_strength']:g}"
-        )
+        kind, r, downsample = (clip["attention"][key] for key in ("kind", "r", "downsample"))
+        how = f"{kind}, r {r}, {downsample}" if kind == "fine-coarse" else kind
+        parts[1] = f"attention across frames: {how}, strength {clip['attention_strength']:g}"
     if clip["temporal"]:
         tuned = "tuned" if clip["temporal_tuned"] else "not tuned"
         parts.append(f"{clip['temporal_modules']} temporal modules ({tuned}), strength {clip['temporal_strength']:g}")
@@ -50,12 +50,6 @@ def clip_text(clip: dict[str, Any] | None) -> str:
     if clip["tunes"]:
         parts.append(f"{clip['tunes']} applied, the last made on {clip['tuned_frames']} frames")
     return "; ".join(parts) + "."
-
-
-def attention_text(attention: dict[str, Any]) -> str:
-    """Return a configuration of attention across frames in words."""
-    kind = attention["kind"]
-    return f"{kind}, r {attention['r']}, {attention['downsample']}" if kind == "fine-coarse" else kind
 
 
 def sampling_text(sampling: dict[str, Any], windows: dict[str, Any] | None) -> str:

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..diffusion.ddim import SamplingOptions, sample_ddim, state_to_latent
 from ..diffusion.host.latent import to_positions
 from ..diffusion.host.run import ClipSampler, run_sampler, warn_of_frames
-from ..inversion.host.invert import INVERSION, MASKED, inversion_of, trajectory, warn_of_model
+from ..inversion.host.identity import model_digest
+from ..inversion.host.invert import INVERSION, MASKED, inversion_of, trajectory
 from ..inversion.inversion import Inversion
 from ..inversion.noise_relation import smooth_edit
 from ..motion.flow import Motion
@@ -321,7 +322,11 @@ def sample_clip(
     """
     inversion = inversion_of(latent, model)
     warn_of_frames(model, inversion.num_frames)
-    warn_of_model(inversion, model)
+    if inversion.model != model_digest(model):
+        log.warning(
+            "The inversion was made with another model, tune or patch than the one it is sampled with; it works, and "
+            "keeps less of the clip. Invert again with this one."
+        )
     sampler = InvertedClipSampler(inversion, settings, watch)
     if settings.cfg_rescale:
         model = with_rescaled_guidance(model, settings.cfg_rescale)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..diffusion.ddim import Prediction, output_to_eps, unet_output
@@ -37,24 +36,6 @@ class Draw:
     t: Tensor
     frames: slice
     eps: Tensor
-
-
-def draw_step(clip: Clip, frames_per_step: int, generator: torch.Generator, t: int | None = None) -> Draw:
-    """Draw what to take a step on.
-
-    Args:
-        clip: what is tuned on.
-        frames_per_step: consecutive frames to take at random; 0 = all.
-        generator: of everything that is drawn.
-        t: training timestep; None = at random. As much is drawn either way.
-    """
-    random, frames = torch.randint(len(clip.sigma_table), (), generator=generator), len(clip.x_0)
-    taken = slice(0, frames)
-    if 0 < frames_per_step < frames:
-        first = int(torch.randint(frames - frames_per_step + 1, (), generator=generator))
-        taken = slice(first, first + frames_per_step)
-    eps = torch.randn(clip.x_0[taken].shape, generator=generator).to(clip.x_0)
-    return Draw(random if t is None else torch.tensor(t), taken, eps)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .objective import Clip, Denoise, Draw, Features, Objective, draw_step
+from .objective import Clip, Denoise, Draw, Features, Objective
 from .settings import Precision, TuneSettings
 from .state import unflatten
 from .updates import Updates
@@ -114,8 +114,19 @@ class Tuner:
             self.rises.append(done + 1)
 
     def draw(self, t: int | None = None) -> Draw:
-        """Draw what to take a step on, at a training timestep if one is given."""
-        return draw_step(self.objective.clip, self.settings.memory.frames_per_step, self.generator, t)
+        """Draw what to take a step on: consecutive frames at random, and noise; as much is drawn if t is given.
+
+        Args:
+            t: training timestep; None = at random.
+        """
+        clip, generator, wanted = self.objective.clip, self.generator, self.settings.memory.frames_per_step
+        random, frames = torch.randint(len(clip.sigma_table), (), generator=generator), len(clip.x_0)
+        taken = slice(0, frames)
+        if 0 < wanted < frames:
+            first = int(torch.randint(frames - wanted + 1, (), generator=generator))
+            taken = slice(first, first + wanted)
+        eps = torch.randn(clip.x_0[taken].shape, generator=generator).to(clip.x_0)
+        return Draw(random if t is None else torch.tensor(t), taken, eps)
 
     def has_risen(self, before: float, drawn: Draw, done: int) -> bool:
         """Whether a step, taken after some others, raised the loss that it was taken on."""

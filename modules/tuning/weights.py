@@ -113,11 +113,6 @@ def load_tune(path: Path) -> Tune:
     tensors, info = read_file(FILE, path)
     if not isinstance(info, dict) or not info.keys() >= set(NEEDED):
         raise ValueError(f"{path.name} does not say how it was made. {FILE.again}")
-    return split_parts(tensors, info)
-
-
-def split_parts(tensors: dict[str, Tensor], info: dict[str, Any]) -> Tune:
-    """Return a tune from a file's tensors."""
     tune = Tune({}, info)
     for key, value in tensors.items():
         if key.startswith(SNAPSHOT):

@@ -67,14 +67,10 @@ class Control:
         return len(self.sigmas) - 1
 
     @property
-    def has_weights(self) -> bool:
-        """Whether any word is weighted."""
-        return any(weight != 1 for weight in self.prompts.weights)
-
-    @property
     def changes_cross(self) -> bool:
         """Whether the maps of cross-attention are ever changed."""
-        return (self.settings.cross != "none" or self.has_weights) and self.settings.cross_end > 0
+        has_weights = any(weight != 1 for weight in self.prompts.weights)
+        return (self.settings.cross != "none" or has_weights) and self.settings.cross_end > 0
 
     @property
     def fuses(self) -> bool:
@@ -195,9 +191,8 @@ class Call:
         attended = inner(followed_q, followed_k, v)
         if control.settings.self_attention == "replace":
             return attended
-        weights = (
-            self.run.mask(height, width, with_edit=False, frames=self.frames).flatten(1).unsqueeze(-1).to(attended)
-        )
+        mask = self.run.mask(height, width, with_edit=False, frames=self.frames)
+        weights = mask.flatten(1).unsqueeze(-1).to(attended)
         free = inner(q, k, v)
         for own in rows:
             attended[own] = torch.lerp(attended[own], free[own], weights)

@@ -121,9 +121,8 @@ def blend(run: Run, step: int, x: Tensor, denoised: Tensor) -> Tensor:
     """Return a prediction from which a deterministic step leads to the source's next state outside of the mask."""
     sigma, sigma_next = run.control.sigmas[step].to(x), run.control.sigmas[step + 1].to(x)
     kept = x - sigma * (run.control.states[step + 1].to(x) - x) / (sigma_next - sigma)
-    return torch.lerp(
-        kept, denoised, run.mask(x.shape[-2], x.shape[-1], with_edit=True, frames=list(range(len(x)))).to(x)
-    )
+    mask = run.mask(x.shape[-2], x.shape[-1], with_edit=True, frames=list(range(len(x))))
+    return torch.lerp(kept, denoised, mask.to(x))
 
 
 def attach_control(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -71,3 +71,8 @@ def is_active(settings: ClipSettings, transformer_options: Mapping[str, Any]) ->
         return True
     first, last = settings.sigmas
     return last <= float(sigmas[0]) <= first
+
+
+def acting(settings: ClipSettings, transformer_options: Mapping[str, Any]) -> ClipSettings:
+    """Return the settings of a UNet call: without what acts only elsewhere in sampling."""
+    return settings if is_active(settings, transformer_options) else replace(settings, spatial=None, temporal=None)

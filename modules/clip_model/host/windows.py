@@ -47,20 +47,15 @@ def predict_step(executor, x, timestep, model_options=None, seed=None):
     if memory is not None and is_active(options[KEY], {"sigmas": timestep}):
         memory.is_filling = True
         try:
-            spread = spread_windows(model_options["context_handler"], memory)
+            handler = model_options["context_handler"]
+            spread, windows = copy(handler), memory.windows(handler.context_length)
+            spread.context_schedule = ContextSchedule("spread", lambda *_: windows)
+            spread.fuse_method = get_matching_fuse_method(ContextFuseMethods.RELATIVE)  # lets frames be left out
+            spread.causal_window_fix = False
             executor(x, timestep, {**model_options, "context_handler": spread}, seed)
         finally:
             memory.is_filling = False
     return executor(x, timestep, model_options, seed)
-
-
-def spread_windows(handler: IndexListContextHandler, memory: ClipMemory) -> IndexListContextHandler:
-    """Return a handler that is another's but for its windows, which fill the memory."""
-    spread, windows = copy(handler), memory.windows(handler.context_length)
-    spread.context_schedule = ContextSchedule("spread", lambda *_: windows)
-    spread.fuse_method = get_matching_fuse_method(ContextFuseMethods.RELATIVE)  # the one that lets frames be left out
-    spread.causal_window_fix = False
-    return spread
 
 
 def frames_of_window(options: Mapping[str, Any]) -> list[int] | None:

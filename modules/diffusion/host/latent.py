@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from comfy.model_management import get_torch_device
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import EPS, V_PREDICTION
 from torch import Tensor
@@ -115,11 +114,6 @@ def clip_latent(model: ModelPatcher, latent: dict[str, Any], num_frames: int, na
             "Encode, or the edited clip."
         )
     return samples
-
-
-def to_model_latent(model: ModelPatcher, samples: Tensor) -> Tensor:
-    """Scale a VAE latent to the model's latent in float32 on the model's device, as a tensor that takes gradients."""
-    return model.model.process_latent_in(samples.clone().to(get_torch_device(), torch.float32))
 
 
 def to_positions(mask: Tensor, like: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Inversion through the host's own sampler, and what is known of an inverted clip."""
 
-import logging
 from dataclasses import replace
 from typing import Any
 
@@ -25,8 +24,6 @@ from ..inversion import Inversion, InversionSettings, Relation
 from .identity import model_digest
 
 MASKED = "The inversion has a noise mask, which cannot be used with an inverted clip. Remove the node that sets it."
-
-log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -77,15 +74,6 @@ def trajectory(model: BaseModel, inversion: Inversion) -> Tensor:
     """Return the states that the inversion went through, model latent, one for each of its sigmas, noise first."""
     clean = model.process_latent_in(inversion.source.float())
     return ddim_trajectory(clean, inversion.noises.float(), inversion.sigmas)
-
-
-def warn_of_model(inversion: Inversion, model: ModelPatcher) -> None:
-    """Tell where an inversion was made with another model, tune or patch than it is sampled with."""
-    if inversion.model != model_digest(model):
-        log.warning(
-            "The inversion was made with another model, tune or patch than the one it is sampled with; it works, and "
-            "keeps less of the clip. Invert again with this one."
-        )
 
 
 def to_latent(inversion: Inversion) -> dict[str, Any]:

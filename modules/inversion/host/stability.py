@@ -1,6 +1,5 @@
 """How stable the inversion of a clip is, measured along it on a private copy of the model."""
 
-from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -9,7 +8,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.utils import ProgressBar
 from torch import Tensor
 
-from ...clip_model.host.settings import KEY, is_active
+from ...clip_model.host.settings import KEY, acting
 from ...diffusion.ddim import Denoiser, ddim_step
 from ...diffusion.schedule import sigma_to_alpha_bar
 from ...tuning.curvature import Map, jacobian_norm
@@ -34,9 +33,7 @@ def denoiser_of(call: Caller, given: dict[str, Any]) -> Denoiser:
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        clip = call.options[KEY]
-        acting = clip if is_active(clip, {"sigmas": sigma}) else replace(clip, spatial=None, temporal=None)
-        return call(x, sigma, given, **{KEY: acting})
+        return call(x, sigma, given, **{KEY: acting(call.options[KEY], {"sigmas": sigma})})
 
     return Denoiser(denoise)
 

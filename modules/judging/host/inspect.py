@@ -156,19 +156,14 @@ def only_ours(model: ModelPatcher) -> ModelPatcher:
     """Return a clip model with the settings and patches of this pack alone, whose memory can be counted."""
     clone = model.clone() if KEY in model.model_options["transformer_options"] else inflate(model)
     options = clone.model_options["transformer_options"]
-    replaced = options.get("patches_replace", {}).get("attn1", {})
+    replaced, settings = options.get("patches_replace", {}).get("attn1", {}), clip_settings(clone)
+    has_parts = settings.spatial is not None or settings.temporal is not None
     clone.model_options["transformer_options"] = {
-        KEY: replace(clip_settings(clone), num_frames=0),
+        KEY: replace(settings, num_frames=0),
         "patches_replace": {"attn1": {place: run for place, run in replaced.items() if run is attend_block}},
-        "patches": {"forward_timestep_embed_patch": [run for run in OURS if KEY in options and has_parts(clone)]},
+        "patches": {"forward_timestep_embed_patch": list(OURS) if has_parts else []},
     }
     return clone
-
-
-def has_parts(model: ModelPatcher) -> bool:
-    """Whether a clip model has attention across frames or temporal modules."""
-    settings = clip_settings(model)
-    return settings.spatial is not None or settings.temporal is not None
 
 
 def list_hints(model: ModelPatcher, settings: ClipSettings | None) -> list[str]:

@@ -136,11 +136,6 @@ def has_projection(clip: CLIP) -> bool:
     return any(PROJECTION in key for file in files for key in comfy.utils.load_torch_file(file, safe_load=True))
 
 
-def host_images(clip_vision: ClipVisionModel, frames: Tensor) -> Tensor:
-    """Return the embeddings of frames (f, 3, h, w) by the host's CLIP vision model."""
-    return clip_vision.encode_image(frames.movedim(1, -1))["image_embeds"].float().cpu()
-
-
 @torch.no_grad()
 def host_text(clip: CLIP, prompt: str) -> Tensor:
     """Return the embedding of a prompt by the host's text encoder, projected to the space of the images.
@@ -166,9 +161,13 @@ def host_clip(clip_vision: ClipVisionModel | None, clip: CLIP | None) -> dict[st
     if clip_vision.model_type != "clip_vision_model":
         reason = f"clip_vision is a {clip_vision.model_type}, not a CLIP model"
         return {"absent": {"images": reason, "text": reason}}
+
+    def embed(frames: Tensor) -> Tensor:
+        return clip_vision.encode_image(frames.movedim(1, -1))["image_embeds"].float().cpu()
+
     config = clip_vision.config
     width, size = config["projection_dim"], config["image_size"]
-    judges: dict[str, Any] = {"images": partial(host_images, clip_vision), "absent": {}}
+    judges: dict[str, Any] = {"images": embed, "absent": {}}
     judges["models"] = {"images": f"CLIP by clip_vision ({config['num_hidden_layers']} layers, {size} pixels)"}
     if clip is None:
         judges["absent"]["text"] = "no text encoder of the same CLIP model is connected"

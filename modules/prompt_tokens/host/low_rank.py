@@ -28,15 +28,11 @@ class LowRank(nn.Module):
         self.keys = [f"{path}.{projection}" for path in paths for projection in PROJECTIONS]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            made = [self.make(unet.get_submodule(key).weight, rank) for key in self.keys]
+            weights = (unet.get_submodule(key).weight.detach().float().cpu() for key in self.keys)
+            made = [LoRAAdapter.create_train(weight, rank, float(rank)) for weight in weights]  # rank does not scale it
         self.adapters = nn.ModuleList(made).to(device)
         for key, adapter in zip(self.keys, self.adapters, strict=True):
             unet.get_submodule(key).register_forward_hook(partial(add, adapter))
-
-    @staticmethod
-    def make(weight: Tensor, rank: int) -> nn.Module:
-        """Return the adapter of a weight; alpha = rank, so that the rank does not scale it."""
-        return LoRAAdapter.create_train(weight.detach().float().cpu(), rank, float(rank))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return it as the host's LoRA files hold it."""

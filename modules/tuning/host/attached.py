@@ -59,15 +59,6 @@ def check_attached(model: ModelPatcher) -> None:
         )
 
 
-def patched_by(model: ModelPatcher) -> list[str]:
-    """Return the names of the nodes whose patches the UNet runs, without this pack's."""
-    options = model.model_options["transformer_options"]
-    patches = [patch for kind in options.get("patches", {}).values() for patch in kind if patch not in OURS]
-    patches += [patch for kind in options.get("patches_replace", {}).values() for patch in kind.values()]
-    functions = (patch[-1] if isinstance(patch, tuple) else patch for patch in patches if patch is not attend_block)
-    return origins(functions)
-
-
 def apply_apart(patch: Callable[..., Any], *given: Any) -> Any:
     """Apply another node's patch to copies, and save copies for the backward pass, because it may write in place."""
     with saved_tensors_hooks(torch.clone, lambda saved: saved):
@@ -84,7 +75,12 @@ def naming_patches(model: ModelPatcher) -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        names = patched_by(model)
+        options = model.model_options["transformer_options"]
+        patches = [patch for kind in options.get("patches", {}).values() for patch in kind if patch not in OURS]
+        patches += [patch for kind in options.get("patches_replace", {}).values() for patch in kind.values()]
+        names = origins(
+            patch[-1] if isinstance(patch, tuple) else patch for patch in patches if patch is not attend_block
+        )
         if not names or comfy.model_management.is_oom(error):
             raise
         raise ValueError(

@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 import comfy.model_management
+import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...clip_model.host.bank import TemporalBank
 from ...clip_model.host.features import Features
 from ...clip_model.host.settings import clip_settings
-from ...diffusion.host.latent import clip_latent, prediction_of, sigma_table, to_model_latent
+from ...diffusion.host.latent import clip_latent, prediction_of, sigma_table
 from ...prompt_tokens.adapter import PromptAdapter
 from ..losses.term import Part
 from ..objective import Clip
@@ -60,7 +61,9 @@ class Session(ABC, Generic[Kept]):
 
     def __init__(self, copy: ModelPatcher, model: ModelPatcher, inputs: TuneInputs, settings: TuneSettings):
         self.copy, self.clip, unet = copy, clip_settings(model), copy.model.diffusion_model
-        self.x_0 = to_model_latent(copy, clip_latent(model, inputs.latent, self.clip.num_frames))
+        samples = clip_latent(model, inputs.latent, self.clip.num_frames).clone()  # a copy, which takes gradients
+        device = comfy.model_management.get_torch_device()
+        self.x_0 = copy.model.process_latent_in(samples.to(device, torch.float32))
         for term in settings.terms.values():
             if warning := term.check(settings.memory.frames_of(len(self.x_0))):
                 log.warning(warning)
@@ -73,8 +76,12 @@ class Session(ABC, Generic[Kept]):
         options = training_options(copy, self.bank, settings.memory)
         self.call = Caller(copy, options, computing, tuple(self.features.values()))
         mask = latent_mask(inputs.mask, self.x_0)
+
+        def take_features() -> dict[Part, list[Tensor]]:
+            return {part: features.take() for part, features in self.features.items()}
+
         clip = Clip(self.x_0, sigma_table(model).clone(), prediction_of(model), mask)
-        self.tuner = Tuner(self.denoise, self.learned, clip, settings, self.precision, self.take_features)
+        self.tuner = Tuner(self.denoise, self.learned, clip, settings, self.precision, take_features)
         self.info = {
             **settings.flat(),
             "prediction": clip.prediction,
@@ -104,10 +111,6 @@ class Session(ABC, Generic[Kept]):
     def identities(self) -> dict[str, Any]:
         """Return what tells the clip and the model from others."""
         return {"clip_hash": hash_tensors([self.x_0]), "model_hash": hash_tensors(self.model_weights())}
-
-    def take_features(self) -> dict[Part, list[Tensor]]:
-        """Return the features of the last call."""
-        return {part: features.take() for part, features in self.features.items()}
 
     def resume(self, kept: Any) -> None:
         """Continue a tuning.
@@ -150,14 +153,7 @@ class Session(ABC, Generic[Kept]):
             OutOfMemory: a step does not fit with the least.
         """
         while self.tuner.done < self.tuner.settings.steps:
-            try:
-                yield from self.tuner.steps()
-            except RuntimeError as error:
-                if not comfy.model_management.is_oom(error) or self.tuner.is_applying:
-                    raise
-            else:
-                break
-            self.step_down()
+            yield self.fitting(lambda: next(self.tuner.steps()))
         if self.tuner.rises:
             log.warning("%d steps of gradient descent raised their loss: lower learning_rate.", len(self.tuner.rises))
 
@@ -171,7 +167,7 @@ class Session(ABC, Generic[Kept]):
             try:
                 return work()
             except RuntimeError as error:
-                if not comfy.model_management.is_oom(error):
+                if not comfy.model_management.is_oom(error) or self.tuner.is_applying:
                     raise
             self.step_down()
 

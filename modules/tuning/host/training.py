@@ -1,7 +1,7 @@
 """One-shot tuning in the host: of query projections and temporal modules."""
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...clip_model.host.bank import TemporalBank
-from ...clip_model.host.settings import KEY, is_active
+from ...clip_model.host.settings import KEY, acting
 from ...clip_model.methods import name_of
 from ..settings import TuneSettings
 from ..weights import Tune
@@ -85,9 +85,7 @@ class Tuning(Session[Tune]):
 
     def preview_call(self, x: Tensor, sigma: Tensor, given: dict[str, Any]) -> Tensor:
         """Predict x_0 for a preview; as in sampling the patch acts in its part of it alone."""
-        clip = self.call.options[KEY]
-        acting = clip if is_active(clip, {"sigmas": sigma}) else replace(clip, spatial=None, temporal=None)
-        return self.call(x, sigma, given, **{KEY: acting})
+        return self.call(x, sigma, given, **{KEY: acting(self.call.options[KEY], {"sigmas": sigma})})
 
     def after_step(self, done: int, progress: TuningProgress) -> None:
         """Take a snapshot and draw the preview where it is time for them."""
