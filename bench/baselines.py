@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from ..modules.clip_model.attention import Attend, scaled_dot_product
 from ..modules.clip_model.attention.fine_coarse import downsample_tokens
 from ..modules.clip_model.temporal import TemporalModule
-from ..modules.tuning.host.private_copy import normalise_in
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -63,5 +62,10 @@ def norms_in_float32(unet: nn.Module) -> None:
     """Let a UNet's norms compute and give float32, as under autocast on a GPU; on a CPU it does not see to that."""
     for module in unet.modules():
         if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
-            norm = partial(type(module).forward, module)  # whatever replaced it
-            module.forward = partial(normalise_in, torch.float32, norm)  # type: ignore[method-assign]
+            module.forward = partial(apply_in_float32, module)  # type: ignore[method-assign]
+
+
+def apply_in_float32(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a norm in float32, whatever replaced its method."""
+    with torch.autocast(x.device.type, enabled=False):
+        return type(norm).forward(norm, x.float())

@@ -124,11 +124,7 @@ def list_cases(options: argparse.Namespace) -> Iterator[Case]:
 
 
 def find_video(folder: Path, name: str) -> Path:
-    """Return the file of a video, anywhere below a folder.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
+    """Return the file of a video, anywhere below a folder; FileNotFoundError where there is none."""
     for ending in ENDINGS:
         found = sorted(folder.rglob(f"{name.removesuffix(ending)}{ending}"))
         if found:
@@ -167,12 +163,6 @@ def describe(case: Case) -> Workflow:
 
 def run_case(server: Server, case: Case, folder: Path, output: Path) -> dict[str, Any]:
     """Edit a clip in a server and return its row; the edit is saved as a video.
-
-    Args:
-        server: that runs.
-        case: the edit.
-        folder: of the clips.
-        output: for the video.
 
     Raises:
         FileNotFoundError, ValueError: the clip is missing or cannot be read.

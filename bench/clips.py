@@ -74,11 +74,7 @@ def start_host(base: Path, options: argparse.Namespace) -> Host:
 
 
 def measure_clips(options: argparse.Namespace) -> int:
-    """Run what is not done yet, write the table, and list what failed.
-
-    Returns:
-        The exit status: 1 where anything failed.
-    """
+    """Run what is not done yet, write the table, and list what failed; returns the exit status."""
     unknown = set(options.methods) - set(METHODS)
     if unknown:
         sys.exit(f"--methods {', '.join(sorted(unknown))}: there are {', '.join(METHODS)}.")

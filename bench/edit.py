@@ -71,11 +71,7 @@ def takes(name: str, choice: Choice) -> bool:
 
 
 def selected(options: argparse.Namespace) -> list[str]:
-    """Return the methods that are measured.
-
-    Raises:
-        ValueError: there is no such method.
-    """
+    """Return the methods that are measured; ValueError where there is no such method."""
     unknown = set(options.methods) - METHODS.keys()
     if unknown:
         raise ValueError(f"--methods {', '.join(sorted(unknown))}: there are {', '.join(METHODS)}.")

@@ -61,11 +61,7 @@ class Watch:
 
 
 class Bench:
-    """The demo model, the truth of the clip at hand, and its tuned models.
-
-    Args:
-        world: the demo model.
-    """
+    """The demo model, the truth of the clip at hand, and its tuned models."""
 
     def __init__(self, world: World):
         self.world = world
@@ -123,13 +119,7 @@ class Bench:
         return plain if tokens is None else apply_prompt_tokens(plain, tokens, len(self.truth.source.frames), 1.0, 1.0)
 
     def invert(self, case: Case, model: ModelPatcher, prompt: list, shares: bool) -> dict[str, Any]:
-        """Return the inversion of a method.
-
-        Args:
-            case: its case.
-            model, prompt: to invert with.
-            shares: whether methods that invert alike share it.
-        """
+        """Return the inversion of a method; where `shares` is set, one that another method made alike."""
         how = METHODS[case.method]
         settings = InversionSettings(
             case.ddim_steps, how.gamma, how.direction, how.reading, start=how.start, denoise=case.denoise

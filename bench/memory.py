@@ -59,13 +59,7 @@ CLOSE = 0.1  # how near Fit Planner is to be
 
 @dataclass(frozen=True)
 class Case:
-    """Something done once.
-
-    Attributes:
-        device, chip, torch: as in Setting.
-        what: "sampling" or a way to tune.
-        frames, size, r: of the clip and its attention.
-    """
+    """Something done once: sampling or a way to tune."""
 
     device: str
     chip: str

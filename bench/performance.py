@@ -19,17 +19,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and at what size something is measured.
-
-    Attributes:
-        device: "cpu" or "cuda".
-        chip: its name.
-        threads: of the processor.
-        torch: PyTorch's version.
-        size: of a side of the latent.
-        frames: of the clip.
-        rounds: of every timing.
-    """
+    """Where, at which size of the latent's sides and in how many rounds something is measured."""
 
     device: str
     chip: str
@@ -52,11 +42,7 @@ def read_processor() -> str:
 
 
 def read_setting(options: argparse.Namespace, cpu_size: int, cpu_frames: int = 8, gpu_frames: int = 8) -> Setting:
-    """Return the setting of the options, with defaults by device.
-
-    Raises:
-        ValueError: ComfyUI runs on another device.
-    """
+    """Return the setting of the options, with defaults by device."""
     device = comfy.model_management.get_torch_device()
     if options.device not in ("auto", device.type):
         raise ValueError(f"--device {options.device}: ComfyUI runs on {device.type} here.")

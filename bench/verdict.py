@@ -53,10 +53,6 @@ def compare(better: Values, worse: Values, sign: int, margin: float = 0.0) -> Fi
 
     Clips are what is resampled, not rows: seeds and frames of one clip are not independent evidence.
 
-    Args:
-        better, worse: a figure of each clip.
-        sign: 1 where higher is better, -1 where lower is.
-        margin: what the claim allows to be lost; the difference is counted from there.
     """
     clips = sorted(set(better) & set(worse))
     if not clips:

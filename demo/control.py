@@ -36,13 +36,7 @@ def find_edges(pictures: Tensor) -> Tensor:
 
 
 class EdgePool:
-    """Latents of drawn pictures with their edges and kinds.
-
-    Args:
-        model: encodes.
-        size: pictures.
-        generator: of the scenes, and of what is sampled.
-    """
+    """Latents of drawn pictures with their edges and kinds."""
 
     @torch.no_grad()
     def __init__(self, model: DemoModel, size: int, generator: torch.Generator) -> None:

@@ -42,14 +42,7 @@ class Report:
 
 
 def run_course(course: Course, steps: int, folder: Path, log: Log) -> Report:
-    """Train, or go on training, and leave the averaged weights in the network.
-
-    Args:
-        course: what to train.
-        steps: how many in all.
-        folder: where the checkpoint lies.
-        log: called with a line now and then.
-    """
+    """Train, or go on training, and leave the averaged weights in the network."""
     path = folder / f"{course.name}.pt"
     device = next(course.network.parameters()).device
     course_state = CourseState(course, steps)

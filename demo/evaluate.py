@@ -21,15 +21,7 @@ CHUNK = 128
 def sample_pictures(
     model: DemoModel, texts: list[str], steps: int, cfg: float, seed: int, schedule: dict
 ) -> torch.Tensor:
-    """Sample one picture for each text by DDIM with classifier-free guidance.
-
-    Args:
-        model: the networks.
-        texts: b captions.
-        steps: DDIM steps.
-        cfg: guidance scale.
-        seed: of the starting noise, drawn on the CPU.
-        schedule: the noise schedule of config.json.
+    """Sample one picture for each text by DDIM with classifier-free guidance; the noise is drawn on the CPU.
 
     Returns:
         (b, 3, 128, 128) in [0, 1].
@@ -80,16 +72,7 @@ def judge_judges(model: DemoModel, reader: ShapeReader, count: int, generator: t
 
 
 def evaluate(folder: Path, device: torch.device, count: int, seed: int, steps: int = 50, cfg: float = 7.5) -> dict:
-    """Sample and judge pictures for captions with held-out and with known pairs; samples.png shows the former.
-
-    Args:
-        folder: the weights.
-        device: where to sample.
-        count: pictures for each of the two sets.
-        seed: of the captions and the noise.
-        steps: DDIM steps.
-        cfg: guidance scale.
-    """
+    """Sample and judge pictures for captions with held-out and with known pairs; samples.png shows the former."""
     model, config = load_model(folder, device), load_config(folder)
     reader = ShapeReader.load(folder / "reader.safetensors").to(device)
     generator = torch.Generator(device).manual_seed(seed)

@@ -14,15 +14,7 @@ LAYERS = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 
 
 def load_host(folder: Path, cpu: bool) -> None:
-    """Make ComfyUI importable, with attention kernels whose backward pass takes every shape.
-
-    Args:
-        folder: a ComfyUI tree.
-        cpu: keep the host off the GPU.
-
-    Raises:
-        ValueError: the folder holds no ComfyUI.
-    """
+    """Make the ComfyUI of a folder importable, with attention kernels whose backward pass takes every shape."""
     if not (folder / "comfy").is_dir():
         raise ValueError(f"no ComfyUI in {folder}")
     sys.path.insert(0, str(folder))

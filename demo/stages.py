@@ -183,15 +183,7 @@ def record(painter: Painter, batch: int, device: torch.device) -> None:
 
 
 def diffusion_loss(painter: Painter, pool: LatentPool, table: CaptionTable, schedule, batch: int) -> GetLoss:
-    """Return the noise prediction loss with min-SNR weights (Hang et al. 2023, equation 8).
-
-    Args:
-        painter: what is trained.
-        pool: where the latents come from.
-        table: where the captions come from.
-        schedule: a diffusers scheduler with the model's noise levels.
-        batch: pictures in a step.
-    """
+    """Return the noise prediction loss with min-SNR weights (Hang et al. 2023, equation 8)."""
     from diffusers.training_utils import compute_snr
 
     generator, device, count = pool.generator, pool.latents.device, 0

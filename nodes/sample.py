@@ -277,11 +277,7 @@ class ClipMotion(io.ComfyNode):
 
 
 def read_numbers(name: str, text: str) -> tuple[float, ...]:
-    """Read the comma-separated factors of an input; 1 where it is empty.
-
-    Raises:
-        ValueError: an entry is not a number.
-    """
+    """Read the comma-separated factors of an input; 1 where it is empty, ValueError where one is not a number."""
     try:
         return tuple(float(part) for part in text.split(",") if part.strip()) or (1.0,)
     except ValueError as error:

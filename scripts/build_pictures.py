@@ -54,12 +54,7 @@ def draw_workflows(editor: Editor) -> None:
 
 
 def draw_nodes(editor: Editor, names: dict[str, str]) -> None:
-    """Draw each node alone, with the values that it has from the start, for its help page.
-
-    Args:
-        editor: shows it.
-        names: display names by id.
-    """
+    """Draw each node alone, with the values that it has from the start, for its help page."""
     for kind, name in names.items():
         editor.open_node(kind)
         draw_node(editor, editor.box(name)).save(HELP / f"{kind}.webp", quality=80, method=6)

@@ -29,14 +29,7 @@ PAPERS_CFG = 7.5  # of EI² and Tune-A-Video, whose guidance leads away from the
 
 
 def tuned_edit(task: Task, note: str, inversion: dict[str, Any], **tuned: Any) -> Workflow:
-    """Return a paper's graph: tune on the clip, invert it, sample with the edited prompt.
-
-    Args:
-        task: the clip.
-        note: of the tuning.
-        inversion: values of the inversion.
-        tuned: values of the tuning.
-    """
+    """Return a paper's graph: tune on the clip, invert it, sample with the edited prompt."""
     return [
         *task.nodes(with_empty=True),
         Group("2 Clip model", note),

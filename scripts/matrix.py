@@ -43,12 +43,7 @@ def find_python(version: str) -> str | None:
 
 
 def try_host(host: str, python: str) -> str:
-    """Run the tests in a ComfyUI, in the virtual environment of a Python; return what to say of it.
-
-    Args:
-        host: version of ComfyUI, one of HOSTS.
-        python: path of the interpreter.
-    """
+    """Run the tests in a ComfyUI, in the virtual environment of a Python; return what to say of it."""
     tree = FOLDER / f"comfyui-{host}"
     environment.get_tree(tree, *HOSTS[host])
     venv = FOLDER / Path(python).name

@@ -60,11 +60,7 @@ class Run:
 
 
 class Server:
-    """A ComfyUI server that runs.
-
-    Args:
-        address: host and port, e.g. "127.0.0.1:8188".
-    """
+    """A ComfyUI server that runs, at an address as "127.0.0.1:8188"."""
 
     def __init__(self, address: str = "") -> None:
         self.address = address

@@ -37,15 +37,7 @@ class Outcome:
 
 
 def run_stage(name: str, module: str, *arguments: str, folder: Path = environment.ROOT, threads: int = 0) -> Outcome:
-    """Run a Python module's command line, showing what it prints.
-
-    Args:
-        name: of the stage.
-        module: e.g. "pytest".
-        arguments: its arguments.
-        folder: where it runs.
-        threads: of each process that computes, 0 = as many as it likes.
-    """
+    """Run a Python module's command line, each of its processes with so many threads, and show what it prints."""
     environment.say(f"\n--- {name}")
     began, last = time.monotonic(), ""
     command = [sys.executable, "-m", module, *arguments]
@@ -86,12 +78,7 @@ def run_tests(name: str, folder: str, arguments: list[str]) -> Outcome:
 
 
 def run_all(only: str | None, arguments: list[str]) -> list[Outcome]:
-    """Run the stages that the command line asks for.
-
-    Args:
-        only: "unit" or "host" to run just those tests.
-        arguments: passed on to pytest.
-    """
+    """Run the stages that the command line asks for."""
     outcomes = []
     if only is None:
         outcomes.append(run_stage("ruff", "ruff", "check", "."))

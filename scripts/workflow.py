@@ -97,11 +97,7 @@ def default_value(kind: str | list, options: Json) -> Any:
 
 
 def find_source(link: int | None, nodes: dict, links: dict) -> tuple[int, int] | None:
-    """Follow a link through reroutes and bypassed nodes to the output that feeds it.
-
-    Returns:
-        (node id, output index), or None where nothing feeds it.
-    """
+    """Follow a link through reroutes and bypassed nodes to the output that feeds it, (node id, index), if any does."""
     if link is None:
         return None
     origin, slot = links[link]

@@ -75,13 +75,10 @@ def attend_by_maps(maps: Tensor, v: Tensor) -> Tensor:
 
 
 def refine_maps(source: Tensor, edited: Tensor, alignment: Sequence[int]) -> Tensor:
-    """Take the maps of the tokens common to both prompts from the source; new tokens keep the edit's.
+    """Take the maps of the tokens that `align_tokens` pairs from the source; new tokens keep the edit's.
 
     As in prompt-to-prompt the result is not normalised again.
 
-    Args:
-        source, edited: maps.
-        alignment: of each edited token, from `align_tokens`.
     """
     index = torch.tensor(alignment, device=edited.device)
     return torch.where(index >= 0, source[..., index.clamp(min=0)], edited)
@@ -115,12 +112,7 @@ def pair_words(source: Sequence[int], edited: Sequence[int], tokens: int) -> Ten
 
 
 def replace_maps(source: Tensor, paired: Tensor) -> Tensor:
-    """Make the maps of the edited tokens of the source's.
-
-    Args:
-        source: maps.
-        paired: from `pair_words`.
-    """
+    """Make the maps of the edited tokens of the source's, as `pair_words` says."""
     return source @ paired.to(source)
 
 

@@ -29,16 +29,7 @@ Method = tuple[SpatialConfig | None, TemporalConfig | None]
 
 
 def spatial_attention(kind: str, r: int = 4, downsample: Downsample = "area") -> SpatialConfig | None:
-    """Return a self-attention across frames by its name, one of SPATIAL_KINDS; None for "per frame".
-
-    Args:
-        kind: its name.
-        r: FFAM's downsampling factor of the other frames.
-        downsample: how FFAM downsamples them.
-
-    Raises:
-        ValueError: unknown name.
-    """
+    """Return a self-attention across frames by its name, one of SPATIAL_KINDS, with FFAM's r; None for "per frame"."""
     if kind not in SPATIAL_KINDS:
         raise ValueError(f"Unknown attention {kind!r}; known are {', '.join(SPATIAL_KINDS)}.")
     if kind == "per frame":

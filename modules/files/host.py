@@ -42,11 +42,6 @@ def register_folder() -> None:
 def free_path(prefix: str, ending: str = "", folder: str = FOLDER) -> Path:
     """Return the path under the next free number of a prefix, which may name subfolders; the folder is made.
 
-    Args:
-        prefix: name without number, below the folder.
-        ending: of the name, after the number.
-        folder: the host's name of the models folder.
-
     Raises:
         ValueError: the prefix names no file or leads outside the folder.
     """
@@ -76,13 +71,7 @@ def stamp(folder: str, name: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Shelf(Generic[Kept]):
-    """Files of one kind in a models folder of their own.
-
-    Attributes:
-        folder: the host's name of it.
-        save: writes one to a path.
-        load: reads one from a path.
-    """
+    """Files of one kind in a models folder of their own, by the host's name of it; how to save and load one."""
 
     folder: str
     save: Callable[..., None]
@@ -115,10 +104,6 @@ INVERTED = Shelf(INVERSIONS, save_inversion, load_inversion)
 
 def read_weights(folder: str, name: str) -> dict[str, Any]:
     """Read a file of another project's weights; a pickle only where it holds nothing but weights.
-
-    Args:
-        folder: the host's name of the models folder.
-        name: of the file in it.
 
     Raises:
         ValueError: it is damaged, or holds something else.

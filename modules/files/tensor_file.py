@@ -96,12 +96,7 @@ def read_file(kind: Kind, path: Path) -> tuple[dict[str, Tensor], Any]:
 
 
 def check_tensors(tensors: Mapping[str, Tensor], source: str, instead: str) -> None:
-    """Refuse numbers of a file that float32 cannot hold to its precision, such as float8, or that are not finite.
-
-    Args:
-        tensors: of the file; whole numbers pass.
-        source: the file's name.
-        instead: what to do.
+    """Refuse numbers that float32 cannot hold to its precision, such as float8, or not finite; whole numbers pass.
 
     Raises:
         ValueError: names the file, the first such tensor and what is wrong with it.

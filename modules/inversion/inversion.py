@@ -52,12 +52,7 @@ class InversionSettings:
 
 
 class Relation:
-    """The interframe noise relation during an inversion; collects the noise of each step.
-
-    Args:
-        settings: of the inversion.
-        sigmas: its noise levels, ascending.
-    """
+    """The interframe noise relation during an inversion; collects the noise of each step."""
 
     def __init__(self, settings: InversionSettings, sigmas: Tensor):
         self.settings, self.sigmas = settings, sigmas
@@ -141,12 +136,7 @@ class Inversion:
         return len(self.noises)
 
     def start_at(self, states: Tensor, step: int) -> Tensor:
-        """Return the state that sampling starts from at a step after the first, model latent.
-
-        Args:
-            states: that the inversion went through, noise first.
-            step: number of the step.
-        """
+        """Return the model latent that sampling starts from at a step after the first, by the inversion's states."""
         if self.settings.start == "every step" or not self.settings.relates(self.num_frames):
             return states[step]
         clean = state_to_latent(states[-1], self.sigmas[-1])
@@ -179,11 +169,7 @@ class Inversion:
             )
 
     def report(self, asked: InversionSettings) -> dict[str, Any]:
-        """Return what was done, JSON values.
-
-        Args:
-            asked: settings as they were asked for.
-        """
+        """Return what was done, JSON values, where these settings were asked for."""
         denoise, (height, width) = self.settings.denoise, self.source.shape[-2:]
         why = f"denoise is {denoise:g}"
         if not asked.denoise:

@@ -72,9 +72,6 @@ def flow_maps(motions: Sequence[Motion]) -> list[Tensor]:
 
     The last frame shows the flow that leads to it.
 
-    Args:
-        motions: of clips of the same frames and size.
-
     Returns:
         Frames (f, 3, h, w) in 0 ... 1 of each clip.
     """

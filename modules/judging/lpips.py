@@ -11,10 +11,6 @@ def load_lpips(weights: Mapping[str, Tensor], name: str) -> Callable[[Tensor, Te
 
     torchmetrics brings LPIPS' own linear layers; the network below them is torchvision's, trained on ImageNet.
 
-    Args:
-        weights: state dictionary of torchvision's AlexNet or VGG-16.
-        name: of their file, for the message.
-
     Raises:
         ImportError: torchmetrics is absent.
         ValueError: the weights are of another network.

@@ -88,10 +88,6 @@ def seam_score(edit: Tensor, motion: Motion, windows: Sequence[Sequence[int]]) -
 
     A joint lies between two frames of which a window holds only one.
 
-    Args:
-        edit, motion: as for `warp_error`.
-        windows: numbers of the frames in each.
-
     Returns:
         The ratio, None where one of the two has nothing to measure or there is no error elsewhere.
     """
@@ -199,11 +195,7 @@ def check_pair(source: Tensor, edit: Tensor) -> None:
 
 
 def fit_mask(mask: Tensor, source: Tensor) -> Tensor:
-    """Return a mask at the size of the source's frames.
-
-    Raises:
-        ValueError: it has another number of frames.
-    """
+    """Return a mask at the size of the source's frames; ValueError where it has another number of them."""
     if len(mask) not in (1, len(source)):
         raise ValueError(f"mask has {len(mask)} frames and source has {len(source)}. Give one, or one for each.")
     return F.interpolate(mask[:, None].float(), size=source.shape[2:], mode="bilinear")[:, 0]

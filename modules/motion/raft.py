@@ -15,10 +15,6 @@ LEAST, MULTIPLE = 128, 8  # what the network can take, pixels
 def load_raft(weights: Mapping[str, Tensor], name: str) -> nn.Module:
     """Return torchvision's RAFT with given weights, the large or the small one.
 
-    Args:
-        weights: state dictionary.
-        name: of their file, for the message.
-
     Raises:
         ValueError: they are of another network.
     """

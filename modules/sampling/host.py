@@ -103,12 +103,6 @@ def check_mask(mask: Tensor | None) -> None:
 class Relating:
     """Applies the noise relation at the steps of a sampling, and meters the texture.
 
-    Args:
-        settings: of the relation; None only meters.
-        inversion: that is sampled.
-        states: its trajectory.
-        first: step that sampling begins with.
-
     Attributes:
         used: strength at each step.
         texture: texture energy of what each step predicts, against the source's.
@@ -277,11 +271,7 @@ class InvertedClipSampler(ClipSampler):
 
 
 def with_rescaled_guidance(model: ModelPatcher, rescale: float) -> ModelPatcher:
-    """Return a clone whose guidance is that of `guidance.rescaled_guidance`.
-
-    Raises:
-        ValueError: another node put a guidance on the model.
-    """
+    """Return a clone whose guidance is `guidance.rescaled_guidance`; ValueError where another node put one there."""
     if "sampler_cfg_function" in model.model_options:
         raise ValueError(
             f"cfg_rescale {rescale:g} takes the place of the guidance that another node put on the model (RescaleCFG "

@@ -11,11 +11,6 @@ FRACTIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def check_numbers(values: Tensor, name: str, instead: str) -> None:
     """Refuse what holds no values or not only finite ones.
 
-    Args:
-        values: of an input.
-        name: of the input.
-        instead: what to connect.
-
     Raises:
         ValueError: says what is wrong with it.
     """

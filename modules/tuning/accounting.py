@@ -14,9 +14,6 @@ class Held(TorchDispatchMode):
 
     A storage counts once, however many views it has; one that an operation was given and that none made does not.
 
-    Args:
-        held: tensors that count from the beginning.
-
     Attributes:
         now, peak: bytes held at present, and at most.
     """

@@ -72,12 +72,7 @@ class Objective:
         )
 
     def evaluate(self, drawn: Draw, done: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the losses of a draw by name, scalars without their weights, and their weighted sum.
-
-        Args:
-            drawn: what to evaluate on.
-            done: steps done before.
-        """
+        """Return the losses of a draw by name, scalars without their weights, and their weighted sum."""
         made = self.forward(drawn)
         moment = Moment(done, self.steps, self.clip.sigma_table[drawn.t], self.clip.prediction)
         losses = {name: term.value(made) for name, term in self.terms.items()}

@@ -64,12 +64,7 @@ class Memory:
         return min(self.frames_per_step or frames, frames)
 
     def stepped_down(self, frames: int, least: int) -> "Memory | None":
-        """Return what takes less memory: chunking, checkpointing, half the frames; None = nothing is left.
-
-        Args:
-            frames: of the clip.
-            least: frames that a step needs.
-        """
+        """Return what takes less memory: chunking, checkpointing, half the frames; None = nothing is left."""
         if not self.chunking:
             return replace(self, chunking=True)
         if not self.gradient_checkpointing:
@@ -125,11 +120,7 @@ class TuneSettings:
         return replace(self, **records, losses=tuple(map(within, self.losses)), **changes)
 
     def stepped_down(self, frames: int) -> "TuneSettings | None":
-        """Return settings that need less memory, see `Memory.stepped_down`; a step keeps the frames that losses need.
-
-        Args:
-            frames: of the clip.
-        """
+        """Return settings that need less memory, see `Memory.stepped_down`; the losses keep the frames they need."""
         memory = self.memory.stepped_down(frames, max(2, *(term.least_frames for term in self.terms.values())))
         return replace(self, memory=memory) if memory is not None else None
 

@@ -145,13 +145,7 @@ def rounding(norm: float, size: int, dtype: torch.dtype) -> float:
 
 
 def compare_frozen(weights: Weights, unet: Weights, names: Mapping[str, str]) -> Apart:
-    """Compare what Tune-A-Video does not train, in float32; rounding to float16, or to either's type, is no difference.
-
-    Args:
-        weights: of the file.
-        unet: weights of the model.
-        names: in the file, by the host's.
-    """
+    """Compare what Tune-A-Video does not train, in float32; rounding to 16 bits or either's type is no difference."""
     apart, difference, size = [], 0.0, 0.0
     for key, ours in unet.items():
         if key.removesuffix(".weight").endswith(QUERIES):
@@ -166,15 +160,7 @@ def compare_frozen(weights: Weights, unet: Weights, names: Mapping[str, str]) ->
 
 
 def to_tune(weights: Weights, unet: Weights, names: Mapping[str, str], prediction: str, source: str) -> Tune:
-    """Return the tune that a checked file holds.
-
-    Args:
-        weights: of the file.
-        unet: weights of the model it was tuned from.
-        names: in the file, by the host's.
-        prediction: what the model predicts.
-        source: the file's name.
-    """
+    """Return the tune that a checked file of a name holds, against the weights of the model it was tuned from."""
     tensors = {}
     for path in block_paths(unet):
         for name in QUERIES:
@@ -243,10 +229,7 @@ def check_exportable(info: Mapping[str, Any]) -> None:
 
 
 def check_structure(unet: Mapping[str, Any]) -> None:
-    """Refuse structures that Tune-A-Video's UNet cannot have.
-
-    Args:
-        unet: the host's configuration of the UNet.
+    """Refuse structures, in the host's configuration, that Tune-A-Video's UNet cannot have.
 
     Raises:
         ValueError: says what it cannot have.
@@ -269,10 +252,7 @@ def check_structure(unet: Mapping[str, Any]) -> None:
 
 
 def file_config(unet: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of Tune-A-Video's UNet3DConditionModel.
-
-    Args:
-        unet: the host's configuration of the UNet.
+    """Return the configuration of Tune-A-Video's UNet3DConditionModel from the host's of a UNet.
 
     Raises:
         ValueError: that class cannot be of this structure.
@@ -298,12 +278,6 @@ def file_config(unet: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_file(tune: Tune, unet: Weights, names: Mapping[str, str], dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the weights of a file, all of one type, as that project's loader wants them.
-
-    Args:
-        tune: whose temporal modules go into the file.
-        unet: the model's weights with the tune's query projections.
-        names: in the file, by the host's.
-        dtype: of the file.
 
     Raises:
         ValueError: the type cannot hold a weight.

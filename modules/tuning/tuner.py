@@ -114,11 +114,7 @@ class Tuner:
             self.rises.append(done + 1)
 
     def draw(self, t: int | None = None) -> Draw:
-        """Draw what to take a step on: consecutive frames at random, and noise; as much is drawn if t is given.
-
-        Args:
-            t: training timestep; None = at random.
-        """
+        """Draw what to take a step on, at a training timestep if one is given; as much is drawn either way."""
         clip, generator, wanted = self.objective.clip, self.generator, self.settings.memory.frames_per_step
         random, frames = torch.randint(len(clip.sigma_table), (), generator=generator), len(clip.x_0)
         taken = slice(0, frames)

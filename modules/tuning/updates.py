@@ -74,11 +74,7 @@ class Updates:
 
 
 def make_optimizer(parameters: list[nn.Parameter], settings: Optimization) -> torch.optim.Optimizer:
-    """Return the optimiser of the settings.
-
-    Raises:
-        ImportError: bitsandbytes is needed and absent.
-    """
+    """Return the optimiser of the settings; ImportError where it needs bitsandbytes, which is absent."""
     if settings.optimizer == "gradient descent":
         return torch.optim.SGD(parameters, settings.learning_rate)
     given = {"lr": settings.learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}

@@ -87,11 +87,7 @@ def split_words(text: str) -> list[str]:
 
 
 def find_word(clip: Any, word: str, ids: list[list[int]], names: str) -> list[list[int]]:
-    """Return the positions of a word in each prompt.
-
-    Raises:
-        ValueError: it is in none.
-    """
+    """Return the positions of a word in each prompt; ValueError where it is in none."""
     alone = token_ids(clip, word, word)
     tokens = alone[1 : text_length(alone, token_ids(clip, "", "the empty text")[1])]
     found = [find_tokens(prompt, tokens) for prompt in ids]

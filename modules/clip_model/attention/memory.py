@@ -21,10 +21,6 @@ class ClipMemory:
     of more than WHOLE_FRAMES r^2 frames evenly spaced ones are held, so that what a call needs of memory and time does
     not grow further with the clip.
 
-    Args:
-        frames: of the clip.
-        r: downsampling factor of the attention.
-
     Attributes:
         is_filling: whether calls leave their tokens here, or take those of the others.
     """

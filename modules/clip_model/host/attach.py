@@ -136,11 +136,7 @@ def attach(
 
 
 def sigmas_of(model: ModelPatcher, percents: tuple[float, float]) -> tuple[float, float]:
-    """Return the noise levels of a start and an end in sampling, highest first.
-
-    Raises:
-        ValueError: nothing lies between them.
-    """
+    """Return the noise levels of a start and an end in sampling, highest first; ValueError where they leave nothing."""
     start, end = percents
     if not 0 <= start < end <= 1:
         raise ValueError(

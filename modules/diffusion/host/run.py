@@ -46,12 +46,7 @@ def check_prompts(states: Any, counts: tuple[int, ...], name: str) -> None:
 
 
 def check_masks(conds: list[dict[str, Any]], counts: tuple[int, ...], name: str) -> None:
-    """Raise ValueError where the mask of a conditioning selects nothing, or is of another number of frames.
-
-    Args:
-        conds: conditionings, as the host's guiders hold them.
-        counts, name: as for `check_prompts`.
-    """
+    """Raise ValueError where the mask of a conditioning selects nothing, or is of another number of frames."""
     for mask in (cond["mask"] for cond in conds if "mask" in cond):
         if len(mask) not in counts:
             raise ValueError(
@@ -103,12 +98,6 @@ class ClipSampler(KSAMPLER):
 
     def check(self, guider: Any, options: dict[str, Any], sigmas: Tensor, frames: int) -> None:
         """Refuse conditionings that would act in part or not at all, and caches in an inversion.
-
-        Args:
-            guider: of the host, prepared for this sampling.
-            options: transformer options.
-            sigmas: noise levels, ascending in an inversion.
-            frames: of the clip.
 
         Raises:
             ValueError: naming them.

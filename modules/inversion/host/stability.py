@@ -24,12 +24,7 @@ STEP = 1e-2  # of central differences, against the size of the latent
 
 
 def denoiser_of(call: Caller, given: dict[str, Any]) -> Denoiser:
-    """Return the denoiser that a copy's UNet is under a conditioning, with the clip settings that act at each level.
-
-    Args:
-        call: of the UNet.
-        given: its other arguments.
-    """
+    """Return the denoiser that a copy's UNet is under a conditioning, with the clip settings that act at each level."""
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -12,11 +12,7 @@ SOURCE = "source"
 
 
 def name_clips(edits: Mapping[str, Tensor], labels: str) -> dict[str, Tensor]:
-    """Return edits by their labels, the name of their input where none is given.
-
-    Args:
-        edits: by the name of their input.
-        labels: comma-separated, one for each in the same order.
+    """Return edits by their comma-separated labels, the name of their input where none is given.
 
     Raises:
         ValueError: there are more labels than edits, or two are equal.
@@ -32,11 +28,7 @@ def name_clips(edits: Mapping[str, Tensor], labels: str) -> dict[str, Tensor]:
 
 
 def fit_clip(name: str, edit: Tensor, source: Tensor) -> Tensor:
-    """Return an edit, frames (f, 3, h, w), at the size of the source.
-
-    Raises:
-        ValueError: it has another number of frames.
-    """
+    """Return an edit, frames (f, 3, h, w), at the size of the source; ValueError where it has other frames."""
     if len(edit) != len(source):
         raise ValueError(f"{name} has {len(edit)} frames and source has {len(source)}. Cut the longer, ImageFromBatch.")
     if edit.shape == source.shape:

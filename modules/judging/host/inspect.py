@@ -134,11 +134,7 @@ def describe_windows(model: ModelPatcher) -> dict[str, Any] | None:
 
 
 def describe_sampling(model: ModelPatcher, latent: dict[str, Any]) -> dict[str, Any]:
-    """Return the memory that sampling a clip with guidance takes, as far as this pack and the model need it.
-
-    Raises:
-        ValueError: the latent is not one of the model's.
-    """
+    """Return the memory that sampling a clip with guidance takes, as far as this pack and the model need it."""
     samples = fitting_latents(model, latent, 0)
     frames, _, height, width = samples.shape
     size: dict[str, Any] = {"frames": frames, "width": 8 * width, "height": 8 * height}

@@ -49,11 +49,7 @@ def clip_folders() -> list[str]:
 
 
 def find_clip_folder(name: str) -> Path:
-    """Return where a folder of `clip_folders` lies.
-
-    Raises:
-        ValueError: it is not there.
-    """
+    """Return where a folder of `clip_folders` lies; ValueError where it is gone."""
     if name in clip_folders():
         for place in folder_paths.get_folder_paths(CLIP_FOLDERS):
             if (Path(place) / name / "config.json").is_file():

@@ -57,11 +57,7 @@ def sigma_at(model: ModelPatcher, percent: float) -> float:
 
 
 def acting_modules(clip: ClipSettings, percent: float, sigma: float) -> TemporalBank:
-    """Return a clip model's temporal modules.
-
-    Raises:
-        ValueError: it has none, or they do not act at this point of sampling.
-    """
+    """Return a clip model's temporal modules; ValueError where it has none that act at this point of sampling."""
     if clip.temporal is None:
         raise ValueError(
             "model has no temporal modules, which are what this node measures. Connect STAM/FFAM Patch with a preset "

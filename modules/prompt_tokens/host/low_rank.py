@@ -13,14 +13,7 @@ PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 class LowRank(nn.Module):
-    """LoRA on every projection of both attentions, float32; the identity before it is learned.
-
-    Args:
-        unet: of the copy; the hooks stay on it.
-        rank: of each.
-        device: of the copy.
-        seed: of the beginning.
-    """
+    """LoRA on every projection of both attentions of a copy, float32; the identity before it is learned."""
 
     def __init__(self, unet: nn.Module, rank: int, device: torch.device, seed: int):
         super().__init__()

@@ -26,14 +26,7 @@ LAYERS = "forward_timestep_embed_patch"
 
 @dataclass(frozen=True)
 class Caller:
-    """Calls of a private copy's UNet.
-
-    Attributes:
-        copy: the model.
-        options: transformer options of every call.
-        computing: context of every call, see `computing_in`.
-        features: captured at every call.
-    """
+    """Calls of a private copy's UNet."""
 
     copy: ModelPatcher
     options: dict[str, Any]

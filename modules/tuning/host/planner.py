@@ -34,14 +34,7 @@ TOO_MUCH = "too much: ComfyUI then takes the sides of the guidance one by one"
 
 @dataclass(frozen=True)
 class Plan:
-    """Settings of a tuning and the memory that it takes.
-
-    Attributes:
-        settings: of the tuning.
-        r: of fine-coarse attention, None = there is none.
-        frames: in each step.
-        peak: bytes.
-    """
+    """Settings of a tuning with r of fine-coarse attention and the frames in each step, and the bytes that it takes."""
 
     settings: TuneSettings
     r: int | None
@@ -174,11 +167,6 @@ def list_ways(
     As they are; with chunking; with checkpointing; with larger r; with half the frames in a step and r as it was, and
     again.
 
-    Args:
-        settings: to begin with.
-        r: to begin with, None = there is none.
-        frames: of the clip.
-        coarser: what may be tried for r.
     """
     now: TuneSettings | None = settings
     while now is not None:
@@ -225,13 +213,7 @@ def plan_tuning(
 def report_plan(
     model: ModelPatcher, latent: dict[str, Any], tried: list[Plan], budget: int
 ) -> tuple[str, dict[str, Any]]:
-    """Return what was counted as text and as JSON values.
-
-    Args:
-        model: with which it fits.
-        latent, budget: as for `plan_tuning`.
-        tried: its plans, the last of which fits.
-    """
+    """Return what was counted in plans, the last of which fits, as text and as JSON values."""
     shape, chosen = tuple(latent["samples"].shape), tried[-1]
     sampling = sampling_peak(model, shape)
     data = {

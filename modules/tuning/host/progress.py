@@ -38,9 +38,6 @@ class PeakMemory:
 class TuningProgress:
     """Progress bar with loss, time left, peak memory and, once there is one, a clip; raises the host's interrupt.
 
-    Args:
-        node_id: where to show.
-
     Attributes:
         clip: frames of the preview; they play a frame a step, PREVIEW_RATE frames a second at most.
     """
@@ -51,12 +48,7 @@ class TuningProgress:
         self.begin(1, 0)
 
     def begin(self, steps: int, done: int) -> None:
-        """Begin to show.
-
-        Args:
-            steps: how many there are.
-            done: steps done before.
-        """
+        """Begin to show, after some steps."""
         self.bar, self.steps, self.began = ProgressBar(steps, node_id=self.node_id), steps, done
         self.start, self.turn, self.frame = time.monotonic(), 0, 0
 

@@ -36,12 +36,6 @@ log = logging.getLogger(__name__)
 class Session(ABC, Generic[Kept]):
     """A tuning in the host: makes the Tuner, takes its steps, with less memory where they do not fit.
 
-    Args:
-        copy: private copy of the model.
-        model: inflated model, with what is attached to it.
-        inputs: what it is tuned with.
-        settings: of the tuning.
-
     Attributes:
         clip: settings of the model.
         x_0: clean model latent of the clip.
