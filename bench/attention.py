@@ -5,17 +5,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..modules.clip_model.attention import Grid, scaled_dot_product
-from ..modules.clip_model.attention.fine_coarse import fine_coarse_attention
 from ..modules.clip_model.attention.full import full_attention
 from ..modules.clip_model.attention.sparse_causal import sparse_causal_attention
-from ..modules.clip_model.attention.spatial import SpatialConfig, copied_keys
+from ..modules.clip_model.attention.spatial import SpatialConfig, attend_across_frames, copied_keys
 from .baselines import naive_fine_coarse
 from .document import judge, write_section
 from .memory_count import MIB, extra_memory
@@ -70,12 +68,12 @@ def make_contenders(case: Case) -> Iterator[tuple[str, Contender]]:
     yield "sparse-causal", Contender(partial(sparse_causal_attention, heads=HEADS, num_frames=f), [q, k, v], 2 * tokens)
     yield "full", Contender(partial(full_attention, heads=HEADS, num_frames=f), [q, k, v], f * tokens)
     for r in RS:
-        keys = copied_keys(SpatialConfig(r=r), f, size, size)
-        ways = dict[str, Any](grid=Grid(HEADS, f, size, size), r=r)
-        ways["rebuild"] = case.passes != "forward"  # as the tuning does it
+        config, grid = SpatialConfig(r=r), Grid(HEADS, f, size, size)
+        keys = copied_keys(config, f, size, size)
+        rebuild = case.passes != "forward"  # as the tuning does it
         ready = [draw(f, HEADS, n, head) for n in (tokens, keys, keys)]
         yield f"{BOUND}, r = {r}", Contender(F.scaled_dot_product_attention, ready, keys)
-        ours = partial(fine_coarse_attention, **ways)
+        ours = partial(attend_across_frames, config, grid=grid, attend=scaled_dot_product, rebuild=rebuild)
         yield f"FFAM, r = {r}", Contender(ours, [q, k, v], keys, f"{BOUND}, r = {r}")
         naive = partial(naive_fine_coarse, heads=HEADS, height=size, width=size, r=r)
         yield f"{NAIVE}, r = {r}", Contender(naive, [z, *weights])

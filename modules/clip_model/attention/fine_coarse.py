@@ -61,50 +61,24 @@ def fine_coarse_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    grid: Grid,
-    r: int = 4,
-    downsample: Downsample = "area",
-    attend: Attend = scaled_dot_product,
-    rebuild: bool = False,
-) -> Tensor:
-    """Attend from each frame to all its own tokens and to the downsampled tokens of every other: EI² (10).
-
-    Downsampling follows the projection, which is the same as before it: W_k and W_v are linear without bias. r = 1
-    is full space-time attention, one frame is plain self-attention.
-
-    Args:
-        q, k, v: projected tokens, shape ((b f), h*w, heads*d).
-        grid: heads, f, h and w.
-        r: downsampling factor of each side of the other frames, 1 ... min(h, w); the paper uses 2 and 4.
-        downsample: how, see `downsample_tokens`.
-        attend: attention kernel.
-        rebuild: whether the backward concatenates keys and values again, instead of keeping them so for
-            every frame; not inside a checkpoint.
-
-    Returns:
-        Attended values, the shape of q.
-    """
-    return attend_fine_and_coarse(q, k, v, coarse_frames(k, v, grid, r, downsample), grid, attend, rebuild)
-
-
-def attend_fine_and_coarse(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
     coarse: Coarse,
     grid: Grid,
     attend: Attend = scaled_dot_product,
     rebuild: bool = False,
 ) -> Tensor:
-    """Attend from each frame to all its own tokens and to the coarse tokens of every other frame.
+    """Attend from each frame to all its own tokens and to the downsampled tokens of every other: EI² (10).
 
-    Keys and values of a frame are concatenated for as many frames at a time as COPIED_BYTES allows.
+    Downsampling follows the projection, which is the same as before it: W_k and W_v are linear without bias. With r = 1
+    it is full space-time attention, with one frame plain self-attention. Keys and values of a frame are concatenated
+    for as many frames at a time as COPIED_BYTES allows.
 
     Args:
         q, k, v: projected tokens, shape ((b f), h*w, heads*d).
-        coarse: of these f frames, in their order, and of any further ones after them.
+        coarse: of these f frames, in their order, and of any further ones after them; the paper uses r = 2 and 4.
         grid: heads, f, h and w.
-        attend, rebuild: as for `fine_coarse_attention`.
+        attend: attention kernel.
+        rebuild: whether the backward concatenates keys and values again, instead of keeping them so for every frame;
+            not inside a checkpoint.
 
     Returns:
         Attended values, the shape of q.

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from . import Attend, Grid
-from .fine_coarse import Coarse, Downsample, attend_fine_and_coarse, coarse_frames
+from .fine_coarse import Coarse, Downsample, coarse_frames, fine_coarse_attention
 from .full import full_attention
 from .key_frame import key_frame_attention
 from .sparse_causal import sparse_causal_attention
@@ -72,4 +72,4 @@ def attend_across_frames(
     if config.kind == "full" or r == 1:
         return full_attention(q, k, v, grid.heads, grid.frames, attend)
     coarse = coarse_frames(k, v, grid, r, config.downsample)
-    return attend_fine_and_coarse(q, k, v, complete(coarse) if complete else coarse, grid, attend, rebuild)
+    return fine_coarse_attention(q, k, v, complete(coarse) if complete else coarse, grid, attend, rebuild)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from consistent_video.bench.baselines import naive_fine_coarse, naive_temporal, softmax_attention
 from consistent_video.modules.clip_model.attention import Grid, scaled_dot_product
-from consistent_video.modules.clip_model.attention.fine_coarse import fine_coarse_attention
+from consistent_video.modules.clip_model.attention.fine_coarse import coarse_frames, fine_coarse_attention
 from consistent_video.modules.clip_model.temporal import STAM, TUNE_A_VIDEO, TemporalModule
 
 FRAMES, HEIGHT, WIDTH, HEADS, DIM = 3, 6, 4, 2, 10
@@ -22,7 +22,8 @@ def test_the_loop_over_frames_is_fine_coarse_attention(r: int) -> None:
     z, w_q, w_k, w_v = draw(FRAMES, HEIGHT * WIDTH, DIM), draw(DIM, DIM), draw(DIM, DIM) / 3, draw(DIM, DIM)
     naive = naive_fine_coarse(z, w_q, w_k, w_v, HEADS, HEIGHT, WIDTH, r)
     q, k, v = (F.linear(z, weight) for weight in (w_q, w_k, w_v))
-    torch.testing.assert_close(naive, fine_coarse_attention(q, k, v, Grid(HEADS, FRAMES, HEIGHT, WIDTH), r))
+    grid = Grid(HEADS, FRAMES, HEIGHT, WIDTH)
+    torch.testing.assert_close(naive, fine_coarse_attention(q, k, v, coarse_frames(k, v, grid, r), grid))
 
 
 def test_attention_with_the_matrix_of_scores_is_scaled_dot_product_attention() -> None:

@@ -10,12 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from consistent_video.modules.clip_model.attention import Grid, fine_coarse, scaled_dot_product
-from consistent_video.modules.clip_model.attention.fine_coarse import (
-    Downsample,
-    downsample_tokens,
-    fine_coarse_attention,
-)
+from consistent_video.modules.clip_model.attention.fine_coarse import Downsample, downsample_tokens
 from consistent_video.modules.tuning.accounting import Held
+
+from .ffam import ffam
 
 HEADS, HEAD_DIM, DIM = 2, 3, 6
 
@@ -127,14 +125,14 @@ def test_attention_is_equation_10_with_pooling_before_projection(
 ) -> None:
     x, weights = draw(4, height * width, DIM), draw_weights()
     q, k, v = (x @ weight for weight in weights)
-    ours = fine_coarse_attention(q, k, v, Grid(HEADS, 4, height, width), r, kind)
+    ours = ffam(q, k, v, Grid(HEADS, 4, height, width), r, kind)
     torch.testing.assert_close(ours, attend_clip(x, weights, height, width, r, kind))
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 5])
 def test_factor_one_is_full_space_time_attention(num_frames: int) -> None:
     q, k, v = draw(3, num_frames, 6, DIM)
-    ours = fine_coarse_attention(q, k, v, Grid(HEADS, num_frames, 2, 3), r=1)
+    ours = ffam(q, k, v, Grid(HEADS, num_frames, 2, 3), r=1)
     whole = torch.stack([attend_one(frame, k.flatten(0, 1), v.flatten(0, 1)) for frame in q])
     torch.testing.assert_close(ours, whole)
 
@@ -142,16 +140,16 @@ def test_factor_one_is_full_space_time_attention(num_frames: int) -> None:
 @pytest.mark.parametrize("r", [1, 2])
 def test_one_frame_is_plain_self_attention(r: int) -> None:
     q, k, v = draw(3, 4, 6, DIM)
-    ours = fine_coarse_attention(q, k, v, Grid(HEADS, 1, 2, 3), r)
+    ours = ffam(q, k, v, Grid(HEADS, 1, 2, 3), r)
     torch.testing.assert_close(ours, torch.stack([attend_one(*frame) for frame in zip(q, k, v, strict=True)]))
 
 
 def test_clips_do_not_see_each_other() -> None:
     q, k, v = draw(3, 2 * 3, 20, DIM)
-    both = fine_coarse_attention(q, k, v, Grid(HEADS, 3, 4, 5), 2)
+    both = ffam(q, k, v, Grid(HEADS, 3, 4, 5), 2)
     for own in (slice(0, 3), slice(3, 6)):
-        torch.testing.assert_close(both[own], fine_coarse_attention(q[own], k[own], v[own], Grid(HEADS, 3, 4, 5), 2))
-    as_one = fine_coarse_attention(q, k, v, Grid(HEADS, 6, 4, 5), 2)
+        torch.testing.assert_close(both[own], ffam(q[own], k[own], v[own], Grid(HEADS, 3, 4, 5), 2))
+    as_one = ffam(q, k, v, Grid(HEADS, 6, 4, 5), 2)
     assert (as_one - both).abs().max() > 1e-3
 
 
@@ -169,7 +167,7 @@ def test_the_number_of_keys_is_that_of_the_paper(
         return scaled_dot_product(q, k, v, heads)
 
     q, k, v = draw(3, num_frames, height * width, DIM)
-    ours = fine_coarse_attention(q, k, v, Grid(HEADS, num_frames, height, width), r, kind, count)
+    ours = ffam(q, k, v, Grid(HEADS, num_frames, height, width), r, kind, count)
     keys = height * width + (num_frames - 1) * math.ceil(height / r) * math.ceil(width / r)
     assert counts == [(keys, keys, HEADS)] and ours.shape == q.shape
 
@@ -184,7 +182,7 @@ def test_keys_are_fewer_than_those_of_full_attention_by_the_papers_share() -> No
 
     for num_frames in (3, 5):
         q = draw(num_frames, 24, DIM)
-        fine_coarse_attention(q, q, q, Grid(HEADS, num_frames, 4, 6), 2, attend=note)
+        ffam(q, q, q, Grid(HEADS, num_frames, 4, 6), 2, attend=note)
     assert shapes == [24 * (3 - 1 + 4) // 4, 2 * 24]
 
 
@@ -193,7 +191,7 @@ def test_frames_in_groups_attend_the_same(frames_at_once: int, monkeypatch: pyte
     clips, frames, height, width, r = 2, 5, 4, 6, 2
     shape = clips * frames, height * width, DIM
     inputs = [draw(*shape, seed=seed).requires_grad_() for seed in range(3)]
-    expected = fine_coarse_attention(*inputs, Grid(HEADS, frames, height, width), r)
+    expected = ffam(*inputs, Grid(HEADS, frames, height, width), r)
     weights = draw(*shape, seed=9)
     gradients = torch.autograd.grad((weights * expected).sum(), inputs)
     seen: list[Tensor] = []
@@ -204,7 +202,7 @@ def test_frames_in_groups_attend_the_same(frames_at_once: int, monkeypatch: pyte
 
     keys = clips * (height * width + (frames - 1) * (height // r) * (width // r))
     monkeypatch.setattr(fine_coarse, "COPIED_BYTES", frames_at_once * 2 * keys * DIM * 8)
-    found = fine_coarse_attention(*inputs, Grid(HEADS, frames, height, width), r, attend=watched)
+    found = ffam(*inputs, Grid(HEADS, frames, height, width), r, attend=watched)
     torch.testing.assert_close(found, expected)
     for mine, its in zip(torch.autograd.grad((weights * found).sum(), inputs), gradients, strict=True):
         torch.testing.assert_close(mine, its)
@@ -219,7 +217,7 @@ def test_what_is_rebuilt_has_the_same_gradients_and_is_not_kept(r: int, monkeypa
     def learn(frames: int, rebuild: bool) -> tuple[float, list[Tensor]]:
         inputs = [draw(2 * frames, height * width, DIM, seed=seed).requires_grad_() for seed in range(3)]
         with Held() as held:
-            attended = fine_coarse_attention(*inputs, Grid(HEADS, frames, height, width), r, rebuild=rebuild)
+            attended = ffam(*inputs, Grid(HEADS, frames, height, width), r, rebuild=rebuild)
             kept = held.now / frames
         return kept, list(torch.autograd.grad(attended.square().sum(), inputs))
 

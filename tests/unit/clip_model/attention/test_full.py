@@ -5,9 +5,10 @@ import torch
 from torch import Tensor
 
 from consistent_video.modules.clip_model.attention import Grid, scaled_dot_product
-from consistent_video.modules.clip_model.attention.fine_coarse import fine_coarse_attention
 from consistent_video.modules.clip_model.attention.full import full_attention
 from consistent_video.modules.clip_model.attention.spatial import SpatialConfig, attend_across_frames
+
+from .ffam import ffam
 
 HEADS, HEAD_DIM, DIM = 2, 3, 6
 
@@ -44,7 +45,7 @@ def test_a_token_sees_all_tokens_of_its_own_clip(clips: int, num_frames: int, to
 def test_it_is_fine_coarse_attention_without_downsampling(num_frames: int) -> None:
     q, k, v = draw(3, 6, 15, DIM)
     ours = full_attention(q, k, v, HEADS, num_frames)
-    torch.testing.assert_close(ours, fine_coarse_attention(q, k, v, Grid(HEADS, num_frames, 3, 5), r=1))
+    torch.testing.assert_close(ours, ffam(q, k, v, Grid(HEADS, num_frames, 3, 5), r=1))
 
 
 def test_one_frame_is_plain_self_attention() -> None:
@@ -81,4 +82,4 @@ def test_a_factor_larger_than_the_feature_map_is_its_shorter_side(height: int, w
     q, k, v = draw(3, 2 * 4, 15, DIM)
     config = SpatialConfig("fine-coarse", r=8)
     ours = attend_across_frames(config, q, k, v, Grid(HEADS, 4, height, width), scaled_dot_product)
-    torch.testing.assert_close(ours, fine_coarse_attention(q, k, v, Grid(HEADS, 4, height, width), r=3))
+    torch.testing.assert_close(ours, ffam(q, k, v, Grid(HEADS, 4, height, width), r=3))
