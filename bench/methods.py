@@ -184,19 +184,14 @@ class Choice:
         return self.method if self.way is None else gamma_row(self.way, values[0])
 
 
-def combine(*values: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
-    """Return every combination of values."""
-    return tuple(product(*values))
-
-
 SHARED = ("denoise", "cfg", "cfg_end")  # every method has them
 # The parts of the noise levels at which sampling begins: matched to the latent's size, all, between them, half the
 # matched sigma.
 MATCHED, ALL, HIGHER, HALF = 0.0, 1.0, 0.8, 0.54
 CHOICES = (
-    Choice(("denoise", "cfg"), DEFAULT, combine((MATCHED, ALL, HIGHER, HALF), (3.0, 5.0, 7.5, 12.5))),
+    Choice(("denoise", "cfg"), DEFAULT, tuple(product((MATCHED, ALL, HIGHER, HALF), (3.0, 5.0, 7.5, 12.5)))),
     Choice(("cfg_end",), DEFAULT, ((0.5,), (0.3,), (0.7,), (1.0,))),
-    Choice(("passes", "end"), DEFAULT, combine((8, 1, 2, 4), (1.0, 0.5, 0.65, 0.8))),
+    Choice(("passes", "end"), DEFAULT, tuple(product((8, 1, 2, 4), (1.0, 0.5, 0.65, 0.8)))),
     Choice(("control_end",), FREE_CONTROL, ((0.3,), (0.6,))),
     *(Choice((f"gamma {way}",), "", ((0.5,), (1.0,)), way) for way in WAYS),
     Choice(("rate",), EI2, ((3e-4,), (1e-4,))),

@@ -95,12 +95,7 @@ class ShapeReader(nn.Module):
 
     @torch.no_grad()
     def get_probabilities(self, frames: torch.Tensor, attribute: str = "shape") -> torch.Tensor:
-        """Return the probability (f, names) of every name of one attribute.
-
-        Args:
-            frames: (f, 3, 128, 128) in [0, 1].
-            attribute: "shape", "texture", "background" or "style".
-        """
+        """Return the probability (f, names) of every name of one attribute."""
         return self(frames)[attribute].float().softmax(-1)
 
     def read(self, frames: torch.Tensor, attribute: str = "shape") -> list[str]:

@@ -83,11 +83,7 @@ class STAMFFAMPatch(io.ComfyNode):
                     "Self-attention instead of the preset's: FFAM (EI²), sparse-causal (Tune-A-Video), "
                     "full, key-frame (ControlVideo: all frames attend to the first), or per frame.",
                 ),
-                instead_input(
-                    "temporal",
-                    TEMPORAL_KINDS,
-                    "Temporal module instead of the preset's.",
-                ),
+                instead_input("temporal", TEMPORAL_KINDS, "Temporal module instead of the preset's."),
                 instead_input(
                     "norm",
                     NORMS,

@@ -197,10 +197,7 @@ class ApplyPromptTokens(io.ComfyNode):
                     "shared_strength",
                     "Of the tokens that all frames see. 0 = the prompt's own padding instead.",
                 ),
-                strength_input(
-                    "frame_strength",
-                    "Of each frame's own tokens. 0 = the prompt's own padding instead.",
-                ),
+                strength_input("frame_strength", "Of each frame's own tokens. 0 = the prompt's own padding instead."),
             ],
             outputs=[io.Conditioning.Output("conditioning_with_tokens", tooltip="The prompt with tokens, by frame.")],
         )

@@ -196,11 +196,7 @@ class Editor:
 
 
 def find_browser() -> str | None:
-    """Return the path of an installed Chromium or Chrome, or None for Playwright's own, downloaded where it is missing.
-
-    Raises:
-        SetupError: there is none and none can be downloaded.
-    """
+    """Return the path of an installed Chromium or Chrome, or None for Playwright's own, downloaded where missing."""
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         os.environ["PLAYWRIGHT_BROWSERS_PATH"] = str(VENV / "browsers")  # with all else that the scripts install

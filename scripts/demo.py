@@ -55,15 +55,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def fill_in_prompts(options: argparse.Namespace) -> None:
-    """Take the prompts that are not given from the JSON file beside the clip, as the clips in demo/clips have one."""
-    notes = options.clip and options.clip.with_suffix(".json")
-    if notes and notes.is_file():
-        known = json.loads(notes.read_text(encoding="utf-8"))
-        options.prompt = options.prompt or known.get("prompt")
-        options.edit = options.edit or known.get("edit")
-
-
 def main() -> int:
     """Read the command line, complete the environment and run the workflow."""
     parser = make_parser()
@@ -84,7 +75,11 @@ def main() -> int:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--output cannot be made: {error}")
-    fill_in_prompts(options)
+    notes = options.clip and options.clip.with_suffix(".json")  # as the clips in demo/clips have one
+    if notes and notes.is_file():
+        known = json.loads(notes.read_text(encoding="utf-8"))
+        options.prompt = options.prompt or known.get("prompt")
+        options.edit = options.edit or known.get("edit")
     if options.clip and not (options.prompt and options.edit):
         parser.error("--clip needs --prompt (what the clip shows) and --edit (what it is to show)")
     environment.stop_on_signals()

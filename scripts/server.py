@@ -87,11 +87,7 @@ class Server:
         return self.ask(path).decode()
 
     def ask(self, path: str, content: Json | None = None) -> bytes:
-        """Return the answer to a GET of `path`, or to a POST where there is content, which is sent as JSON.
-
-        Raises:
-            HostError: an answer other than 200.
-        """
+        """Return the answer to a GET of `path`, or to a POST of content as JSON; HostError where it is not 200."""
         body = None if content is None else json.dumps(content, allow_nan=False).encode()
         request = urllib.request.Request(f"http://{self.address}/{path}", body, {"Content-Type": "application/json"})
         try:

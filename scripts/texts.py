@@ -19,11 +19,7 @@ def list_inputs(info: Json) -> Json:
 
 
 def describe_node(info: Json) -> Json:
-    """Return a node's texts, without parts that would be empty.
-
-    Args:
-        info: the host's description of the node, as in its object_info.
-    """
+    """Return a node's texts, without parts that would be empty, from the host's description in its object_info."""
     inputs = {
         key: {"name": options.get("display_name") or key, "tooltip": options["tooltip"]}
         for key, (_, options) in list_inputs(info).items()

@@ -205,11 +205,7 @@ def describe_import(tune: Tune, apart: Apart) -> str:
 
 
 def check_exportable(info: Mapping[str, Any]) -> None:
-    """Refuse a tune that Tune-A-Video's code could not run as it was made.
-
-    Raises:
-        ValueError: says what that code does not know.
-    """
+    """Refuse a tune that Tune-A-Video's code could not run as it was made, saying what it does not know."""
     spatial = info["spatial"] or {"kind": "per frame"}
     temporal = info["temporal"] or {"norm": NORMS[0], "spectral": False}
     unlike = {
@@ -229,11 +225,7 @@ def check_exportable(info: Mapping[str, Any]) -> None:
 
 
 def check_structure(unet: Mapping[str, Any]) -> None:
-    """Refuse structures, in the host's configuration, that Tune-A-Video's UNet cannot have.
-
-    Raises:
-        ValueError: says what it cannot have.
-    """
+    """Refuse structures, in the host's configuration, that Tune-A-Video's UNet cannot have."""
     blocks, middle = unet["num_res_blocks"], unet["transformer_depth_middle"]
     depths = unet["transformer_depth"], unet["transformer_depth_output"]
     sides = zip(depths, (blocks[0], blocks[0] + 1), strict=True)
@@ -252,11 +244,7 @@ def check_structure(unet: Mapping[str, Any]) -> None:
 
 
 def file_config(unet: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of Tune-A-Video's UNet3DConditionModel from the host's of a UNet.
-
-    Raises:
-        ValueError: that class cannot be of this structure.
-    """
+    """Return the configuration of Tune-A-Video's UNet3DConditionModel from the host's; ValueError where it has none."""
     check_structure(unet)
     channels, blocks = [unet["model_channels"] * factor for factor in unet["channel_mult"]], unet["num_res_blocks"][0]
     width = unet.get("num_head_channels", -1)  # of a head; "attention_head_dim" is the number of heads

@@ -10,8 +10,7 @@ from torch.nn.utils import parametrize
 
 from .objective import Clip, Denoise, Draw, Features, Objective
 from .settings import Precision, TuneSettings
-from .state import unflatten
-from .updates import Updates
+from .updates import Updates, unflatten
 
 ROUNDING = {"fp32": 1e-5, "bf16": 1e-2, "fp16": 1e-2}  # part of a loss by which it may rise without having risen
 KEPT = 20  # how often in a tuning the last good weights are noted

@@ -9,9 +9,20 @@ from torch.nn.utils import clip_grad_norm_
 
 from .learning_rate import learning_rate_factor
 from .settings import Optimization
-from .state import flat_name, unflatten
 
+NUMBER = ":number"  # ends the flat name of a value that is no tensor
 LEAST_SCALE = 2.0**-10  # of float16 gradients; what is not finite below it will not become so
+
+
+def flat_name(name: str, value: object) -> str:
+    """Return the name that a value is saved under."""
+    return name if isinstance(value, Tensor) else name + NUMBER
+
+
+def unflatten(state: dict[str, Tensor], prefix: str) -> dict:
+    """Return copies of the values under a prefix, numbers as numbers; what a node read takes no gradients itself."""
+    found = {key.removeprefix(prefix): value.clone() for key, value in state.items() if key.startswith(prefix)}
+    return {key.removesuffix(NUMBER): value.item() if key.endswith(NUMBER) else value for key, value in found.items()}
 
 
 class Updates:

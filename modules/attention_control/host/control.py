@@ -46,11 +46,7 @@ def begin_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest,
 
 
 def check_run(control: Control, options: dict[str, Any], positive: list) -> None:
-    """Refuse what the control does not know.
-
-    Raises:
-        ValueError: naming it.
-    """
+    """Refuse what the control does not know, by name."""
     cache = options["transformer_options"].get(CACHE)
     if cache is not None:
         raise ValueError(f"Attention Control needs every step of the model, and {cache.name} skips some. Remove it.")

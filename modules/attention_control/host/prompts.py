@@ -30,11 +30,7 @@ class Prompts:
 
 
 def token_ids(clip: Any, text: str, name: str) -> list[int]:
-    """Return the token ids of a prompt, padded.
-
-    Raises:
-        ValueError: it is longer than the text encoder takes in one piece, or holds embeddings.
-    """
+    """Return the token ids of a prompt, padded; ValueError where it takes several pieces or holds embeddings."""
     pieces = next(iter(clip.tokenize(text).values()))
     ids = [token[0] for token in pieces[0]]
     if len(pieces) != 1 or not all(isinstance(token, int) for token in ids):

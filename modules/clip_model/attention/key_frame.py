@@ -12,16 +12,7 @@ def key_frame_attention(
     """Attend from every frame to the tokens of the clip's key frame alone, the first.
 
     The first frame is the paper's default for the key frame. The other frames' own keys and values are not used; with
-    one frame it is plain self-attention.
-
-    Args:
-        q, k, v: projected tokens, shape ((b f), l, heads*d).
-        heads: number of heads.
-        num_frames: f.
-        attend: attention kernel.
-
-    Returns:
-        Attended values, the shape of q.
+    one frame it is plain self-attention. Arguments and result are those of `full_attention`.
     """
 
     def of_the_key_frame(tokens: Tensor) -> Tensor:

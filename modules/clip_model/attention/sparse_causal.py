@@ -19,17 +19,8 @@ def sparse_causal_attention(
 ) -> Tensor:
     """Attend from frame i to the tokens of frames 0 and max(i - 1, 0).
 
-    From the second frame on a frame's own keys are not among them, as in Tune-A-Video's code.
-
-    Args:
-        q, k, v: projected tokens, shape ((b f), l, heads*d).
-        heads: number of heads.
-        num_frames: f.
-        attend: attention kernel.
-        rebuild: as for `fine_coarse_attention`.
-
-    Returns:
-        Attended values, the shape of q.
+    From the second frame on a frame's own keys are not among them, as in Tune-A-Video's code. Arguments and
+    result are those of `full_attention`, with `rebuild` as for `fine_coarse_attention`.
     """
     previous = (torch.arange(num_frames, device=q.device) - 1).clamp(min=0)
 

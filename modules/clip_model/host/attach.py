@@ -32,11 +32,7 @@ WRAPPERS = {
 
 
 def check_supported(model: ModelPatcher) -> None:
-    """Refuse models that are not image UNets with spatial transformers.
-
-    Raises:
-        ValueError: naming what the model is and what is supported.
-    """
+    """Refuse models that are not image UNets with spatial transformers, saying what is supported."""
     unet = model.model.diffusion_model
     kinds = {type(module) for module in unet.modules()}
     if not isinstance(unet, UNetModel) or SpatialTransformer not in kinds or SpatialVideoTransformer in kinds:

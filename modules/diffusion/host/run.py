@@ -61,13 +61,7 @@ def check_masks(conds: list[dict[str, Any]], counts: tuple[int, ...], name: str)
 
 
 def check_ranges(conds: list[dict[str, Any]], sigmas: Tensor, name: str) -> None:
-    """Raise ValueError where no conditioning of a side acts at a noise level: ComfyUI would predict grey there.
-
-    Args:
-        conds: conditionings, as the host's guiders hold them; none = the guider has no such side.
-        sigmas: noise levels that the model is called at.
-        name: of the side.
-    """
+    """Raise ValueError where no conditioning of a side acts at a noise level: ComfyUI would predict grey there."""
     for sigma in sigmas.tolist() if conds else ():
         if not any(cond.get("timestep_end", 0) <= sigma <= cond.get("timestep_start", math.inf) for cond in conds):
             raise ValueError(

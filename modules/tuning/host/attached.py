@@ -31,11 +31,7 @@ def refuse_injections(model: ModelPatcher) -> None:
 
 
 def check_attached(model: ModelPatcher) -> None:
-    """Refuse what would have no effect on a private copy.
-
-    Raises:
-        ValueError: naming the nodes to remove.
-    """
+    """Refuse what would have no effect on a private copy, naming the nodes to remove."""
     refuse_injections(model)
     options = model.model_options
     if CONTROL in options["transformer_options"]:

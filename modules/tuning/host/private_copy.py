@@ -34,11 +34,7 @@ def check_tunable(model: ModelPatcher) -> None:
 
 
 def check_precision(model: ModelPatcher) -> None:
-    """Refuse models whose weights are too coarse for the changes of a tuning.
-
-    Raises:
-        ValueError: naming what they are.
-    """
+    """Refuse models whose weights are too coarse for the changes of a tuning."""
     for weight in model.model.diffusion_model.parameters():
         if isinstance(weight.data, QuantizedTensor) or weight.dtype.itemsize < 2:
             is_packed = isinstance(weight.data, QuantizedTensor)  # which claims the type it is unpacked to

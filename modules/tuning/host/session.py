@@ -166,11 +166,7 @@ class Session(ABC, Generic[Kept]):
             self.step_down()
 
     def step_down(self) -> None:
-        """Go on with settings that need less memory.
-
-        Raises:
-            OutOfMemory: there are none, or the settings say to stop.
-        """
+        """Go on with settings that need less memory; OutOfMemory where there are none, or the settings say to stop."""
         tuner, settings = self.tuner, self.tuner.settings
         may = settings.memory.on_out_of_memory == "step down"
         less = settings.stepped_down(len(self.x_0)) if may else None

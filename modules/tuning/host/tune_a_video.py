@@ -34,11 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def read_unet(name: str) -> dict[str, Tensor]:
-    """Read a file of a UNet's weights by its name in the folder.
-
-    Raises:
-        ValueError: it is damaged, or holds something else, numbers that are not fractions or not finite among it.
-    """
+    """Read a file of a UNet's weights by its name in the folder; ValueError where it holds anything else."""
     weights = read_weights(IMPORTS, name)
     for key, value in weights.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
