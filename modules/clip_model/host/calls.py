@@ -19,7 +19,7 @@ from ..attention.fine_coarse import COPIED_BYTES, Coarse
 from ..attention.spatial import attend_across_frames, copied_keys
 from ..chunks import apply_in_chunks
 from .bank import transformer_blocks
-from .settings import KEY, ClipSettings, acting, count_frames, is_active
+from .settings import KEY, ClipSettings, acting, count_frames
 from .windows import MEMORY, frames_of_window
 
 FEED_FORWARD = 16  # activations for each of its input: GEGLU's halves, the gate's GELU, the product; 4 times each
@@ -28,8 +28,9 @@ FEED_FORWARD = 16  # activations for each of its input: GEGLU's halves, the gate
 def begin_call(executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, **kwargs):
     """Wrap the UNet: refuse a batch that is no whole number of clips, and take the parts out where they do not act."""
     count_frames(transformer_options, len(x))
-    if not is_active(transformer_options[KEY], transformer_options):
-        transformer_options = {**transformer_options, KEY: acting(transformer_options[KEY], transformer_options)}
+    settings = acting(transformer_options[KEY], transformer_options)
+    if settings is not transformer_options[KEY]:
+        transformer_options = {**transformer_options, KEY: settings}
     return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
 

@@ -70,12 +70,8 @@ class Session(ABC, Generic[Kept]):
         options = training_options(copy, self.bank, settings.memory)
         self.call = Caller(copy, options, computing, tuple(self.features.values()))
         mask = latent_mask(inputs.mask, self.x_0)
-
-        def take_features() -> dict[Part, list[Tensor]]:
-            return {part: features.take() for part, features in self.features.items()}
-
         clip = Clip(self.x_0, sigma_table(model).clone(), prediction_of(model), mask)
-        self.tuner = Tuner(self.denoise, self.learned, clip, settings, self.precision, take_features)
+        self.tuner = Tuner(self.denoise, self.learned, clip, settings, self.precision, self.take_features)
         self.info = {
             **settings.flat(),
             "prediction": clip.prediction,
@@ -105,6 +101,10 @@ class Session(ABC, Generic[Kept]):
     def identities(self) -> dict[str, Any]:
         """Return what tells the clip and the model from others."""
         return {"clip_hash": hash_tensors([self.x_0]), "model_hash": hash_tensors(self.model_weights())}
+
+    def take_features(self) -> dict[Part, list[Tensor]]:
+        """Return the features of the last call."""
+        return {part: features.take() for part, features in self.features.items()}
 
     def resume(self, kept: Any) -> None:
         """Continue a tuning.

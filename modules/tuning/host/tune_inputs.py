@@ -70,7 +70,7 @@ def rows_of(given: dict[str, Any], frames: slice) -> dict[str, Any]:
 
 
 def latent_mask(mask: Tensor | None, x_0: Tensor) -> Tensor | None:
-    """Return a mask of pictures as weights of a latent's positions, shape (f, 1, h, w); ValueError where it is empty."""
+    """Return a mask of pictures as weights of a latent's positions, shape (f, 1, h, w); ValueError of an empty one."""
     if mask is None:
         return None
     weights = to_positions(mask, x_0)
