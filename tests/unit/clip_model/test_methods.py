@@ -95,15 +95,17 @@ def test_spectral_norm_takes_the_place_of_a_zero_start() -> None:
     own = {"norm": "layer norm without affine"}
     assert method("Tune-A-Video", spectral_norm="on")[1] == TemporalConfig(**own, spectral=True, zero_init=False)
     assert method("Tune-A-Video", spectral_norm="off")[1] == TemporalConfig(**own, spectral=False, zero_init=True)
-    assert method("EI²", spectral="off")[1] == TemporalConfig(spectral=False, zero_init=False)
+    assert method("EI²", spectral_norm="off")[1] == TemporalConfig(spectral=False, zero_init=False)
 
 
 def test_parts_belong_to_an_exchanged_module() -> None:
-    _, temporal = method("per frame", temporal="Tune-A-Video", norm="none", spectral="on")
+    _, temporal = method("per frame", temporal="Tune-A-Video", norm="none", spectral_norm="on")
     assert temporal == TemporalConfig(norm="none", spectral=True, zero_init=False)
 
 
-@pytest.mark.parametrize("parts", [{"norm": "layer norm"}, {"spectral": "on"}, {"norm": "none", "spectral": "off"}])
+@pytest.mark.parametrize(
+    "parts", [{"norm": "layer norm"}, {"spectral_norm": "on"}, {"norm": "none", "spectral_norm": "off"}]
+)
 @pytest.mark.parametrize("chosen", [{"name": "EI²", "temporal": "none"}, {"name": "per frame"}])
 def test_parts_of_no_module_are_refused(chosen: dict[str, str], parts: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="none is chosen.*'as preset'") as caught:
@@ -111,7 +113,7 @@ def test_parts_of_no_module_are_refused(chosen: dict[str, str], parts: dict[str,
     assert all(repr(value) in str(caught.value) for value in parts.values())
 
 
-@pytest.mark.parametrize("part", ["spatial", "temporal", "norm", "spectral"])
+@pytest.mark.parametrize("part", ["spatial", "temporal", "norm", "spectral_norm"])
 def test_unknown_parts_are_refused_by_name(part: str) -> None:
     with pytest.raises(ValueError, match="Unknown.*'STEM'"):
         method("EI²", **{part: "STEM"})
@@ -125,14 +127,14 @@ def test_a_preset_is_recognised_at_any_factor_and_downsampling(r: int, downsampl
 
 def test_a_preset_is_recognised_by_what_it_is_made_of() -> None:
     assert name_of(*method("per frame", spatial="FFAM", temporal="STAM")) == "EI²"
-    assert name_of(*method("EI²", norm="instance centering", spectral="on")) == "EI²"
+    assert name_of(*method("EI²", norm="instance centering", spectral_norm="on")) == "EI²"
     assert name_of(*method("Tune-A-Video", spatial="full", temporal="STAM")) == "full attention"
 
 
 @pytest.mark.parametrize(
     "changed",
     [{"spatial": "sparse-causal"}, {"spatial": "per frame"}, {"temporal": "none"}, {"temporal": "Tune-A-Video"},
-     {"norm": "none"}, {"norm": "instance norm"}, {"spectral": "off"}],
+     {"norm": "none"}, {"norm": "instance norm"}, {"spectral_norm": "off"}],
 )  # fmt: skip
 def test_what_is_no_preset_is_custom(changed: dict[str, str]) -> None:
     assert name_of(*method("EI²", **changed)) == CUSTOM == "custom"
