@@ -37,7 +37,7 @@ class Outcome:
 
 
 def run_stage(name: str, module: str, *arguments: str, folder: Path = environment.ROOT, threads: int = 0) -> Outcome:
-    """Run a Python module's command line, each of its processes with so many threads, and show what it prints."""
+    """Run a Python module's command line and show what it prints; its processes use so many threads, 0 = any number."""
     environment.say(f"\n--- {name}")
     began, last = time.monotonic(), ""
     command = [sys.executable, "-m", module, *arguments]
