@@ -12,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import CFGGuider
 from torch import Tensor
 
+from ..clip_model.host.evolved import sets_guidance
 from ..diffusion.ddim import SamplingOptions, sample_ddim, state_to_latent
 from ..diffusion.host.latent import to_positions
 from ..diffusion.host.run import ClipSampler, run_sampler, warn_of_frames
@@ -177,12 +178,17 @@ def ending_guidance(guider: CFGGuider, end: float) -> Iterator[Callable[[float],
         What to call before each step with the part that is done.
 
     Raises:
-        ValueError: the guidance is to end, and it is not that of CFGGuider.
+        ValueError: the guidance is to end, and it is not that of CFGGuider, or another node sets it.
     """
     if end < 1 and type(guider).predict_noise is not CFGGuider.predict_noise:
         raise ValueError(
             f"cfg_end {end:g} ends the guidance of CFGGuider, and {type(guider).__name__} guides in another way. "
             "Connect CFGGuider, or set cfg_end to 1."
+        )
+    if end < 1 and sets_guidance(guider.model_patcher):
+        raise ValueError(
+            f"cfg_end {end:g} ends the guidance of the sampler, and Custom CFG in Sample Settings of "
+            "AnimateDiff-Evolved takes its place. Remove it there, or set cfg_end to 1."
         )
     cfg = guider.cfg
 

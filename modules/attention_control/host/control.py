@@ -15,6 +15,7 @@ from comfy.samplers import encode_model_conds
 from torch import Tensor
 
 from ...clip_model.host.bank import transformer_blocks
+from ...clip_model.host.evolved import CONTEXT, WINDOWS, samples_in_windows
 from ...clip_model.host.settings import CONTROL
 from ...clip_model.host.windows import WINDOW, frames_of_window
 from ...diffusion.host.run import CACHE
@@ -50,6 +51,8 @@ def check_run(control: Control, options: dict[str, Any], positive: list) -> None
     cache = options["transformer_options"].get(CACHE)
     if cache is not None:
         raise ValueError(f"Attention Control needs every step of the model, and {cache.name} skips some. Remove it.")
+    if samples_in_windows(options["transformer_options"]):
+        raise ValueError(f"Attention Control does not know the frames of {CONTEXT}. Use ComfyUI's {WINDOWS} instead.")
     if any("area" in cond for cond in positive):
         raise ValueError("Attention Control does not know prompts for an area. Use a mask, or a prompt for all of it.")
     taken = options["transformer_options"].get("patches_replace", {}).get("attn2", {})

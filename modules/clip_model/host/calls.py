@@ -137,7 +137,9 @@ def is_far(layer: nn.Module, x: Tensor) -> bool:
 
 
 def run_residual(layer: ResBlock, x: Tensor, emb: Tensor, *_: Any, recompute: bool = False) -> Tensor:
-    """Run a residual block in chunks."""
+    """Run a residual block in chunks, where its norms are of each frame for itself."""
+    if nn.GroupNorm.forward.__module__ != nn.GroupNorm.__module__:  # AnimateDiff-Evolved's, over all frames of a clip
+        return layer(x, emb)
     inner = 3 * (1 + layer.out_channels / layer.channels)  # norm, SiLU, convolution for each side of it
     emb = emb.expand(len(x), -1)
     return apply_in_chunks(layer, x, emb, inner=inner, recompute=recompute, is_far=is_far(layer, x))

@@ -8,6 +8,7 @@ from comfy.model_patcher import ModelPatcher
 
 from .bank import transformer_blocks
 from .calls import OURS, attend_block
+from .evolved import CONTEXT, WINDOWS, window_length
 from .settings import CONTROL, KEY, ClipSettings
 
 REARRANGING = ("comfy_extras.nodes_hypertile", "comfy_extras.nodes_tomesd")
@@ -39,7 +40,7 @@ class Conflict:
 def origin(patch: Any) -> str:
     """Return the name of the node that made a patch, as far as Python knows it: its class and where that lies."""
     of = patch if hasattr(patch, "__qualname__") else type(patch)
-    where = str(of.__module__).replace("\\", "/").rpartition("custom_nodes/")[2].rpartition("custom_nodes.")[2]
+    where = str(of.__module__).replace("\\", "/").rpartition("/")[2].rpartition("custom_nodes.")[2]
     return f"{of.__qualname__.split('.')[0]} ({where})"
 
 
@@ -86,6 +87,11 @@ def counts_other_frames(model: ModelPatcher, settings: ClipSettings) -> list[str
     handler = model.model_options.get("context_handler")
     length = getattr(handler, "context_length", settings.num_frames)
     return [origin(handler)] if settings.num_frames not in (0, length) else []
+
+
+def splits_without_memory(model: ModelPatcher, settings: ClipSettings) -> list[str]:
+    """Return what shows a model whose frames see each other a part of them, and nothing of the others."""
+    return [CONTEXT] if settings.spatial is not None and window_length(model) is not None else []
 
 
 def copies_to_other_devices(model: ModelPatcher, settings: ClipSettings) -> list[str]:
@@ -138,6 +144,12 @@ CONFLICTS = (
         counts_other_frames,
         "shows the model another number of frames than num_frames of Inflate UNet: sampling refuses it",
         "Set num_frames to 0",
+    ),
+    Conflict(
+        "windows of AnimateDiff-Evolved",
+        splits_without_memory,
+        "shows longer clips to the model in windows, in which frames attend to those of their own window alone",
+        f"Use ComfyUI's {WINDOWS} instead, in which they see the whole clip",
     ),
     Conflict(
         "cross-attention replaced",

@@ -1,5 +1,6 @@
 """Clips in the host's context windows: what windows see of each other, and which hints of a ControlNet are theirs."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import copy
@@ -12,11 +13,16 @@ from comfy.context_windows import (
     get_matching_fuse_method,
 )
 from comfy.controlnet import ControlBase
+from torch import Tensor
 
 from ..attention.memory import ClipMemory
+from .evolved import CONTEXT, WINDOWS, samples_in_windows, tell_frames
 from .settings import KEY, is_active
 
-MEMORY = f"{KEY}_memory"
+log = logging.getLogger(__name__)
+MEMORY, LENGTH = f"{KEY}_memory", f"{KEY}_length"
+CHOSEN = "sub_idxs"  # attribute of Advanced-ControlNet's ControlNets
+SPREAD = "sparse_settings"  # attribute of its SparseCtrl, whose few hints have frames of their own
 WINDOW = "context_window"  # the host's key, there while it evaluates a window
 
 
@@ -24,10 +30,25 @@ def begin_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest,
     """Wrap a sampling: check the hints of its ControlNets, and give its windows a memory of the whole clip."""
     check_hints(guider.conds, len(noise))
     options = extra_args["model_options"]
+    check_windows(options, len(noise))
+    shared = {**options["transformer_options"], LENGTH: len(noise)}
     memory = make_memory(options, len(noise))
     if memory is not None:
-        options = {**options, "transformer_options": {**options["transformer_options"], MEMORY: memory}}
+        shared[MEMORY] = memory
+    options = {**options, "transformer_options": shared}
     return executor(guider, sigmas, {**extra_args, "model_options": options}, callback, noise, *rest, **kwargs)
+
+
+def check_windows(options: Mapping[str, Any], frames: int) -> None:
+    """Say where windows are AnimateDiff-Evolved's, which keep the frames apart, and refuse them inside the host's."""
+    if not samples_in_windows(options["transformer_options"]):
+        return
+    if "context_handler" in options and options["context_handler"].context_length < frames:
+        raise ValueError(f"model carries both {CONTEXT} and {WINDOWS}, each of which splits the clip. Remove one.")
+    if options["transformer_options"][KEY].spatial is not None:
+        log.warning(
+            "Frames attend to those of their own window alone in %s. In %s they see the clip.", CONTEXT, WINDOWS
+        )
 
 
 def make_memory(options: Mapping[str, Any], frames: int) -> ClipMemory | None:
@@ -68,13 +89,20 @@ def frames_of_window(options: Mapping[str, Any]) -> list[int] | None:
 
 
 def evaluate_window(executor, model, conds, x, timestep, model_options):
-    """Wrap the evaluation of a window: show its ControlNets the hints of its frames, not those of the first."""
-    frames = frames_of_window(model_options["transformer_options"])
-    with ExitStack() as afterwards:
-        if frames is not None:
-            for control in controls(conds):
-                afterwards.enter_context(hints_of(control, frames))
+    """Wrap the evaluation of a window: show its ControlNets the hints of its frames, not those of the first.
+
+    Those of Advanced-ControlNet choose theirs themselves, with their masks and keyframes, by the frames that are told.
+    """
+    options = model_options["transformer_options"]
+    frames = frames_of_window(options)
+    if frames is None:
         return executor(model, conds, x, timestep, model_options)
+    told = {**model_options, "transformer_options": tell_frames(options, frames, options[LENGTH])}
+    with ExitStack() as afterwards:
+        for control in controls(conds):
+            if not hasattr(control, CHOSEN):
+                afterwards.enter_context(hints_of(control, frames))
+        return executor(model, conds, x, timestep, told)
 
 
 @contextmanager
@@ -104,7 +132,7 @@ def check_hints(conds: Mapping[str, list], frames: int) -> None:
     """Raise ValueError where a ControlNet has neither one hint nor one for each frame."""
     for control in controls(conds.values()):
         hints = control.cond_hint_original
-        if hints is not None and len(hints) not in (1, frames):
+        if isinstance(hints, Tensor) and not hasattr(control, SPREAD) and len(hints) not in (1, frames):
             raise ValueError(
                 f"ControlNet has {len(hints)} hints and the clip {frames} frames: ComfyUI would repeat or cut them "
                 "without a word. Give it one hint for each frame, or one for all."

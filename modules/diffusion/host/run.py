@@ -12,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.samplers import KSAMPLER
 from torch import Tensor
 
+from ...clip_model.host.evolved import refuse_other_starts, sets_guidance
 from ...clip_model.host.settings import KEY, clip_settings
 
 CACHE = "easycache"  # the host's name of what EasyCache and LazyCache attach
@@ -70,6 +71,14 @@ def check_ranges(conds: list[dict[str, Any]], sigmas: Tensor, name: str) -> None
             )
 
 
+def plays_itself(model: ModelPatcher) -> bool:
+    """Whether the previews of a model are another node's that play all frames, as VideoHelperSuite's do."""
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+    ours = isinstance(previewer, latent_preview.LatentPreviewer)
+    drawn = "decode_latent_to_preview_image"
+    return ours and getattr(type(previewer), drawn) is not getattr(latent_preview.LatentPreviewer, drawn)
+
+
 class ClipSampler(KSAMPLER):
     """A sampler of a clip: refuses what would have no effect on it, or cannot be.
 
@@ -82,21 +91,28 @@ class ClipSampler(KSAMPLER):
         """Sample, see KSAMPLER."""
         options = extra_args["model_options"]
         self.check(model_wrap, options["transformer_options"], sigmas, len(noise))
+        plays = plays_itself(model_wrap.model_patcher)
 
         def show(step: int, x_0: Tensor, x: Tensor, total: int) -> None:
-            frame = step % len(x_0) if step + 1 < total else 0  # the host keeps the last one as it is
+            frame = step % len(x_0) if step + 1 < total and not plays else 0  # the host keeps the last one as it is
             callback(step, x_0.roll(-frame, dims=0), x, total)
 
         given = model_wrap, sigmas, extra_args, callback and show, noise, latent_image, denoise_mask, disable_pbar
         return super().sample(*given)
 
     def check(self, guider: Any, options: dict[str, Any], sigmas: Tensor, frames: int) -> None:
-        """Refuse conditionings that would act in part or not at all, and caches in an inversion.
+        """Refuse conditionings that would act in part or not at all, other starts, and what spoils an inversion.
 
         Raises:
             ValueError: naming them.
         """
         rises = bool(sigmas[0] < sigmas[-1])
+        refuse_other_starts(guider.model_patcher)
+        if rises and sets_guidance(guider.model_patcher):
+            raise ValueError(
+                "model of the inversion carries Custom CFG in Sample Settings of AnimateDiff-Evolved, which takes the "
+                "place of the inversion's cfg. Connect the model before Use Evolved Sampling to the inversion."
+            )
         if rises and CACHE in options:
             raise ValueError(
                 f"model of the inversion carries {options[CACHE].name}, which knows falling noise levels alone. "

@@ -7,6 +7,9 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import GEGLU, FeedForward, SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import group_norm
 
 from consistent_video.modules.clip_model import chunks
 from consistent_video.modules.clip_model.attention import scaled_dot_product
@@ -42,6 +45,13 @@ def test_the_temporal_module_follows_the_feed_forward(model, latent, monkeypatch
     assert order and all(a == ("ff", b[1]) and b[0] == "temporal" for a, b in zip(order[::2], order[1::2], strict=True))
 
 
+def over_all_rows(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """Normalise over the frames as well, as AnimateDiff-Evolved does for some motion models."""
+    together = rearrange(x, "rows c h w -> 1 c rows h w")
+    normed = group_norm(together, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return rearrange(normed, "1 c rows h w -> rows c h w")
+
+
 @pytest.mark.parametrize("name", CROSS_FRAME)
 def test_layers_in_chunks_give_what_they_give_at_once(model, latent, name, monkeypatch) -> None:
     whole, sizes = sample(patched(model, name), latent), {FeedForward: set(), ResBlock: set()}
@@ -55,6 +65,10 @@ def test_layers_in_chunks_give_what_they_give_at_once(model, latent, name, monke
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 1)
     torch.testing.assert_close(sample(patched(model, name), latent), whole, rtol=1e-4, atol=1e-4)
     assert sizes == {FeedForward: {1}, ResBlock: {1}}
+    monkeypatch.setattr(nn.GroupNorm, "forward", over_all_rows)
+    sizes[ResBlock].clear()
+    sample(patched(model, name), latent)
+    assert 1 not in sizes[ResBlock], "norms over frames need them at once"
     for seen in sizes.values():
         seen.clear()
     sample(inflate(model), latent)

@@ -1,6 +1,7 @@
 """What the inspection of a model finds: this pack's parts, others' patches, conflicts and memory."""
 
 import json
+from types import SimpleNamespace
 
 import comfy.sd
 import pytest
@@ -15,6 +16,7 @@ from comfy_extras.nodes_sag import SelfAttentionGuidance
 from consistent_video.modules.attention_control.host.call import ControlSettings
 from consistent_video.modules.clip_model.host.attach import inflate
 from consistent_video.modules.clip_model.host.conflicts import CONFLICTS
+from consistent_video.modules.clip_model.host.evolved import PARAMS
 from consistent_video.modules.clip_model.methods import EI2, PER_FRAME
 from consistent_video.modules.judging.host.inspect import inspect_model
 from consistent_video.modules.tuning.host.apply import apply_tune
@@ -112,12 +114,19 @@ def on_devices(model: ModelPatcher) -> ModelPatcher:
     return clone
 
 
+def with_context_options(model: ModelPatcher) -> ModelPatcher:
+    clone = model.clone()
+    clone.set_attachments(PARAMS, SimpleNamespace(context_options=SimpleNamespace(context_length=16)))
+    return clone
+
+
 CAUSES = {
     "self-attention replaced": lambda: SelfAttentionGuidance.execute(patched(), 0.5, 2.0).args[0],
     "layers run by another node": lambda: runs_transformers(patched()),
     "several devices": lambda: on_devices(patched()),
     "tokens rearranged": lambda: HyperTile.execute(patched(), 32, 2, 0, False)[0],
     "windows of other lengths": lambda: in_windows(inflate(patched(), 3)),
+    "windows of AnimateDiff-Evolved": lambda: with_context_options(patched()),
     "cross-attention replaced": lambda: replaced(
         controlled(patched(), invert(patched(), clip_latent()), ControlSettings()), "attn2", "middle", 0
     ),

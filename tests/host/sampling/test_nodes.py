@@ -63,6 +63,21 @@ def test_the_hosts_sampler_node_previews_the_clip_too(model, latent, monkeypatch
     assert [frames.index(min(frames)) for frames in near] == [step % FRAMES for step in range(STEPS - 1)]
 
 
+def test_a_preview_that_plays_all_frames_itself_gets_them_in_order(model, latent, monkeypatch) -> None:
+    inversion, seen = invert(model, latent), []
+
+    class Player(latent_preview.LatentPreviewer):
+        def decode_latent_to_preview_image(self, _format: str, x_0: Tensor) -> None:
+            seen.append(x_0)
+
+    monkeypatch.setattr(latent_preview, "get_previewer", lambda *_: Player())
+    ended = edit(model, inversion).cpu()
+    for x_0 in seen:
+        near = [away(FACTOR * x_0[0].cpu(), frame) for frame in ended]
+        assert near.index(min(near)) == 0
+    assert len(seen) == STEPS
+
+
 class Watcher:
     """A previewer that notes what it is to draw."""
 
