@@ -29,6 +29,7 @@ NEEDED = (
     "comfy.model_patcher:ModelPatcher.set_model_forward_timestep_embed_patch",
     "comfy.patcher_extension:WrappersMP.CALC_COND_BATCH",
     "comfy.patcher_extension:WrappersMP.DIFFUSION_MODEL",
+    "comfy.patcher_extension:WrappersMP.OUTER_SAMPLE",
     "comfy.patcher_extension:WrappersMP.PREDICT_NOISE",
     "comfy.patcher_extension:WrappersMP.PREPARE_SAMPLING",
     "comfy.patcher_extension:WrappersMP.SAMPLER_SAMPLE",

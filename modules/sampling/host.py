@@ -13,11 +13,13 @@ from comfy.samplers import CFGGuider
 from torch import Tensor
 
 from ..clip_model.host.evolved import sets_guidance
+from ..clip_model.host.settings import KEY
 from ..diffusion.ddim import SamplingOptions, sample_ddim, state_to_latent
 from ..diffusion.host.latent import to_positions
 from ..diffusion.host.run import ClipSampler, run_sampler, warn_of_frames
+from ..inversion.host.foreign import MASKED
 from ..inversion.host.identity import model_digest
-from ..inversion.host.invert import INVERSION, MASKED, inversion_of, trajectory
+from ..inversion.host.invert import INVERSION, inversion_of, trajectory
 from ..inversion.inversion import Inversion
 from ..inversion.noise_relation import smooth_edit
 from ..motion.flow import Motion
@@ -231,6 +233,8 @@ class InvertedClipSampler(ClipSampler):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ) -> Tensor:
         """Sample, see KSAMPLER."""
+        if KEY not in extra_args["model_options"]["transformer_options"]:
+            raise ValueError("The guider's model is an image model. Connect the clip model that inverted the clip.")
         if noise.count_nonzero():
             raise ValueError("An inverted clip is its own noise: connect DisableNoise to the noise input.")
         if denoise_mask is not None:

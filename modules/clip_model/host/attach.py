@@ -14,6 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...inversion.host.foreign import check_start
 from ..attention.spatial import SpatialConfig
 from ..temporal import TemporalConfig
 from .bank import TemporalBank, transformer_blocks
@@ -23,6 +24,7 @@ from .settings import KEY, ClipSettings, clip_settings
 from .windows import begin_sampling, evaluate_window, predict_step
 
 WRAPPERS = {
+    WrappersMP.OUTER_SAMPLE: check_start,
     WrappersMP.PREPARE_SAMPLING: prepare_call,
     WrappersMP.SAMPLER_SAMPLE: begin_sampling,
     WrappersMP.PREDICT_NOISE: predict_step,

@@ -86,11 +86,17 @@ def is_inverted(latent: dict[str, Any]) -> bool:
         return False
     samples = latent["samples"].float()
     start, source = (value.to(samples) for value in (latent[INVERSION].start, latent[INVERSION].source))
-    if samples.shape[1:] == start.shape[1:]:
-        apart = torch.cdist(samples.flatten(1), start.flatten(1)).amin()
-        if apart <= 0.01 * start.flatten(1).norm(dim=1).mean():
-            return True
-    return bool(samples.std() > max(2 * source.std(), (start.std() * source.std()).sqrt()))
+    is_noise = samples.std() > max(2 * source.std(), (start.std() * source.std()).sqrt())
+    return has_frame_of(samples, start) or bool(is_noise)
+
+
+def has_frame_of(samples: Tensor, start: Tensor) -> bool:
+    """Whether samples have a frame of an inversion's start, up to what half precision changes; both VAE latents."""
+    if samples.shape[1:] != start.shape[1:]:
+        return False
+    frames = start.to(samples.device).float().flatten(1)
+    apart = torch.cdist(samples.float().flatten(1), frames).amin()
+    return bool(apart <= 0.01 * frames.norm(dim=1).mean())
 
 
 def clip_latent(model: ModelPatcher, latent: dict[str, Any], num_frames: int, name: str = "latent") -> Tensor:

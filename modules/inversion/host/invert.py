@@ -21,9 +21,8 @@ from ...diffusion.host.latent import (
 from ...diffusion.host.run import ClipSampler, run_sampler, warn_of_frames
 from ...diffusion.schedule import ddim_sigmas, matched_denoise
 from ..inversion import Inversion, InversionSettings, Relation
+from .foreign import MASKED, remember
 from .identity import model_digest
-
-MASKED = "The inversion has a noise mask, which cannot be used with an inverted clip. Remove the node that sets it."
 
 
 @torch.no_grad()
@@ -78,6 +77,7 @@ def trajectory(model: BaseModel, inversion: Inversion) -> Tensor:
 
 def to_latent(inversion: Inversion) -> dict[str, Any]:
     """Return an inversion as the LATENT that travels between nodes."""
+    remember(inversion)
     return {"samples": inversion.start, INVERSION: inversion}
 
 

@@ -19,7 +19,20 @@ from comfy.sampler_helpers import convert_cond
 from comfy.samplers import KSAMPLER, CFGGuider, encode_model_conds
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 
-from ..small import EDIT, EMPTY, FRAMES, HEIGHT, TOKENS, UNET, WIDTH, SmallV, control_net, random_model, sample
+from ..small import (
+    EDIT,
+    EMPTY,
+    FRAMES,
+    HEIGHT,
+    TOKENS,
+    UNET,
+    WIDTH,
+    SmallV,
+    control_net,
+    draw_noise,
+    random_model,
+    sample,
+)
 
 SIGMAS = (5.0, 2.0, 0.5)
 
@@ -122,6 +135,20 @@ def test_wrappers_of_the_sampler_see_guider_and_prediction(model, latent) -> Non
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "ours", predict)
     assert torch.equal(sample(patched, latent, sigmas=SIGMAS), sample(model, latent, sigmas=SIGMAS))
     assert len(seen["guided"]) == 1 and seen["model"] is model.model and seen["levels"] == [5.0, 2.0]
+
+
+def test_a_wrapper_of_the_whole_sampling_sees_its_start(model, latent) -> None:
+    seen = {}
+
+    def begin(executor, noise, latent_image, sampler, sigmas, denoise_mask, *rest, **kwargs):
+        seen.update(noise=noise, start=latent_image, sampler=sampler, first=float(sigmas[0]), mask=denoise_mask)
+        return executor(noise, latent_image, sampler, sigmas, denoise_mask, *rest, **kwargs)
+
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "ours", begin)
+    assert torch.equal(sample(patched, latent), sample(model, latent))
+    assert torch.equal(seen["noise"].cpu(), draw_noise(latent)) and torch.equal(seen["start"], latent["samples"])
+    assert isinstance(seen["sampler"], KSAMPLER) and seen["first"] == 5.0 and seen["mask"] is None
 
 
 def test_cfg_guider_skips_the_negative_once_its_cfg_is_one(model, latent) -> None:

@@ -22,7 +22,7 @@ from consistent_video.modules.sampling.host import InvertedClipSampler
 from consistent_video.nodes.sample import InterframeNoiseRelation, SmoothSample, SmoothSampler
 
 from ..edits import FACTOR, FRAMES, STEPS, away, edit, invert, left_half, relation, still
-from ..small import EDIT, EMPTY
+from ..small import EDIT, EMPTY, random_model
 
 
 @pytest.mark.parametrize("to_one", [False, True])
@@ -110,6 +110,13 @@ def test_the_hosts_sampler_node_samples_the_same(model, plain, settings: dict) -
         out = SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, plain).args[0]["samples"]
         assert torch.equal(out.cpu(), edit(model, plain, **settings))
         assert guider.cfg == 4.0
+
+
+def test_an_image_model_in_the_guider_is_refused(plain) -> None:
+    guider = comfy.samplers.CFGGuider(random_model())
+    guider.set_conds(EDIT, EMPTY)
+    with pytest.raises(ValueError, match="guider's model is an image model"):
+        SamplerCustomAdvanced.execute(*DisableNoise.execute().args, guider, *SmoothSampler.execute(plain).args, plain)
 
 
 def test_the_sampler_keeps_nothing_of_a_sampling(model, plain, monkeypatch) -> None:
