@@ -21,6 +21,7 @@ from .parts import (
     DEMO,
     EDITED,
     INFLATE,
+    READ_TEXTS,
     SOURCE,
     UNTUNED_PATCH,
     Task,
@@ -32,6 +33,7 @@ from .parts import (
     sample,
     sample_tied,
     show,
+    with_texts,
 )
 
 WINDOW = 16  # frames that the model sees at a time in a long clip
@@ -122,15 +124,14 @@ def controlnet(task: Task) -> Workflow:
 def attention_control(task: Task) -> Workflow:
     """Return an edit without tuning that follows the attention of the source."""
     given = {"model": "Patch", "inversion": "Invert", "clip": "Model", "source_positive": SOURCE}
-    values = {"source_text": task.before, "edit_text": task.after, "cross_end": 0.3, "self_end": 0.3}
     return [
-        *untuned(task),
+        *with_texts(untuned(task)),
         Group(
             "3 Control, sample",
-            "The texts must be those of the two prompts. Lower cross_end and self_end where the edit changes shapes, "
+            "The texts are those of the two prompts. Lower cross_end and self_end where the edit changes shapes, "
             "raise them where it changes looks.",
         ),
-        ours("Control", "AttentionControl", **given, **values),
+        ours("Control", "AttentionControl", **given, **READ_TEXTS, cross_end=0.3, self_end=0.3),
         sample_tied("Control"),
         *edited(4),
     ]

@@ -9,6 +9,7 @@ from .parts import (
     INFLATE,
     PATCH,
     PLAIN,
+    READ_TEXTS,
     SOURCE,
     UNTUNED_PATCH,
     Task,
@@ -23,6 +24,7 @@ from .parts import (
     save,
     save_video,
     show,
+    with_texts,
 )
 
 PAPERS_CFG = 7.5  # of EI² and Tune-A-Video, whose guidance leads away from the empty prompt
@@ -49,7 +51,7 @@ def tuned_edit(task: Task, note: str, inversion: dict[str, Any], **tuned: Any) -
             "cfg: higher follows the edited prompt more and the clip less.",
         ),
         sample("Edit", "Tune", EDITED, PAPERS_CFG, EMPTY),
-        sample("Reconstruction", "Tune", SOURCE, 1.0, EMPTY, "Invert to reconstruct"),
+        sample("Reconstruction", "Tune", SOURCE, 1.0, inversion="Invert to reconstruct"),
         *results(),
     ]
 
@@ -119,9 +121,8 @@ def saved_tune(task: Task) -> Workflow:
     """Return two edits with a tune from a file, plain and tied along the motion, side by side and judged."""
     plain, tied = "Decode edit plain", "Decode edit tied"
     labels = {"labels": "plain, tied", "difference": True, "flow": "variational"}
-    texts = {"edit_text": task.after, "source_text": task.before}
     return [
-        *task.nodes(),
+        *with_texts(task.nodes()),
         Group(
             "2 Saved tune, invert",
             "Run the workflow ei2 first: its Save Tune writes the file; choose the newest number. Where the edit looks "
@@ -154,7 +155,7 @@ def saved_tune(task: Task) -> Workflow:
             "Read each figure beside that of doing nothing. For CLIP scores put a CLIP model's folder into "
             "models/clip_score and choose it.",
         ),
-        ours("Scorecard", "EditScorecard", source=task.pixels, edited=tied, **texts),
+        ours("Scorecard", "EditScorecard", source=task.pixels, edited=tied, **READ_TEXTS),
         show("Findings", "Scorecard"),
         Node("Plot", "PreviewImage", images="Scorecard"),
     ]

@@ -11,6 +11,8 @@ CFG, CFG_END = 3.0, 0.3
 STEPS = 20  # of inversion and sampling
 RELATION = {"passes": 8, "end": 0.8}
 SOURCE, EDITED, EMPTY = "Source prompt", "Edited prompt", "Empty prompt"
+TEXTS = {SOURCE: "Source text", EDITED: "Edited text"}
+READ_TEXTS = {"source_text": (TEXTS[SOURCE], "STRING"), "edit_text": (TEXTS[EDITED], "STRING")}
 PLAIN: dict[str, Any] = {"gamma": 0.0, "direction": "none"}  # inversion without the noise relation
 
 
@@ -33,6 +35,18 @@ def checkpoint(file: str) -> Node:
 def prompt(title: str, text: str) -> Node:
     """Return a text encoder fed by the model's CLIP."""
     return Node(title, "CLIPTextEncode", clip="Model", text=text)
+
+
+def with_texts(workflow: Workflow) -> Workflow:
+    """Return a part of a workflow whose prompts take their texts from nodes that others can read as well."""
+    parts: list[Group | Node] = []
+    for part in workflow:
+        if isinstance(part, Node) and part.title in TEXTS:
+            text = TEXTS[part.title]
+            parts.append(Node(text, "PrimitiveStringMultiline", value=part.inputs["text"]))
+            part = part.but(text=(text, "STRING"))
+        parts.append(part)
+    return parts
 
 
 def show(title: str, source: str, output: str = "report") -> Node:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from consistent_video.scripts.descriptions import MAKE, workflows
+from consistent_video.scripts.descriptions import DEMO_TASK, MAKE, OWN_DEMO_TASKS, SD15_TASK, workflows
 from consistent_video.scripts.environment import ROOT
 from consistent_video.scripts.graph import build
 from consistent_video.scripts.host import Host
@@ -26,24 +26,82 @@ def test_every_saved_video_has_the_sources_sound() -> None:
         assert set(sounds) <= {("Frames", "audio")}, name
 
 
-COSTLY = {"OneShotTune", "TunePromptTokens", "INRBidirectionalDDIMInversion", "ClipMotion", "FitPlanner"}
+SAMPLES = {"SmoothSample", "SamplerCustomAdvanced"}
+LEARNS = {"OneShotTune", "TunePromptTokens"}
+JUDGES = {"InversionStability", "ReconstructionReport", "CovariateShiftReport", "CompareGrid", "EditScorecard"}
+COSTLY = SAMPLES | LEARNS | JUDGES | {"INRBidirectionalDDIMInversion", "ClipMotion", "FitPlanner"}
+EDITS = {"Edit", "Edit plain", "Edit tied", "Grid", "Scorecard"}
+OF_INVERSION = EDITS | {"Stability", "Reconstruct", "Reconstruction"}
+ALL_BUT_MOTION = OF_INVERSION | {"Invert", "Invert to reconstruct", "Shift"}
+# What may run again where a node is changed, of what is costly: what reads it, and nothing that it has no effect on.
+RUNS = {
+    "Edited prompt": EDITS | {"Stability"},
+    "Edited text": EDITS | {"Stability"},
+    "Source prompt": ALL_BUT_MOTION | {"Tune", "Tokens"},
+    "Empty prompt": EDITS | {"Invert"},  # it may be a negative prompt
+    "Preview prompt": ALL_BUT_MOTION | {"Tune"},  # the preview is part of the tuning
+    "Tune": ALL_BUT_MOTION | {"Tune"},
+    "Tokens": ALL_BUT_MOTION | {"Tokens"},
+    "Options": ALL_BUT_MOTION | {"Tune", "Tokens", "Plan"},
+    "Patch": ALL_BUT_MOTION | {"Tune", "Tokens", "Plan"},
+    "Windows": ALL_BUT_MOTION,
+    "Motion": EDITS | {"Motion"},
+    "Relation": EDITS,
+    "Invert": EDITS | {"Invert", "Stability", "Reconstruct", "Reconstruction"},
+    "Invert to reconstruct": {"Invert to reconstruct", "Reconstruction"},
+    "Control": EDITS,
+    "Steer": EDITS,
+    "Edges": EDITS,
+    "Guide": EDITS,
+    "Sampler": EDITS,
+    "Edit": EDITS,
+    "Edit plain": {"Edit plain", "Grid"},
+    "Edit tied": EDITS - {"Edit plain"},
+    "Reconstruction": {"Reconstruction"},
+    "Save tune": set(),
+    "Save tokens": set(),
+    "Save inversion": set(),
+    "Save edit": set(),
+}
 
 
-def kinds_after(workflow: dict, title: str) -> set[str]:
-    """Return the kinds of the nodes that run again where a node of a workflow is changed."""
-    kinds = {node["id"]: node["type"].removeprefix("ConsistentVideo_") for node in workflow["nodes"]}
-    reached = {node["id"] for node in workflow["nodes"] if node.get("title") == title}
+def nodes_after(workflow: dict, title: str) -> dict[str, str]:
+    """Return the kinds of the nodes that run again where a node of a workflow is changed, by their titles.
+
+    ComfyUI runs a node again where its inputs or those of any node before it have changed.
+    """
+    nodes = workflow["nodes"]
+    named = {node["id"]: (node.get("title"), node["type"].removeprefix("ConsistentVideo_")) for node in nodes}
+    reached = {number for number, (name, _) in named.items() if name == title}
     while further := {to for _, start, _, to, *_ in workflow["links"] if start in reached} - reached:
         reached |= further
-    return {kinds[node] for node in reached}
+    return dict(named[number] for number in reached)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
-def test_prompts_of_the_edit_run_nothing_again_that_does_not_read_them(path: Path) -> None:
-    workflow = json.loads(path.read_text(encoding="utf-8"))
-    assert not kinds_after(workflow, "Edited prompt") & COSTLY
-    assert "OneShotTune" not in kinds_after(workflow, "Empty prompt")  # it may be a negative prompt
-    assert kinds_after(workflow, "Source prompt") & COSTLY, "titles are as they were"
+WRITTEN = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_change_runs_nothing_again_that_it_has_no_effect_on(name: str) -> None:
+    workflow = json.loads(WRITTEN[name].read_text(encoding="utf-8"))
+    titles = {node.get("title") for node in workflow["nodes"]}
+    for title in titles & RUNS.keys():
+        ran = {name for name, kind in nodes_after(workflow, title).items() if kind in COSTLY}
+        assert ran <= RUNS[title], title
+    assert {"Source prompt", "Edited prompt"} <= titles
+    again = nodes_after(workflow, "Source prompt").values()
+    assert COSTLY & set(again), "titles are as they were"
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_another_edited_prompt_samples_each_edit_once_and_is_written_in_one_place(name: str) -> None:
+    workflow = json.loads(WRITTEN[name].read_text(encoding="utf-8"))
+    texts = {task.after for task in (DEMO_TASK, SD15_TASK, *OWN_DEMO_TASKS.values())}
+    written = {node.get("title") for node in workflow["nodes"] if texts & {str(one) for one in node["widgets_values"]}}
+    (title,) = written - {"Preview prompt"}  # two would have to be kept alike
+    ran = nodes_after(workflow, title)
+    edits = {node["title"] for node in workflow["nodes"] if node.get("title", "") in EDITS - {"Grid", "Scorecard"}}
+    assert {name for name, kind in ran.items() if kind in SAMPLES} == edits
 
 
 def test_the_workflows_are_what_their_descriptions_say(host: Host) -> None:
