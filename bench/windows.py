@@ -15,14 +15,15 @@ from comfy.samplers import sampler_object
 from ..modules.clip_model.host import windows
 from ..modules.clip_model.host.attach import attach, inflate
 from ..modules.clip_model.methods import EI2, method
+from ..modules.diffusion.ddim import ddim_trajectory
 from ..modules.diffusion.host.run import run_sampler
 from ..modules.inversion.host.invert import invert_clip
-from ..modules.inversion.inversion import InversionSettings
+from ..modules.inversion.inversion import Inversion, InversionSettings, Relation
 from ..modules.judging.scorecard import seam_score, warp_error
 from ..modules.sampling.host import SampleSettings, sample_clip
 from ..modules.tuning.host.learned import sdpa_override
 from .document import judge, write_section
-from .memory_count import MIB, extra_memory, measured_peak
+from .memory_count import MIB, extra_memory, measured_peak, without_values
 from .performance import Row, Setting, complete_rows, read_setting
 from .sd15 import load, make_latent, make_model, make_prompt
 from .table import write_table
@@ -34,13 +35,14 @@ DEMO_MEMORY, MEMORY, KINDS = "memory of the demo model", "memory", ("colour", "s
 WHOLE, SEEING, BLIND = "no windows", "windows with the memory", "windows without it"
 SEAM, CONSTANT = 1.1, 1.05
 WINDOW, OVERLAP = 16, 4
-LONG = {DEMO_MEMORY: (16, (64, 128, 256)), MEMORY: (64, (64, 128))}  # sizes of the latent, and numbers of frames
+LONG = {DEMO_MEMORY: (16, (64, 128, 256)), MEMORY: (64, (64, 256))}  # sizes of the latent, and numbers of frames
 SIGMAS = (5.0, 0.0)
+KEPT, KEPT_CLIPS, KEPT_STEPS = "kept of a clip", ((16, 256), (64, 256)), 20  # sizes of the latent, numbers of frames
 
 
 @dataclass(frozen=True)
 class Case(Setting):
-    """One measurement: the seams of a kind of edit, or memory of one of the models."""
+    """One measurement: the seams of a kind of edit, memory of one of the models, or what is kept of a clip."""
 
     what: str
 
@@ -107,8 +109,25 @@ def windowed_peak(device: str, frames: int, size: int) -> int:
     return found
 
 
+def kept_of_clip(frames: int, size: int) -> Row:
+    """Count the bytes of main memory that an inverted clip holds, and with its states as sampling needs them."""
+    with without_values() as held:
+        clip = torch.zeros(2, frames, 4, size, size)
+        relation = Relation(InversionSettings(KEPT_STEPS, 0.0, "none"), torch.ones(KEPT_STEPS + 1))
+        for step in range(KEPT_STEPS):
+            relation(step, clip[0], clip[1])
+        noises = torch.stack(relation.noises)
+        del relation
+        record = Inversion(torch.ones(KEPT_STEPS + 1), noises, clip[0], clip[1], InversionSettings(), "")
+        kept, held.peak = held.now, held.now
+        ddim_trajectory(record.source, record.noises, record.sigmas)
+        return {"kept": kept, "bytes": held.peak}
+
+
 def run_case(case: Case) -> Row:
     """Measure seams or memory."""
+    if case.what == KEPT:
+        return kept_of_clip(case.frames, case.size)
     if case.what in LONG:
         peak = demo_peak if case.what == DEMO_MEMORY else windowed_peak
         return {"bytes": peak(case.device, case.frames, case.size)}
@@ -121,6 +140,7 @@ def measure_windows(options: argparse.Namespace) -> None:
     cases = [Case(**asdict(setting), what=kind) for kind in KINDS]
     for what, (size, lengths) in LONG.items():
         cases += [Case(**{**asdict(setting), "frames": n, "size": size}, what=what) for n in lengths]
+    cases += [Case(**{**asdict(setting), "frames": n, "size": size}, what=KEPT) for size, n in KEPT_CLIPS]
     rows = complete_rows("windows", options, cases, run_case)
     write_section(options.document, "windows", make_section(setting, rows))
 
@@ -142,6 +162,10 @@ def make_section(setting: Setting, rows: Sequence[Row]) -> str:
             added = f"{(held[n] - first) / (n - lengths[0]) / latent:.3g}" if n > lengths[0] else ""
             cells = [f"{name}, {8 * size}²", str(n), f"{held[n] / MIB:.4g}", f"{held[n] / first:.3g}"]
             memory.append([*cells, *judge(held[n] / first, CONSTANT), added])
+    kept = []
+    for row in (row for row in rows if row["what"] == KEPT):
+        clip = f"{8 * row['size']}²", str(row["frames"]), f"{row['kept'] / MIB:.4g}", f"{row['bytes'] / MIB:.4g}"
+        kept.append([*clip, f"{row['bytes'] / row['frames'] / KEPT_STEPS / 1024:.3g}"])
     how = "measured" if setting.device == "cuda" else "accounted, not measured"
     return "\n\n".join(
         [
@@ -154,5 +178,11 @@ def make_section(setting: Setting, rows: Sequence[Row]) -> str:
             f"beyond the model, {how}. *Latents a frame*: what each further frame adds, in latents of a frame; the "
             "sampler itself holds some of the whole clip.",
             write_table(["", "frames", "MiB", "× fewest", "target", "met", "latents a frame"], memory),
+            "",
+            f"Main memory, accounted: what an inversion in {KEPT_STEPS} steps leaves of a clip, the noise of each step "
+            "in half precision, and with the states that Smooth Sample makes of it. It is read a step at a time and "
+            "does not take the GPU's memory.",
+            "",
+            write_table(["clip", "frames", "inversion, MiB", "in sampling, MiB", "KiB a frame and step"], kept),
         ]
     )

@@ -77,10 +77,11 @@ def ddim_trajectory(clean: Tensor, noises: Tensor, sigmas: Tensor) -> Tensor:
     Returns:
         Shape (steps + 1, ...).
     """
-    states = [latent_to_state(clean, sigmas[-1])]
+    states = clean.new_empty(len(sigmas), *clean.shape)
+    states[-1] = latent_to_state(clean, sigmas[-1])
     for i in reversed(range(len(noises))):
-        states.append(ddim_step(states[-1], noises[i].to(clean), sigmas[i + 1], sigmas[i]))
-    return torch.stack(states[::-1])
+        states[i] = ddim_step(states[i + 1], noises[i].to(clean), sigmas[i + 1], sigmas[i])
+    return states
 
 
 @dataclass(frozen=True)

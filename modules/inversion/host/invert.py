@@ -72,7 +72,7 @@ def invert_clip(
 def trajectory(model: BaseModel, inversion: Inversion) -> Tensor:
     """Return the states that the inversion went through, model latent, one for each of its sigmas, noise first."""
     clean = model.process_latent_in(inversion.source.float())
-    return ddim_trajectory(clean, inversion.noises.float(), inversion.sigmas)
+    return ddim_trajectory(clean, inversion.noises, inversion.sigmas)
 
 
 def to_latent(inversion: Inversion) -> dict[str, Any]:

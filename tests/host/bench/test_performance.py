@@ -31,6 +31,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     """Options of a performance benchmark at its smallest, of a narrow UNet."""
     monkeypatch.setattr(sd15, "UNET", NARROW)
     small = {"WINDOW": 2, "OVERLAP": 1, "KINDS": ("colour",), "STEPS": 2, "CUT": (3, 1)}
+    small["KEPT_CLIPS"] = ((8, 4),)
     small["LONG"] = {what: (8, (3, 4)) for what in windows.LONG}
     for name, value in small.items():
         monkeypatch.setattr(windows, name, value)
