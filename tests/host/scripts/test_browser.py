@@ -57,10 +57,10 @@ def saved(name: str) -> dict:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_a_workflow_opens_from_the_template_browser(editor: Editor, info: dict, name: str) -> None:
+def test_a_workflow_opens(editor: Editor, info: dict, name: str) -> None:
     """What the editor would queue is what the other tests run."""
     editor.complaints.clear()
-    editor.open_template(PACK, name)
+    editor.open(saved(name))
     assert not editor.missing() and not editor.complaints
     assert without_titles(editor.prompt()) == without_titles(to_prompt(saved(name), info))
     boxes = editor.boxes("nodes")
@@ -81,9 +81,10 @@ def test_a_missing_node_is_noticed(editor: Editor) -> None:
     editor.page.keyboard.press("Escape")
 
 
-def test_a_workflow_that_tunes_is_queued_by_a_click(editor: Editor) -> None:
-    editor.open_template(PACK, "demo_ei2")
+def test_a_workflow_of_the_template_browser_that_tunes_is_queued_by_a_click(editor: Editor, info: dict) -> None:
     editor.complaints.clear()
+    editor.open_template(PACK, "demo_ei2")
+    assert without_titles(editor.prompt()) == without_titles(to_prompt(saved("demo_ei2"), info))
     page = editor.page
     few = {"Tune": {"steps": 4}, "Preview": {"every": 2, "preview_steps": 2}}
     few |= {name: {"steps": 3} for name in ("Invert", "Invert to reconstruct")}

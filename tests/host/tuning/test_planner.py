@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from functools import cache, partial
 from types import SimpleNamespace
+from typing import Any
 
 import comfy.model_management
 import pytest
@@ -41,10 +42,15 @@ def model():
     return clip_model()
 
 
-@pytest.fixture(scope="module")
-def count(model):
-    """What a step is counted to take, each counted once: shape, settings, precision."""
-    return cache(partial(tuning_peak, model))
+@cache
+def count(r: int, *how: Any) -> int:
+    """What a step of the model with an r is counted to take by shape, settings and precision, each counted once."""
+    return tuning_peak(clip_model(r=r), *how)
+
+
+@pytest.fixture
+def counted_once(monkeypatch) -> None:
+    monkeypatch.setattr(planner, "tuning_peak", lambda given, *how: count(clip_settings(given).spatial.r, *how))
 
 
 @pytest.fixture
@@ -93,9 +99,9 @@ def test_sampling_is_counted(model, exact) -> None:
     assert sampling_peak(model, SHAPE) == pytest.approx(held.peak, rel=0.1)
 
 
-def test_more_frames_take_more_and_checkpointing_less(count) -> None:
+def test_more_frames_take_more_and_checkpointing_less() -> None:
     def peak(frames: int = FRAMES, **changes) -> int:
-        return count((frames, *SHAPE[1:]), SETTINGS.changed(**changes), "fp32")
+        return count(2, (frames, *SHAPE[1:]), SETTINGS.changed(**changes), "fp32")
 
     assert peak(2) < peak() < peak(2 * FRAMES)
     assert peak(gradient_checkpointing=True) < 0.6 * peak()
@@ -106,12 +112,12 @@ def test_more_frames_take_more_and_checkpointing_less(count) -> None:
     )
 
 
-def test_the_first_way_that_fits_is_chosen(model, count, monkeypatch) -> None:
-    monkeypatch.setattr(planner, "tuning_peak", lambda given, *how: count(*how) + (given is not model))
+def test_the_first_way_that_fits_is_chosen(model, monkeypatch) -> None:
+    monkeypatch.setattr(planner, "tuning_peak", lambda given, *how: count(2, *how) + (given is not model))
     clip = clip_latent(8)
     ways = [SETTINGS, SETTINGS.changed(chunking=True)]
     ways += [ways[1].changed(gradient_checkpointing=True, frames_per_step=frames) for frames in (0, 4, 2)]
-    peaks = [count((way.memory.frames_per_step or 8, *SHAPE[1:]), way, "fp32") for way in ways]
+    peaks = [count(2, (way.memory.frames_per_step or 8, *SHAPE[1:]), way, "fp32") for way in ways]
     assert peaks == sorted(peaks, reverse=True)
     for way, peak in zip(ways, peaks, strict=True):
         unchanged, chosen, tried = plan_tuning(model, clip, SETTINGS, peak)
@@ -152,11 +158,11 @@ def test_r_stays_where_a_tune_was_made_with_it(model, monkeypatch) -> None:
 
 def test_more_is_put_side_by_side_with_a_smaller_r() -> None:
     shape, least = (16, *SHAPE[1:]), SETTINGS.changed(chunking=True, gradient_checkpointing=True)
-    more, less = (tuning_peak(clip_model(r=r), shape, least, "fp32") for r in (2, 8))
+    more, less = (count(r, shape, least, "fp32") for r in (2, 8))
     assert more > 1.05 * less
 
 
-def test_the_node_gives_model_options_and_a_table(model) -> None:
+def test_the_node_gives_model_options_and_a_table(counted_once) -> None:
     with torch.inference_mode():  # as the host executes nodes
         model = clip_model()
         everything = FitPlanner.execute(model, clip_latent(), 0.0, SETTINGS).args
@@ -173,11 +179,11 @@ def test_the_node_gives_model_options_and_a_table(model) -> None:
     assert told[2]["gib"] == round(peak / GIB, 2)
 
 
-def test_what_is_planned_with_a_loss_can_be_tuned_with_it(model, monkeypatch) -> None:
+def test_what_is_planned_with_a_loss_can_be_tuned_with_it(model, counted_once, monkeypatch) -> None:
     """SmoothVideo's loss compares three frames; of a clip of four, half would be too few."""
     monkeypatch.setattr(OneShotTune, "hidden", SimpleNamespace(unique_id="1"))
     least = SETTINGS.changed(chunking=True, gradient_checkpointing=True)
-    budget = 1.001 * tuning_peak(model, (3, *SHAPE[1:]), least.changed(smoothing="SmoothVideo"), "fp32") / GIB
+    budget = 1.001 * count(2, (3, *SHAPE[1:]), least.changed(smoothing="SmoothVideo"), "fp32") / GIB
     assert FitPlanner.execute(model, clip_latent(4), budget, SETTINGS).args[0].memory.frames_per_step == 2
     with pytest.raises(ValueError, match="GiB are needed"):
         FitPlanner.execute(model, clip_latent(4), budget, SETTINGS, smoothing="SmoothVideo")
