@@ -14,6 +14,8 @@ from consistent_video.scripts.environment import ROOT, comfyui_tree
 from consistent_video.scripts.host import PACK, Host, device_arguments
 from consistent_video.scripts.workflow import to_prompt
 
+from ..workflows.graphs import small_clip
+
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 HELP = sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md"))
 SHOTS = ROOT / "output" / "browser"
@@ -26,8 +28,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     base = tmp_path_factory.mktemp("edited")
     (base / "input").mkdir()
     for clip in (ROOT / "demo" / "clips").glob("*.mp4"):
-        shutil.copy(clip, base / "input")
-    shutil.copy(ROOT / "demo" / "clips" / "red_circle.mp4", base / "input" / "clip.mp4")
+        small_clip(base / "input" / clip.name, 4)
+    shutil.copy(base / "input" / "red_circle.mp4", base / "input" / "clip.mp4")
     with Host(comfyui_tree(), base, device_arguments()) as host:
         yield host
 
@@ -114,7 +116,7 @@ def test_the_nodes_of_the_newer_kind_work_as_well(editor: Editor) -> None:
     editor.set("Comfy.VueNodes.Enabled", True)
     try:
         editor.complaints.clear()
-        editor.open_template(PACK, "demo_ei2")
+        editor.open(saved("demo_ei2"))
         tune = editor.page.locator("[data-node-id]").filter(has_text="learning_rate").first
         tune.wait_for()
         editor.show(editor.box("Invert"))

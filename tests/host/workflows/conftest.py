@@ -4,32 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from consistent_video.demo.clips import save_video
-from consistent_video.scripts.clips import fit_square, read_clip
-from consistent_video.scripts.environment import ROOT
 from consistent_video.scripts.host import Host
 
-from .graphs import PATIENCE, load_workflow
-
-
-SIDE = 64  # pixels, half of the demo clips'
-
-
-def small_clip(host: Host, name: str, num_frames: int) -> Path:
-    """Put the first frames of a demo clip into the server's input folder, reduced."""
-    frames, rate = read_clip(ROOT / "demo" / "clips" / f"{name}.mp4", num_frames)
-    save_video(path := host.base / "input" / f"{name}.mp4", fit_square(frames, SIDE), rate)
-    return path
+from .graphs import PATIENCE, load_workflow, small_clip
 
 
 @pytest.fixture(scope="session")
 def demo_clip(host: Host) -> Path:
-    return small_clip(host, "red_circle", 8)
+    return small_clip(host.base / "input" / "red_circle.mp4", 8)
 
 
 @pytest.fixture(scope="session")
 def long_clip(host: Host) -> Path:
-    return small_clip(host, "striped_cross", 18)
+    return small_clip(host.base / "input" / "striped_cross.mp4", 18)
 
 
 @pytest.fixture(scope="session")

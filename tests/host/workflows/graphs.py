@@ -1,14 +1,17 @@
 """The workflows as prompts of few steps, and what they saved."""
 
 import json
+from pathlib import Path
 
-from consistent_video.scripts.clips import read_clip
+from consistent_video.demo.clips import save_video
+from consistent_video.scripts.clips import fit_square, read_clip
 from consistent_video.scripts.descriptions import describe_demo
 from consistent_video.scripts.environment import ROOT
 from consistent_video.scripts.graph import build
 from consistent_video.scripts.host import Host
 from consistent_video.scripts.workflow import find_node, set_values, to_prompt
 
+SIDE = 64  # pixels, half of the demo clips'
 PATIENCE = 900  # seconds; a loaded machine is many times slower
 QUICK = {
     **{(title, "steps"): 3 for title in ("Tune", "Tokens", "Invert", "Invert to reconstruct")},
@@ -28,6 +31,13 @@ def load_workflow(host: Host, name: str, **values) -> dict:
     titles = {node["_meta"]["title"]: node["inputs"] for node in prompt.values()}
     quick = {(title, key): value for (title, key), value in QUICK.items() if key in titles.get(title, {})}
     return set_values(prompt, {**quick, **{tuple(key.split(".")): value for key, value in values.items()}})
+
+
+def small_clip(path: Path, num_frames: int) -> Path:
+    """Write the first frames of the demo clip of that name, reduced; the workflows' runs take a fraction of the time."""
+    frames, rate = read_clip(ROOT / "demo" / "clips" / path.name, num_frames)
+    save_video(path, fit_square(frames, SIDE), rate)
+    return path
 
 
 def saved_frames(host: Host, prompt: dict, run, title: str):
