@@ -22,6 +22,9 @@ try:
     use_host(ROOT / ".comfyui-data" / "tests" / os.environ.get("PYTEST_XDIST_WORKER", "alone"))
 except SetupError as error:
     raise pytest.UsageError(f"{error}; run python scripts/test.py, which gets it") from error
+from comfy.cli_args import args
+
+args.use_pytorch_cross_attention = True  # as with a GPU
 torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the tests compare in float32
 
 

@@ -33,18 +33,22 @@ def model_digest(model: ModelPatcher) -> str:
         prediction_of(model),
         getattr(model.model_options.get("context_handler"), "context_length", None),
     ]
-    return hashlib.sha256("\n".join(flatten(parts)).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for found in flatten(parts):
+        digest.update(found)
+    return digest.hexdigest()
 
 
-def flatten(part: Any) -> Iterator[str]:
-    """Yield texts that identify a part of a model; of a tensor its shape and values at equal distances."""
+def flatten(part: Any) -> Iterator[bytes]:
+    """Yield bytes that identify a part of a model; of a tensor its shape and values at equal distances."""
     if isinstance(part, Tensor):
         flat = part.detach().reshape(-1)
-        yield f"{tuple(part.shape)} {flat[:: max(1, flat.numel() // SAMPLED)].float().tolist()}"
+        yield str(tuple(part.shape)).encode()
+        yield flat[:: max(1, flat.numel() // SAMPLED)].float().cpu().numpy().tobytes()
     elif isinstance(part, WeightAdapterBase):
         yield from flatten(part.weights)
     elif isinstance(part, list | tuple):
         for inner in part:
             yield from flatten(inner)
     elif not callable(part):
-        yield repr(part)
+        yield repr(part).encode()

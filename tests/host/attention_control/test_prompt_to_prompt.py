@@ -93,18 +93,19 @@ class SideBySide:
 
 
 @pytest.mark.parametrize(
-    ("settings", "prompts"),
+    ("settings", "prompts", "preset", "cfg"),
     [
-        (ControlSettings("refine", 0.8, "replace", 0.0), PROMPTS),
-        (ControlSettings("replace", 0.4, "replace", 0.0), PROMPTS),
-        (ControlSettings("none", 0.0, "replace", 0.6), PROMPTS),
-        (ControlSettings("refine", 0.6, "replace", 0.4), PROMPTS),
-        (ControlSettings("none", 1.0, "replace", 0.0), WEIGHTED),
-        (ControlSettings("refine", 1.0, "replace", 1.0), WEIGHTED),
+        (ControlSettings("refine", 0.8, "replace", 0.0), PROMPTS, EI2, 1.0),
+        (ControlSettings("replace", 0.4, "replace", 0.0), PROMPTS, EI2, 3.0),
+        (ControlSettings("none", 0.0, "replace", 0.6), PROMPTS, EI2, 3.0),
+        (ControlSettings("refine", 0.6, "replace", 0.4), PROMPTS, EI2, 3.0),
+        (ControlSettings("none", 1.0, "replace", 0.0), WEIGHTED, EI2, 3.0),
+        (ControlSettings("refine", 1.0, "replace", 1.0), WEIGHTED, EI2, 1.0),
+        (ControlSettings("refine", 1.0, "replace", 1.0), WEIGHTED, EI2, 3.0),
+        (ControlSettings("replace", 0.6, "replace", 0.4), WEIGHTED, PER_FRAME, 3.0),
     ],
     ids=str,
 )
-@pytest.mark.parametrize(("preset", "cfg"), [(EI2, 1.0), (EI2, 3.0), (PER_FRAME, 3.0)])
 def test_it_is_prompt_to_prompt(base, latent, settings, prompts, preset, cfg) -> None:
     model = attach(inflate(base), *method(preset, 2))
     inversion = invert_clip(model, SOURCE, SOURCE, latent, PLAIN)
@@ -125,7 +126,7 @@ def test_without_a_part_of_the_steps_it_changes_nothing(model, inversion, settin
 @pytest.mark.parametrize("cross", ["refine", "replace"])
 def test_an_unchanged_prompt_gives_the_source_back(model, latent, cross) -> None:
     """With the steps of the inversion refined to their fixed point, sampling comes back along the same states."""
-    inversion = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(8, 0.0, denoise=1.0, refinements=10))
+    inversion = invert_clip(model, SOURCE, SOURCE, latent, InversionSettings(5, 0.0, denoise=1.0, refinements=8))
     same = replace(PROMPTS, alignment=tuple(range(TOKENS)), replacement=torch.eye(TOKENS))
     model = controlled(model, inversion, ControlSettings(cross, 1.0, "replace", 1.0), same)
     back = sample(model, inversion, 1.0, SOURCE).cpu()
