@@ -6,11 +6,12 @@ from typing import get_args
 from comfy_api.latest import io
 
 from ..modules.diffusion.ddim import Label
-from ..modules.files.host import INVERSIONS, INVERTED, stamp
+from ..modules.files.host import INVERSIONS, stamp
 from ..modules.files.strict_json import to_json
 from ..modules.inversion.host.invert import INVERSION, inversion_of, invert_clip, to_latent
 from ..modules.inversion.inversion import InversionSettings, Noise, Start
 from ..modules.inversion.noise_relation import Reading
+from .shelves import INVERTED
 from .types import ADVANCED, MENU, PREFIX, cfg_input, file_input, part_input, prefix_input, saved_at, seed_input
 
 CATEGORY = MENU + "sample"

@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..modules.diffusion.host.latent import image_latents
-from ..modules.files.host import ADAPTERS, PROMPT_TOKENS, stamp
+from ..modules.files.host import PROMPT_TOKENS, stamp
 from ..modules.files.strict_json import to_json
 from ..modules.judging.plot import plot_loss
 from ..modules.prompt_tokens.host.session import PromptSettings
@@ -16,6 +16,7 @@ from ..modules.tuning.host.progress import TuningProgress
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.learning_rate import advice_text
 from ..modules.tuning.settings import TuneSettings
+from .shelves import ADAPTERS
 from .tune import consistency_inputs, keep_unfinished
 from .types import (
     ADVANCED,

@@ -7,7 +7,8 @@ from typing import Any, get_args
 import torch
 from comfy_api.latest import io
 
-from ..modules.files.host import TUNES, Shelf
+from ..modules.clip_model.methods import Part
+from ..modules.files.host import Shelf
 from ..modules.files.strict_json import to_json
 from ..modules.judging.plot import plot_loss
 from ..modules.tuning.host.apply import apply_tune
@@ -15,8 +16,8 @@ from ..modules.tuning.host.progress import TuningProgress
 from ..modules.tuning.host.training import tune_model
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.losses.smoothing import Smoothing
-from ..modules.tuning.losses.term import Part
 from ..modules.tuning.settings import TuneSettings, read_steps
+from .shelves import TUNES
 from .types import ADVANCED, MENU, PREFIX, Tune, TuningOptions, TuningPreview, seed_input
 
 CATEGORY = MENU + "tune"

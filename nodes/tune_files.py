@@ -2,8 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..modules.files.host import FOLDER, TUNES, stamp
+from ..modules.files.host import FOLDER, stamp
 from ..modules.tuning.host.apply import apply_tune
+from .shelves import TUNES
 from .types import MENU, PREFIX, Tune, file_input, part_input, prefix_input, saved_at, strength_input
 
 CATEGORY = MENU + "tune"

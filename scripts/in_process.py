@@ -1,5 +1,6 @@
 """The real ComfyUI, importable in this process."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -7,8 +8,11 @@ from .environment import comfyui_tree
 from .host import device_arguments, prepare_base
 
 
-def use_host(base: Path, cpu: bool = False) -> None:
+def use_host(base: Path, cpu: bool = False) -> argparse.Namespace:
     """Make ComfyUI importable, on the CPU if asked or where there is no accelerator, with a base directory of its own.
+
+    Returns:
+        Its arguments, which it heeds as it is imported.
 
     Raises:
         SetupError: there is no ComfyUI.
@@ -20,3 +24,4 @@ def use_host(base: Path, cpu: bool = False) -> None:
     prepare_base(base)
     args.base_directory = str(base)
     args.cpu = cpu or bool(device_arguments())
+    return args

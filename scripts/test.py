@@ -36,12 +36,14 @@ class Outcome:
         return f"{'FAILED' if self.status else 'ok':<7} {self.name:<11} {self.seconds:6.1f} s   {self.last}"
 
 
-def run_stage(name: str, module: str, *arguments: str, folder: Path = environment.ROOT, threads: int = 0) -> Outcome:
-    """Run a Python module's command line and show what it prints; its processes use so many threads, 0 = any number."""
+def run_stage(
+    name: str, module: str, *arguments: str, folder: Path = environment.ROOT, threads: int | None = None
+) -> Outcome:
+    """Run a Python module's command line and show what it prints; with so many threads, None = any number."""
     environment.say(f"\n--- {name}")
     began, last = time.monotonic(), ""
     command = [sys.executable, "-m", module, *arguments]
-    settings = {**os.environ, "PYTHONUTF8": "1", **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
+    settings = {**os.environ, "PYTHONUTF8": "1", **({"OMP_NUM_THREADS": str(threads)} if threads is not None else {})}
     process = subprocess.Popen(
         command, cwd=folder, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         encoding="utf-8", errors="replace",

@@ -1,7 +1,7 @@
 """Named methods: what their papers use instead of self-attention and after the feed-forward."""
 
 from dataclasses import replace
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
 from .attention.fine_coarse import Downsample
 from .attention.spatial import Kind, SpatialConfig
@@ -25,6 +25,7 @@ OF_PRESET = {
     PER_FRAME: ("per frame", "none"),
 }
 
+Part = Literal["all", "input", "middle", "output"]  # of the UNet
 Method = tuple[SpatialConfig | None, TemporalConfig | None]
 
 

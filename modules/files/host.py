@@ -10,10 +10,6 @@ from typing import Any, Generic, TypeVar
 import comfy.utils
 import folder_paths
 
-from ..inversion.file import load_inversion, save_inversion
-from ..prompt_tokens.adapter import load_prompt_adapter, save_prompt_adapter
-from ..tuning.weights import load_tune, save_tune
-
 FOLDER = "consistent_video"
 IMPORTS = "consistent_video_import"  # the host's name of the same folder, with more kinds of files
 EXTENSIONS = {FOLDER: {".safetensors"}, IMPORTS: {".safetensors", ".bin", ".pt", ".pth"}}
@@ -95,11 +91,6 @@ class Shelf(Generic[Kept]):
             ValueError: it is damaged or of another kind.
         """
         return self.load(Path(folder_paths.get_full_path_or_raise(self.folder, name)))
-
-
-TUNES = Shelf(FOLDER, save_tune, load_tune)
-ADAPTERS = Shelf(PROMPT_TOKENS, save_prompt_adapter, load_prompt_adapter)
-INVERTED = Shelf(INVERSIONS, save_inversion, load_inversion)
 
 
 def read_weights(folder: str, name: str) -> dict[str, Any]:

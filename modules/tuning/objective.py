@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..clip_model.methods import Part
 from ..diffusion.ddim import Prediction, output_to_eps, unet_output
-from .losses.term import Forward, LossTerm, Moment, Part
+from .losses.term import Forward, LossTerm, Moment
 
 Denoise = Callable[[Tensor, Tensor, slice], Tensor]
 Features = Callable[[], Mapping[Part, list[Tensor]]]

@@ -3,11 +3,12 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from ..clip_model.methods import Part
 from .learning_rate import Schedule
 from .losses.consistency import ConsistencyLoss
 from .losses.diffusion import DiffusionLoss
 from .losses.smoothing import SmoothingLoss
-from .losses.term import Loss, LossTerm, Part
+from .losses.term import Loss, LossTerm
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 OptimizerName = Literal["AdamW", "AdamW 8-bit", "gradient descent"]

@@ -19,12 +19,10 @@ for ending in (signal.SIGTERM, signal.SIGINT):  # the latter is ignored in what 
 
 
 try:
-    use_host(ROOT / ".comfyui-data" / "tests" / os.environ.get("PYTEST_XDIST_WORKER", "alone"))
+    arguments = use_host(ROOT / ".comfyui-data" / "tests" / os.environ.get("PYTEST_XDIST_WORKER", "alone"))
 except SetupError as error:
     raise pytest.UsageError(f"{error}; run python scripts/test.py, which gets it") from error
-from comfy.cli_args import args
-
-args.use_pytorch_cross_attention = True  # as with a GPU
+arguments.use_pytorch_cross_attention = True  # as with a GPU
 torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # the tests compare in float32
 
 
@@ -35,7 +33,7 @@ def pytest_configure_node(node) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Take what was imported out of the garbage collection, which each tuning ends with: it is half a second of work."""
+    """Take what was imported out of the garbage collection that each tuning ends with: it takes half a second."""
     gc.collect()
     gc.freeze()
 

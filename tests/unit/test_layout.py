@@ -70,6 +70,15 @@ def test_imports_go_one_way(path: Path) -> None:
         assert not outside & HOST, "the maths does not know the host"
 
 
+def in_circles(imported: dict[str, set[str]]) -> set[str]:
+    """Return what imports itself, through others perhaps, or what does."""
+    left = dict(imported)
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    return set(left)
+
+
 def test_no_imports_go_in_a_circle() -> None:
     known = {path.with_suffix("").as_posix().removesuffix("/__init__"): path for path in FILES}
     imported: dict[str, set[str]] = {}
@@ -77,11 +86,16 @@ def test_no_imports_go_in_a_circle() -> None:
         found = (Path(entry.replace("//", "/")) for entry in list_imports(path) if "/" in entry)
         every = {part.as_posix() for entry in found for part in (entry, entry.parent)}
         imported[name] = every & known.keys() - {name}
-    left = dict(imported)
-    while free := [name for name, needs in left.items() if not needs & left.keys()]:
-        for name in free:
-            del left[name]
-    assert not left
+    assert not in_circles(imported)
+
+
+def test_no_subject_needs_one_that_builds_on_it() -> None:
+    subjects: dict[str, set[str]] = {path.name: set() for path in (ROOT / "modules").iterdir() if path.is_dir()}
+    for path in FILES:
+        if len(path.parts) > 2 and path.parts[0] == "modules":
+            entries = (name.split("/") for name in list_imports(path) if name.startswith("modules/"))
+            subjects[path.parts[1]] |= {entry[1] for entry in entries} - {path.parts[1]}
+    assert not in_circles(subjects)
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

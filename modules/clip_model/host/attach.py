@@ -1,8 +1,9 @@
 """Clip UNets: what is attached to a host MODEL so that its batch is a clip."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import comfy.model_patcher
 from comfy.ldm.modules.attention import (
@@ -14,7 +15,6 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...inversion.host.foreign import check_start
 from ..attention.spatial import SpatialConfig
 from ..temporal import TemporalConfig
 from .bank import TemporalBank, transformer_blocks
@@ -23,8 +23,7 @@ from .conflicts import check_sampling, refuse_conflicts
 from .settings import KEY, ClipSettings, clip_settings
 from .windows import begin_sampling, evaluate_window, predict_step
 
-WRAPPERS = {
-    WrappersMP.OUTER_SAMPLE: check_start,
+WRAPPERS: dict[str, Callable[..., Any]] = {  # what builds on clip models may add to it
     WrappersMP.PREPARE_SAMPLING: prepare_call,
     WrappersMP.SAMPLER_SAMPLE: begin_sampling,
     WrappersMP.PREDICT_NOISE: predict_step,

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...tuning.losses.term import Part
+from ..methods import Part
 from .bank import transformer_blocks
 
 

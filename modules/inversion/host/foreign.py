@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from weakref import WeakSet
 
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...clip_model.host.attach import WRAPPERS
 from ...diffusion.host.latent import has_frame_of
 from ...diffusion.host.run import ClipSampler
 from ..inversion import Inversion
@@ -57,3 +59,6 @@ def refuse_start(found: list[Inversion], adds_noise: bool, sigma: float) -> None
             f"latent_image is an inverted clip with noise of sigma {levels[0]:.4f}, and this sampler starts at sigma "
             f"{sigma:.4f}. Use Smooth Sample, or give the sigmas of Smooth Sampler to SamplerCustom."
         )
+
+
+WRAPPERS[WrappersMP.OUTER_SAMPLE] = check_start

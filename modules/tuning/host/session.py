@@ -5,7 +5,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import comfy.model_management
 import torch
@@ -15,20 +15,27 @@ from torch import Tensor, nn
 from ...clip_model.host.bank import TemporalBank
 from ...clip_model.host.features import Features
 from ...clip_model.host.settings import clip_settings
+from ...clip_model.methods import Part
 from ...diffusion.host.latent import clip_latent, prediction_of, sigma_table
-from ...prompt_tokens.adapter import PromptAdapter
-from ..losses.term import Part
 from ..objective import Clip
 from ..settings import TuneSettings
 from ..tuner import Tuner
-from ..weights import Tune, hash_tensors
+from ..weights import hash_tensors
 from .fit import OutOfMemory, memory_advice
 from .learned import Caller, training_options
 from .private_copy import choose_precision, computing_in
 from .progress import TuningProgress
 from .tune_inputs import TuneInputs, condition, latent_mask
 
-Kept = TypeVar("Kept", Tune, PromptAdapter)
+
+class Made(Protocol):
+    """What a session learns, with how it was made."""
+
+    @property
+    def info(self) -> dict[str, Any]: ...
+
+
+Kept = TypeVar("Kept", bound=Made)
 Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 

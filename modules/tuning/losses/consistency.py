@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .term import Loss, LossTerm, Part
+from ...clip_model.methods import Part
+from .term import Loss, LossTerm
 
 LEAST_FRAMES = 3
 

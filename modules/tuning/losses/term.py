@@ -3,13 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
+from ...clip_model.methods import Part
 from ...diffusion.ddim import Prediction
-
-Part = Literal["all", "input", "middle", "output"]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from consistent_video.modules.tuning.host.apply import apply_tune
 from consistent_video.modules.tuning.host.private_copy import choose_precision
 from consistent_video.modules.tuning.settings import TuneSettings
 from consistent_video.modules.tuning.weights import Tune, load_tune, save_tune
+from consistent_video.nodes.shelves import TUNES
 from consistent_video.nodes.tune import OneShotTune
 from consistent_video.nodes.tune_files import LoadTune, SaveTune
 from consistent_video.nodes.tuning_options import TuningOptionsNode, TuningPreviewNode
@@ -50,13 +51,13 @@ def test_a_tune_of_a_newer_version_is_refused(tune, part) -> None:
 
 def test_no_tune_is_overwritten(tune, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(files.folder_paths, "get_folder_paths", lambda _: [str(tmp_path)])
-    paths = [files.TUNES.write(tune, prefix) for prefix in ("swan", "swan", "clips/swan", "clips/swan", "a b")]
+    paths = [TUNES.write(tune, prefix) for prefix in ("swan", "swan", "clips/swan", "clips/swan", "a b")]
     assert len(set(paths)) == 5 and all(path.is_file() for path in paths)
     for prefix in ("", " ", "clips/", "clips\\", "./", "."):
         with pytest.raises(ValueError, match="names no file"):
-            files.TUNES.write(tune, prefix)
+            TUNES.write(tune, prefix)
     with pytest.raises(ValueError, match="leads outside"):
-        files.TUNES.write(tune, "../swan")
+        TUNES.write(tune, "../swan")
 
 
 def test_a_tune_says_how_it_was_made(long, tune) -> None:

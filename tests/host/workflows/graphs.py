@@ -34,7 +34,7 @@ def load_workflow(host: Host, name: str, **values) -> dict:
 
 
 def small_clip(path: Path, num_frames: int) -> Path:
-    """Write the first frames of the demo clip of that name, reduced; the workflows' runs take a fraction of the time."""
+    """Write the first frames of the demo clip of that name, reduced: a workflow then runs in a fraction of the time."""
     frames, rate = read_clip(ROOT / "demo" / "clips" / path.name, num_frames)
     save_video(path, fit_square(frames, SIDE), rate)
     return path

@@ -16,6 +16,7 @@ from consistent_video.modules.files import host as files
 from consistent_video.modules.tuning import tune_a_video as convert
 from consistent_video.modules.tuning.host.apply import apply_tune
 from consistent_video.modules.tuning.weights import load_tune, save_tune
+from consistent_video.nodes.shelves import TUNES
 from consistent_video.scripts.host import Host
 
 from ...small import clip_latent, sample
@@ -70,8 +71,8 @@ def test_an_imported_tune_is_applied_saved_and_loaded(folder) -> None:
     tune, _ = read(model, write(make_file(model), folder))
     tuned = apply_tune(model, tune)
     assert clip_settings(tuned).spatial.kind == "sparse-causal" and clip_settings(tuned).tuned_frames == 0
-    saved = files.TUNES.write(tune, "imported")
-    loaded = files.TUNES.read(saved.name)
+    saved = TUNES.write(tune, "imported")
+    loaded = TUNES.read(saved.name)
     assert loaded.info == tune.info and loaded.digest() == tune.digest()
     drawn = sample(apply_tune(model, loaded), latent)
     assert torch.equal(drawn, sample(tuned, latent))

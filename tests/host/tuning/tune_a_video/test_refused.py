@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from consistent_video.modules.files import host as files
 from consistent_video.modules.tuning.host.apply import apply_tune
+from consistent_video.nodes.shelves import TUNES
 
 from ...small import Small, lively_weights, make_model, random_model
 from ..tuned import lora_of
@@ -74,7 +74,7 @@ def test_what_is_no_tune_a_video_is_refused(folder) -> None:
     image = {key: value for key, value in make_file(model).items() if not is_temporal(key)}
     with pytest.raises(ValueError, match=f"{NAME}.bin is not a UNet of Tune-A-Video"):
         read(model, write(image, folder, ".bin"))
-    saved = files.TUNES.write(draw_tune(model), "tune")
+    saved = TUNES.write(draw_tune(model), "tune")
     with pytest.raises(ValueError, match="is not a UNet of Tune-A-Video.*belongs into Load Tune"):
         read(model, saved.name)
 
