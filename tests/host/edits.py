@@ -13,11 +13,16 @@ from consistent_video.modules.inversion.inversion import InversionSettings, Nois
 from consistent_video.modules.motion.flow import Motion
 from consistent_video.modules.sampling.host import RelationSettings, SampleSettings, sample_clip
 
-from .small import EDIT, EMPTY, SOURCE, Small, random_model
+from .small import EDIT, EMPTY, SOURCE, Small, clip_latent, random_model
 
 FRAMES, HEIGHT, WIDTH, STEPS = 4, 8, 6, 5
 NOISES: tuple[Noise, ...] = get_args(Noise)
 FACTOR = 0.18215
+
+
+def small_latent() -> dict[str, Tensor]:
+    """A clip latent that all but these frames, rows and columns are cut from."""
+    return {"samples": clip_latent(FRAMES)["samples"][..., :HEIGHT, :WIDTH].contiguous()}
 
 
 def patched(

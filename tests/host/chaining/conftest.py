@@ -8,8 +8,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..edits import FRAMES, HEIGHT, WIDTH, edit, invert, patched
-from ..small import clip_latent
+from ..edits import edit, invert, patched, small_latent
 from ..tuning.tuned import lively_model
 
 
@@ -25,7 +24,7 @@ def model(base) -> ModelPatcher:
 
 @pytest.fixture(scope="module")
 def latent() -> dict[str, Tensor]:
-    return {"samples": clip_latent(FRAMES)["samples"][..., :HEIGHT, :WIDTH].contiguous()}
+    return small_latent()
 
 
 @pytest.fixture(scope="module")

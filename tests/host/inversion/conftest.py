@@ -13,8 +13,8 @@ from consistent_video.modules.tuning.host.tune_inputs import TuneInputs
 from consistent_video.modules.tuning.settings import TuneSettings
 from consistent_video.modules.tuning.weights import Tune
 
-from ..edits import FRAMES, HEIGHT, WIDTH, invert, patched
-from ..small import SOURCE, clip_latent
+from ..edits import invert, patched, small_latent
+from ..small import SOURCE
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def model() -> ModelPatcher:
 
 @pytest.fixture(scope="module")
 def latent() -> dict[str, Tensor]:
-    return {"samples": clip_latent(FRAMES)["samples"][..., :HEIGHT, :WIDTH].contiguous()}
+    return small_latent()
 
 
 @pytest.fixture(scope="module")

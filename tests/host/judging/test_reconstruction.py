@@ -15,8 +15,8 @@ from consistent_video.modules.inversion.host.invert import INVERSION, trajectory
 from consistent_video.modules.judging.host.reconstruct import decode, reconstruct
 from consistent_video.nodes.report import ReconstructionReport
 
-from ..edits import FRAMES, HEIGHT, STEPS, WIDTH, away, edit, invert, patched
-from ..small import EMPTY, SOURCE, clip_latent
+from ..edits import FRAMES, HEIGHT, STEPS, WIDTH, away, edit, invert, patched, small_latent
+from ..small import EMPTY, SOURCE
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def model() -> ModelPatcher:
 
 @pytest.fixture(scope="module")
 def latent() -> dict[str, Tensor]:
-    return {"samples": clip_latent(FRAMES)["samples"][..., :HEIGHT, :WIDTH].contiguous()}
+    return small_latent()
 
 
 @pytest.fixture(scope="module")

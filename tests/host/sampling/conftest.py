@@ -6,8 +6,7 @@ import pytest
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..edits import FRAMES, HEIGHT, WIDTH, edit, invert, patched
-from ..small import clip_latent
+from ..edits import edit, invert, patched, small_latent
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +16,7 @@ def model() -> ModelPatcher:
 
 @pytest.fixture(scope="module")
 def latent() -> dict[str, Tensor]:
-    return {"samples": clip_latent(FRAMES)["samples"][..., :HEIGHT, :WIDTH].contiguous()}
+    return small_latent()
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,8 @@ from consistent_video.nodes.tune import OneShotTune
 from nodes import ConditioningSetTimestepRange, SetLatentNoiseMask
 
 from ..attention_control.controlled import PROMPTS
-from ..edits import FACTOR, FRAMES, HEIGHT, WIDTH, edit, invert, patched
-from ..small import EDIT, EMPTY, SOURCE, UNET, clip_latent
+from ..edits import FACTOR, FRAMES, edit, invert, patched, small_latent
+from ..small import EDIT, EMPTY, SOURCE, UNET
 
 Latent = dict[str, Any]
 PICTURES = torch.rand(3, 24, 40, 3, generator=torch.Generator().manual_seed(0))
@@ -52,7 +52,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def latent() -> Latent:
-    return {"samples": clip_latent(FRAMES)["samples"][..., :HEIGHT, :WIDTH].contiguous()}
+    return small_latent()
 
 
 @pytest.fixture(scope="module")

@@ -81,20 +81,20 @@ def test_norms_take_and_give_the_half_precision_of_a_tuning(precision: str, dtyp
 
 
 def test_checkpointing_computes_the_layers_twice(monkeypatch) -> None:
-    calls, kinds = [], (ResBlock, SpatialTransformer)
+    called, kinds = [], (ResBlock, SpatialTransformer)
     for kind in kinds:
 
         def counted(self, *args, forward=kind.forward, **kwargs):
-            calls.append(id(self))
+            called.append(id(self))
             return forward(self, *args, **kwargs)
 
         monkeypatch.setattr(kind, "forward", counted)
     layers = sum(isinstance(module, kinds) for module in random_model().model.diffusion_model.modules())
     run(patched(EI2), SETTINGS.changed(steps=1))
-    assert len(calls) == len(set(calls)) == layers
-    calls.clear()
+    assert len(called) == len(set(called)) == layers
+    called.clear()
     run(patched(EI2), SETTINGS.changed(steps=1, gradient_checkpointing=True))
-    counts = [calls.count(layer) for layer in dict.fromkeys(calls)]
+    counts = [called.count(layer) for layer in dict.fromkeys(called)]
     assert counts == [1] + [2] * (layers - 1), "nothing is learned before the first layer"
 
 
