@@ -80,8 +80,9 @@ class STAMFFAMPatch(io.ComfyNode):
                 instead_input(
                     "spatial",
                     SPATIAL_KINDS,
-                    "Self-attention instead of the preset's: FFAM (EI²), sparse-causal (Tune-A-Video), "
-                    "full, key-frame (ControlVideo: all frames attend to the first), or per frame.",
+                    "Self-attention instead of the preset's: FFAM (EI²), sparse-causal (Tune-A-Video), full (Vid2Vid-"
+                    "zero's dense attention), to one frame alone, the first (key-frame: ControlVideo; first-frame: "
+                    "Text2Video-Zero, Video-P2P) or the middle one (FateZero), or per frame.",
                 ),
                 instead_input("temporal", TEMPORAL_KINDS, "Temporal module instead of the preset's."),
                 instead_input(

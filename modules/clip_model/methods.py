@@ -15,7 +15,8 @@ PRESETS = (EI2, TUNE_A_VIDEO_PRESET, FULL, PER_FRAME)
 CUSTOM = "custom"
 
 AS_PRESET = "as preset"
-SPATIAL_KINDS = ("FFAM", "sparse-causal", "full", "key-frame", "per frame")
+SPATIAL_KINDS = ("FFAM", "sparse-causal", "full", "key-frame", "first-frame", "middle-frame", "per frame")
+KIND_OF = {"FFAM": "fine-coarse", "first-frame": "key-frame"}  # where an attention is named otherwise
 TEMPORAL_KINDS = ("STAM", "Tune-A-Video", "none")
 NORMS: tuple[str, ...] = get_args(Norm)
 OF_PRESET = {
@@ -35,7 +36,8 @@ def spatial_attention(kind: str, r: int = 4, downsample: Downsample = "area") ->
         raise ValueError(f"Unknown attention {kind!r}; known are {', '.join(SPATIAL_KINDS)}.")
     if kind == "per frame":
         return None
-    return SpatialConfig("fine-coarse", r, downsample) if kind == "FFAM" else SpatialConfig(cast(Kind, kind))
+    settings = {"r": r, "downsample": downsample} if kind == "FFAM" else {}
+    return SpatialConfig(cast(Kind, KIND_OF.get(kind, kind)), **settings)  # type: ignore[arg-type]
 
 
 def temporal_module(kind: str, norm: str = AS_PRESET, spectral_norm: str = AS_PRESET) -> TemporalConfig | None:

@@ -9,10 +9,10 @@ from torch import Tensor
 from . import Attend, Grid
 from .fine_coarse import Coarse, Downsample, coarse_frames, fine_coarse_attention
 from .full import full_attention
-from .key_frame import key_frame_attention
+from .key_frame import key_frame_attention, middle_frame
 from .sparse_causal import sparse_causal_attention
 
-Kind = Literal["fine-coarse", "sparse-causal", "full", "key-frame"]
+Kind = Literal["fine-coarse", "sparse-causal", "full", "key-frame", "middle-frame"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class SpatialConfig:
 
     Attributes:
         kind: fine-coarse frame attention (EI²), sparse-causal attention (Tune-A-Video), full space-time attention or
-            key-frame attention (ControlVideo).
+            attention to the key frame, the first (ControlVideo), or to the middle frame (FateZero).
         r: downsampling factor of the other frames, fine-coarse only; on a smaller feature map, the map's shorter side.
         downsample: how the other frames are downsampled, fine-coarse only.
     """
@@ -66,8 +66,9 @@ def attend_across_frames(
     """
     if config.kind == "sparse-causal":
         return sparse_causal_attention(q, k, v, grid.heads, grid.frames, attend, rebuild)
-    if config.kind == "key-frame":
-        return key_frame_attention(q, k, v, grid.heads, grid.frames, attend)
+    if config.kind in ("key-frame", "middle-frame"):
+        seen = 0 if config.kind == "key-frame" else middle_frame(grid.frames)
+        return key_frame_attention(q, k, v, grid.heads, grid.frames, attend, seen)
     r = min(config.r, grid.height, grid.width)
     if config.kind == "full" or r == 1:
         return full_attention(q, k, v, grid.heads, grid.frames, attend)

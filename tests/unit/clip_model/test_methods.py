@@ -20,6 +20,8 @@ SPATIALS = {
     "sparse-causal": SpatialConfig("sparse-causal"),
     "full": SpatialConfig("full"),
     "key-frame": SpatialConfig("key-frame"),
+    "first-frame": SpatialConfig("key-frame"),
+    "middle-frame": SpatialConfig("middle-frame"),
     "per frame": None,
 }
 TEMPORALS = {"STAM": STAM, "Tune-A-Video": TUNE_A_VIDEO, "none": None}

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from consistent_video.modules.clip_model.attention import Grid, scaled_dot_product
 from consistent_video.modules.clip_model.attention.key_frame import key_frame_attention
-from consistent_video.modules.clip_model.attention.spatial import SpatialConfig, attend_across_frames
+from consistent_video.modules.clip_model.attention.spatial import attend_across_frames
 from consistent_video.modules.clip_model.methods import SPATIAL_KINDS, spatial_attention
 
 HEADS, HEAD_DIM, DIM = 2, 3, 6
@@ -67,10 +67,23 @@ def test_the_given_kernel_attends_to_the_tokens_of_one_frame() -> None:
     assert given == [(q.shape, k.shape, v.shape, HEADS)]
 
 
-def test_it_is_a_kind_of_spatial_attention_by_its_name() -> None:
-    assert "key-frame" in SPATIAL_KINDS
-    config = spatial_attention("key-frame")
-    assert config == SpatialConfig("key-frame")
-    q, k, v = draw(3, 5, 2 * 3, DIM)
-    ours = attend_across_frames(config, q, k, v, Grid(HEADS, 5, 2, 3), scaled_dot_product)
-    assert torch.equal(ours, key_frame_attention(q, k, v, HEADS, 5))
+@pytest.mark.parametrize(
+    ("name", "num_frames", "seen"),
+    [
+        ("key-frame", 5, 0),
+        ("first-frame", 4, 0),
+        ("middle-frame", 5, 2),
+        ("middle-frame", 4, 1),
+        ("middle-frame", 1, 0),
+    ],
+)
+def test_it_is_a_kind_of_spatial_attention_by_its_name(name: str, num_frames: int, seen: int) -> None:
+    """FateZero's code takes frame (f - 1) // 2 for the middle one."""
+    assert name in SPATIAL_KINDS
+    q, k, v = draw(3, 2 * num_frames, 2 * 3, DIM)
+    config = spatial_attention(name)
+    assert config is not None
+    ours = attend_across_frames(config, q, k, v, Grid(HEADS, num_frames, 2, 3), scaled_dot_product)
+    for i in range(2 * num_frames):
+        frame = num_frames * (i // num_frames) + seen
+        torch.testing.assert_close(ours[i], attend_one(q[i], k[frame], v[frame]))
