@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..modules.files.strict_json import to_json
 from ..modules.tuning.host.planner import GIB, free_memory, plan_tuning, report_plan
 from ..modules.tuning.settings import TuneSettings
-from .tune import loss_inputs
+from .tune import loss_inputs, read_losses
 from .types import MENU, PREFIX, TuningOptions
 
 
@@ -51,9 +51,9 @@ class FitPlanner(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, latent, budget_gib, options=None, consistency_blocks="middle", **losses) -> io.NodeOutput:
+    def execute(cls, model, latent, budget_gib, options=None, **losses) -> io.NodeOutput:
         budget, options = round(budget_gib * GIB) or free_memory(), options or TuneSettings()
-        settings = options.changed(consistency_part=consistency_blocks, **losses)
+        settings = options.changed(**read_losses(**losses))
         model, planned, tried = plan_tuning(model, latent, settings, budget)
         report, data = report_plan(model, latent, tried, budget)
         return io.NodeOutput(replace(options, memory=planned.memory), report, to_json(data), model)

@@ -39,20 +39,27 @@ def loss_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Loss added that ties neighbouring frames to each other. INR (INR Smooth, PLoS One 2025): "
             "what UNet and noise differ by is to be equal in neighbours. SmoothVideo: the predicted noise is "
-            "to change evenly, which also takes texture away.",
+            "to change evenly, but for how the noisy frames change, as its code does by default; simple without "
+            "that. It also takes texture away.",
         ),
         io.Float.Input(
             "smoothing_weight",
-            default=2.0,
-            min=0.0,
+            default=-1.0,
+            min=-1.0,
             max=100.0,
             step=0.01,
             optional=True,
-            tooltip="Weight lambda of the smoothing loss against the diffusion loss: 2 on Tune-A-Video and "
-            "0.2 on ControlVideo in INR Smooth; 0.2 in SmoothVideo.",
+            tooltip="Weight lambda of the smoothing loss against the diffusion loss. -1 = its paper's: 2 for INR, on "
+            "Tune-A-Video (0.2 on ControlVideo); 0.2 for SmoothVideo.",
         ),
         *consistency_inputs(),
     ]
+
+
+def read_losses(smoothing_weight: float = -1.0, consistency_blocks: Part = "middle", **others: Any) -> dict[str, Any]:
+    """Return what `loss_inputs` were set to by the names of the settings."""
+    weight = None if smoothing_weight < 0 else smoothing_weight
+    return {"smoothing_weight": weight, "consistency_part": consistency_blocks, **others}
 
 
 def consistency_inputs() -> list[io.Input]:
@@ -184,12 +191,11 @@ class OneShotTune(io.ComfyNode):
         resume=None,
         options=None,
         preview=None,
-        consistency_blocks="middle",
         **chosen,
     ) -> io.NodeOutput:
         start, progress = time.monotonic(), TuningProgress(cls.hidden.unique_id)
-        chosen |= {"snapshots": read_steps(snapshots, steps), "consistency_part": consistency_blocks}
-        settings = (options or TuneSettings()).changed(steps=steps, **chosen)
+        chosen = {"steps": steps, "snapshots": read_steps(snapshots, steps), **read_losses(**chosen)}
+        settings = (options or TuneSettings()).changed(**chosen)
         inputs = TuneInputs(positive, latent, mask, resume, preview, prompt_to_note)
         keep = keep_unfinished(TUNES, with_state=True) if on_interrupt == "keep" else None
         tune = tune_model(model, inputs, settings, progress, keep)

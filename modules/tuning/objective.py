@@ -68,6 +68,9 @@ class Objective:
             unet_output(x, x_0, sigma, clip.prediction),
             drawn.eps,
             output_to_eps(x, output, sigma, clip.prediction),
+            x,
+            sigma,
+            clip.sigma_table[drawn.t - 1].to(x_0),
             None if clip.mask is None else clip.mask[drawn.frames],
             self.features(),
         )

@@ -12,9 +12,11 @@ from torch import Tensor
 from .diffusion import masked_mean
 from .term import Forward, Loss, LossTerm, Moment
 
-Smoothing = Literal["none", "INR", "SmoothVideo"]
+Smoothing = Literal["none", "INR", "SmoothVideo", "SmoothVideo simple"]
 Coupling = Literal["pairwise", "detached neighbour", "cumulative"]
-LEAST_FRAMES: dict[Smoothing, int] = {"none": 1, "INR": 2, "SmoothVideo": 3}  # below which a loss is 0
+LEAST_FRAMES: dict[Smoothing, int] = {"none": 1, "INR": 2, "SmoothVideo": 3, "SmoothVideo simple": 3}
+OWN_WEIGHTS: dict[Smoothing, float] = {"INR": 2.0, "SmoothVideo": 0.2, "SmoothVideo simple": 0.2}  # their papers'
+CHANGE_SCALE = 1000  # lambda_factor of SmoothVideo's code
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,18 @@ class SmoothingLoss(Loss):
     """A loss that ties neighbouring frames to each other.
 
     Attributes:
-        smoothing: which one, `inr_loss` or `smooth_video_loss`.
+        smoothing: which one, `inr_loss` or `smooth_video_loss`; the latter as its code computes it by default, or in
+            its simple manner.
         smoothing_weight, smoothing_end: its weight lambda at the first step and at the last, linear between; it is
-            relative to the diffusion loss, which is a mean over the same positions. An end of None = as at the first.
+            relative to the diffusion loss, which is a mean over the same positions. A weight of None = its paper's, an
+            end of None = as at the first.
         backward_weight, forward_weight, coupling: of INR's loss.
     """
 
     name = "smoothing_loss"
 
     smoothing: Smoothing = "none"
-    smoothing_weight: float = 2.0
+    smoothing_weight: float | None = None
     smoothing_end: float | None = None
     backward_weight: float = 0.5
     forward_weight: float = 0.5
@@ -42,10 +46,14 @@ class SmoothingLoss(Loss):
         if self.smoothing == "none":
             return None
         start, end = self.smoothing_weight, self.smoothing_end
+        if start is None:
+            start = OWN_WEIGHTS[self.smoothing]
 
         def value(made: Forward) -> Tensor:
             predicted = made.predicted_eps.float()
             if self.smoothing == "SmoothVideo":
+                predicted = predicted - noise_of_change(made.x, made.sigma, made.earlier_sigma)
+            if self.smoothing != "INR":
                 return smooth_video_loss(predicted, made.mask)
             weights = self.backward_weight, self.forward_weight
             return inr_loss(made.eps - predicted, *weights, self.coupling, made.mask)
@@ -55,15 +63,8 @@ class SmoothingLoss(Loss):
                 return start
             return start + (end - start) * moment.done / (moment.steps - 1)
 
-        is_heavy = self.smoothing == "SmoothVideo" and start > 1
-        return LossTerm(
-            value,
-            weight,
-            f"smoothing {self.smoothing}",
-            LEAST_FRAMES[self.smoothing],
-            is_even=end is None,
-            remark=f"smoothing_weight is {start:g}; SmoothVideo's own is 0.2." if is_heavy else "",
-        )
+        label, least_frames = f"smoothing {self.smoothing}", LEAST_FRAMES[self.smoothing]
+        return LossTerm(value, weight, label, least_frames, is_even=end is None)
 
 
 def interframe_losses(
@@ -115,13 +116,27 @@ def inr_loss(
     return backward * from_last + forward * from_first
 
 
+def noise_of_change(x: Tensor, sigma: Tensor, earlier_sigma: Tensor) -> Tensor:
+    """Return z_t C_t / 1000, which SmoothVideo's code takes off the predicted noise for how the frames change.
+
+    C_t is what noise is multiplied by in a DDIM step from t to t - 1, inverted; in x = z_t / sqrt(abar_t) = x_0 + sigma
+    eps it is C_t z_t = sqrt(abar_t / abar_{t-1}) x / (sigma_{t-1} - sigma_t).
+
+    Args:
+        x: state, shape (f, c, h, w).
+        sigma, earlier_sigma: its noise level, and that of the timestep before it.
+    """
+    shrunk = ((1 + earlier_sigma.square()) / (1 + sigma.square())).sqrt()
+    return x.float() * (shrunk / (earlier_sigma - sigma) / CHANGE_SCALE)
+
+
 def smooth_video_loss(eps: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return SmoothVideo's loss: mean |2 eps^n - eps^{n-1} - eps^{n+1}| over the frames with two neighbours.
 
     It takes the prediction itself and not its residual, so that the true noise does not minimise it.
 
     Args:
-        eps: predicted noise, shape (f, c, h, w).
+        eps: predicted noise, by default of its code less `noise_of_change`, shape (f, c, h, w).
         mask: weight of each position, shape (f, 1, h, w), of three frames their product; None = all alike.
 
     Returns:

@@ -34,6 +34,8 @@ class Forward:
     Attributes:
         output, target: of the UNet (eps or v), shape (f, c, h, w).
         eps, predicted_eps: the noise that was added, and the output as noise.
+        x, sigma, earlier_sigma: state x_0 + sigma * eps, its noise level as a scalar, and that of the timestep before
+            it; of the first timestep, that of the last.
         mask: weight of each position, shape (f, 1, h, w); None = all alike.
         features: of self-attention, by the part of the UNet, one tensor of shape (f, l, d) for each block.
     """
@@ -42,6 +44,9 @@ class Forward:
     target: Tensor
     eps: Tensor
     predicted_eps: Tensor
+    x: Tensor
+    sigma: Tensor
+    earlier_sigma: Tensor
     mask: Tensor | None = None
     features: Mapping[Part, Sequence[Tensor]] = field(default_factory=dict)
 

@@ -5,13 +5,20 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.fft import dct, idct
 from torch import Tensor
 
 from consistent_video.modules.tuning.losses.diffusion import diffusion_loss
-from consistent_video.modules.tuning.losses.smoothing import Coupling, inr_loss, interframe_losses, smooth_video_loss
+from consistent_video.modules.tuning.losses.smoothing import (
+    Coupling,
+    inr_loss,
+    interframe_losses,
+    noise_of_change,
+    smooth_video_loss,
+)
 
 COUPLINGS: tuple[Coupling, ...] = get_args(Coupling)
 couplings = st.sampled_from(COUPLINGS)
@@ -216,6 +223,16 @@ def smooth_video_by_loops(eps: Tensor) -> float:
 def test_smooth_videos_loss_is_that_of_a_loop(num_frames: int, seed: int) -> None:
     eps = draw(num_frames, seed)
     assert smooth_video_loss(eps).item() == pytest.approx(smooth_video_by_loops(eps))
+
+
+@pytest.mark.parametrize("t", [0, 1, 500, 999])
+def test_what_smooth_video_takes_off_is_its_codes_share_of_the_noisy_latents(t: int) -> None:
+    """C of its code on diffusers' schedule; at the first timestep its index t - 1 is that of the last."""
+    abars = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod.double()
+    latents, sigmas = draw(4).detach(), ((1 - abars) / abars).sqrt()
+    c = abars[t].sqrt() / (abars[t].sqrt() * (1 - abars[t - 1]).sqrt() - abars[t - 1].sqrt() * (1 - abars[t]).sqrt())
+    found = noise_of_change(latents / abars[t].sqrt(), sigmas[t], sigmas[t - 1])
+    torch.testing.assert_close(found.double(), latents * c / 1000, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_frames", [1, 2])
