@@ -123,7 +123,7 @@ def tuning_peak(model: ModelPatcher, shape: tuple[int, ...], settings: TuneSetti
                 captured.begin()
             output = unet(x, torch.empty(len(x)), **context_of(model, len(x), x.dtype), transformer_options=options)
             taken = {part: captured.take() for part, captured in features.items()}
-            made = Forward(output, x, x, output, x, *x.new_ones(2).unbind(), features=taken)
+            made = Forward(output, x, x, output, x, torch.empty(()), torch.empty(()), features=taken)
             torch.stack([term.value(made) for term in settings.terms.values()]).sum().backward()
     kept = {"AdamW": 2, "AdamW 8-bit": 0.5, "gradient descent": 0}[settings.optimization.optimizer]
     return with_rest(counted.peak + kept * sum(4 * weight.numel() for weight in learned))
