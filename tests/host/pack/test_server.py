@@ -43,6 +43,41 @@ NODES = (
 )  # the ids are a contract with saved workflows: none leaves this list
 
 
+# Defaults of settings that shape a result: the papers' unless said otherwise.
+DEFAULTS = {
+    "STAMFFAMPatch": {"preset": "EI²", "r": 4, "downsample": "area", "spatial": "as preset", "temporal": "as preset"},
+    "OneShotTune": {  # EI²'s; a smoothing loss with its paper's weight
+        "steps": 500,
+        "learning_rate": 3e-5,
+        "smoothing": "none",
+        "smoothing_weight": -1,
+        "consistency_weight": 0,
+    },
+    "TuningOptions": {  # Tune-A-Video's code's
+        "schedule": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1,
+        "min_snr_gamma": 0,
+        "backward_weight": 0.5,  # INR Smooth's, as the next
+        "forward_weight": 0.5,
+        "coupling": "pairwise",
+    },
+    "INRBidirectionalDDIMInversion": {  # INR Smooth's gamma; DDIM inversion as Tune-A-Video's code does it
+        "steps": 50,
+        "gamma": 0.5,
+        "direction": "both",
+        "label": "next",
+        "cfg": 1,
+        "denoise": 0,  # ours: matched to the latent's size
+    },
+    "SmoothSample": {"cfg": 7.5, "cfg_end": 1, "cfg_rescale": 0, "eta": 0},
+    "InterframeNoiseRelation": {"strength": 0.5, "start": 0, "end": 0.8, "passes": 8},  # ours, chosen by measurement
+    "AttentionControl": {"cross": "refine", "cross_end": 0.8, "self_attention": "replace", "self_end": 0.5},
+    "TunePromptTokens": {"shared_tokens": 4, "frame_tokens": 2, "steps": 300, "learning_rate": 1e-2},
+}
+
+
 @pytest.fixture(scope="module")
 def infos(host: Host) -> dict:
     return {name: info for name, info in host.object_info().items() if name.startswith(PREFIX)}
@@ -69,6 +104,12 @@ def test_every_node_is_in_the_packs_category_and_described(infos: dict) -> None:
     for name, info in infos.items():
         assert info["category"].startswith("Consistent Video/"), name
         assert info["description"], name
+
+
+@pytest.mark.parametrize("node", DEFAULTS)
+def test_the_defaults_are_these(infos: dict, node: str) -> None:
+    specs = list_specs(infos[PREFIX + node])
+    assert {name: specs[name][1].get("default") for name in DEFAULTS[node]} == DEFAULTS[node]
 
 
 def test_every_input_and_output_has_a_tooltip(infos: dict) -> None:
