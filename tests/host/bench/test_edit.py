@@ -28,7 +28,7 @@ def editing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespa
 
 
 def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
-    names = (methods.REFERENCE, methods.FFAM, methods.EI2, methods.MOTION)
+    names = (methods.REFERENCE, methods.EI2, methods.MOTION)
     for module in (edit, edit_cost):
         monkeypatch.setattr(module, "METHODS", {name: methods.METHODS[name] for name in names})
     brief: dict[str, str] = {}
@@ -45,7 +45,7 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     rows = [row for own in given[0][2].values() for row in own]
     drawn = [(row["method"], row["seed"]) for row in rows]
     assert len(set(drawn)) == len(drawn)
-    once = {*methods.BOUNDS, methods.REFERENCE, methods.FFAM}
+    once = {*methods.BOUNDS, methods.REFERENCE}
     assert {name for name, seed in drawn if seed == 1} == {methods.EI2, methods.MOTION}
     assert {name for name, seed in drawn if seed == 0} == once | {methods.EI2, methods.MOTION}
     by_name = {row["method"]: row for row in rows if row["seed"] == 0}
@@ -57,7 +57,7 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     assert by_name[methods.REFERENCE]["cost"] == 1 and by_name[methods.REFERENCE]["tuning_cost"] is None
     assert by_name[methods.EI2]["tuning_cost"] == pytest.approx(by_name[methods.MOTION]["tuning_cost"]), "tuned once"
     assert by_name[methods.EI2]["memory"] > by_name[methods.REFERENCE]["memory"] > 0, "tuning takes memory"
-    assert by_name[methods.FFAM]["reconstruction"] > 15 and by_name[methods.FFAM]["mean_shift"] is None
+    assert by_name[methods.REFERENCE]["reconstruction"] > 15 and by_name[methods.REFERENCE]["mean_shift"] is None
     assert by_name[methods.EI2]["mean_shift"] > 0 and nothing["reconstruction"] is None
     moved = by_name[methods.MOTION]
     assert (moved["passes"], moved["end"]) == (TAKEN["passes"], TAKEN["end"]) and moved["denoise"] == methods.MATCHED

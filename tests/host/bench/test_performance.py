@@ -84,12 +84,9 @@ def test_performance_runs_every_part(monkeypatch) -> None:
     assert not command.main() and ran == ["memory"]
 
 
-def test_more_frames_and_tokens_take_more_memory(tiny) -> None:
-    few, ours, checkpointed, code = (
-        tune.tuning_peak("cpu", memory.WAYS[name], frames, 24)
-        for name, frames in ((tune.OURS, 2), (tune.OURS, 4), (tune.OURS_CHECKPOINTED, 4), (tune.CODE, 4))
-    )
-    assert few < ours < code and checkpointed < ours
+def test_tune_a_videos_code_takes_more_memory(tiny) -> None:
+    ours, code = (tune.tuning_peak("cpu", memory.WAYS[name], 3, 24) for name in (tune.OURS, tune.CODE))
+    assert ours < code
 
 
 @pytest.mark.parametrize("what", [tune.OURS_CHUNKED, tune.OURS_CHECKPOINTED])

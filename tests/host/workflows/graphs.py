@@ -13,14 +13,11 @@ from consistent_video.scripts.workflow import find_node, set_values, to_prompt
 
 SIDE = 64  # pixels, half of the demo clips'
 PATIENCE = 900  # seconds; a loaded machine is many times slower
-QUICK = {
-    **{(title, "steps"): 3 for title in ("Tune", "Tokens", "Invert", "Invert to reconstruct")},
-    ("Preview", "every"): 2,
-    ("Preview", "preview_steps"): 2,
-}
+WALKED = ("Tune", "Tokens", "Invert", "Invert to reconstruct")  # titles of nodes that take steps
+PREVIEWED = {("Preview", "every"): 2, ("Preview", "preview_steps"): 2}
 
 
-def load_workflow(host: Host, name: str, **values) -> dict:
+def load_workflow(host: Host, name: str, steps: int = 3, **values) -> dict:
     """Return the prompt of a workflow, of its demo twin for "demo_", with few steps and values by "Title.input"."""
     path, info = ROOT / "workflows" / f"{name}.json", host.object_info()
     if path.is_file():
@@ -29,7 +26,8 @@ def load_workflow(host: Host, name: str, **values) -> dict:
         workflow = build(describe_demo(name.removeprefix("demo_")), info)
     prompt = to_prompt(workflow, info)
     titles = {node["_meta"]["title"]: node["inputs"] for node in prompt.values()}
-    quick = {(title, key): value for (title, key), value in QUICK.items() if key in titles.get(title, {})}
+    quick = {(title, "steps"): steps for title in WALKED} | PREVIEWED
+    quick = {(title, key): value for (title, key), value in quick.items() if key in titles.get(title, {})}
     return set_values(prompt, {**quick, **{tuple(key.split(".")): value for key, value in values.items()}})
 
 
