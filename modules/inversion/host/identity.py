@@ -35,7 +35,7 @@ def model_digest(model: ModelPatcher) -> str:
     ]
     digest = hashlib.sha256()
     for found in flatten(parts):
-        digest.update(found)
+        digest.update(found + b"\n")
     return digest.hexdigest()
 
 
@@ -43,8 +43,8 @@ def flatten(part: Any) -> Iterator[bytes]:
     """Yield bytes that identify a part of a model; of a tensor its shape and values at equal distances."""
     if isinstance(part, Tensor):
         flat = part.detach().reshape(-1)
-        yield str(tuple(part.shape)).encode()
-        yield flat[:: max(1, flat.numel() // SAMPLED)].float().cpu().numpy().tobytes()
+        values = flat[:: max(1, flat.numel() // SAMPLED)].float().cpu().numpy()
+        yield f"{tuple(part.shape)} ".encode() + values.tobytes()
     elif isinstance(part, WeightAdapterBase):
         yield from flatten(part.weights)
     elif isinstance(part, list | tuple):

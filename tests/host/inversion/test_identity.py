@@ -118,5 +118,5 @@ def test_an_image_model_is_told_to_be_inflated() -> None:
 
 def test_the_digest_looks_at_some_of_a_weight() -> None:
     (said,) = identity.flatten(torch.arange(24000.0).reshape(20, 1200))
-    shape, values = said.split(" [")
-    assert shape == "(20, 1200)" and identity.SAMPLED <= len(values.split(",")) < 2 * identity.SAMPLED
+    shape, values = said.split(b") ", 1)
+    assert shape == b"(20, 1200" and identity.SAMPLED <= len(values) / 4 < 2 * identity.SAMPLED
