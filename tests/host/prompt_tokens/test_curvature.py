@@ -38,7 +38,7 @@ def test_curvature_is_that_of_the_whole_hessian() -> None:
     """With few numbers learned, so that the Hessian can be written down column by column."""
     with torch.inference_mode(False), torch.enable_grad(), private_copy(clip_model()) as copy:
         tuning = PromptTuning(copy, clip_model(), TuneInputs(SOURCE, clip_latent()), SETTINGS, PromptSettings(1, 0))
-        with mock.patch.object(prompt_tokens, "ITERATIONS", 40), mock.patch.object(prompt_tokens, "LEVELS", (0.5,)):
+        with mock.patch.object(prompt_tokens, "ITERATIONS", 20), mock.patch.object(prompt_tokens, "LEVELS", (0.5,)):
             (found,) = measure_curvatures(tuning)
         with tuning.tuner.whole_step():
             drawn = tuning.tuner.draw(500)
