@@ -9,7 +9,7 @@ from ..modules.diffusion.ddim import Label
 from ..modules.files.host import INVERSIONS, stamp
 from ..modules.files.strict_json import to_json
 from ..modules.inversion.host.invert import INVERSION, inversion_of, invert_clip, to_latent
-from ..modules.inversion.inversion import InversionSettings, Noise, Start
+from ..modules.inversion.inversion import InversionSettings, Method, Noise, Start
 from ..modules.inversion.noise_relation import Reading
 from .shelves import INVERTED
 from .types import ADVANCED, MENU, PREFIX, cfg_input, file_input, part_input, prefix_input, saved_at, seed_input
@@ -110,7 +110,7 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     tooltip="Added noise in equations 24 and 25: implied by the inverted clip, which keeps its motion, "
                     "or fresh Gaussian noise, which does not.",
                 ),
-                seed_input("Seed for the Gaussian noise.", **ADVANCED),
+                seed_input("Seed for the Gaussian noise, and for edit-friendly DDPM.", **ADVANCED),
                 io.Combo.Input(
                     "start",
                     options=list(get_args(Start)),
@@ -126,6 +126,15 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     **ADVANCED,
                     tooltip="End the walk at noise level 0 instead of the first timestep's, as diffusers' parameter of "
                     "this name. Stable Diffusion's scheduler has it off.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=list(get_args(Method)),
+                    default="DDIM",
+                    **ADVANCED,
+                    tooltip="What is inverted. DDIM: deterministic sampling. Edit-friendly DDPM: ancestral sampling, "
+                    "whose noise of each step is found for this clip; it reconstructs exactly at CFG 1, whatever the "
+                    "number of steps, and the edit keeps more of the clip. Its seed is the one above.",
                 ),
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="Other side of the guidance of the inversion; for cfg above 1."

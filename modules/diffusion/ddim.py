@@ -138,12 +138,14 @@ class SamplingOptions:
         on_state: (index of the noise level reached, state there) -> the state to go on with.
         eta: 0 = deterministic, 1 = ancestral.
         generator: of the fresh noise where eta is above 0, on the CPU.
+        noise_of: step -> what it adds instead of fresh noise; None = fresh noise.
     """
 
     on_eps: OnEps = lambda step, x, eps: eps
     on_state: Callable[[int, Tensor], Tensor] = lambda level, x: x
     eta: float = 0.0
     generator: torch.Generator | None = None
+    noise_of: Callable[[int], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,10 @@ def sample_ddim(model, x, sigmas, extra_args=None, callback=None, disable=None, 
         down, up = split_step(sigma, sigma_next, options.eta)
         x = ddim_step(x, eps, sigma, down)
 
-        # Add fresh noise.
-        if options.eta and sigma_next > 0:
+        # Add noise.
+        if options.noise_of is not None:
+            x = x + options.noise_of(i).to(x)
+        elif options.eta and sigma_next > 0:
             x = x + up * torch.randn(x.shape, generator=options.generator).to(x)
 
         x = options.on_state(i + 1, x)

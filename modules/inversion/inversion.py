@@ -12,6 +12,7 @@ from .noise_relation import Direction, Reading, implied_noise, smooth_noise, wit
 
 Noise = Literal["implied", "Gaussian"]
 Start = Literal["inverted latent", "clean latent", "every step"]
+Method = Literal["DDIM", "edit-friendly DDPM"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class InversionSettings:
         refinements: fixed-point iterations of each step.
         denoise: the part of the noise levels that is walked, 0 = matched to the latent's size.
         set_alpha_to_one: whether the walk ends at noise level 0, see `schedule.ddim_sigmas`.
+        method: what is inverted, deterministic sampling or ancestral, whose noise the seed then is of as well.
+
+    Raises:
+        ValueError: the method has no such settings.
     """
 
     steps: int = 50
@@ -45,6 +50,23 @@ class InversionSettings:
     refinements: int = 0
     denoise: float = 0.0
     set_alpha_to_one: bool = False
+    method: Method = "DDIM"
+
+    def __post_init__(self) -> None:
+        given = {"label": (self.label, "next"), "refinements": (self.refinements, 0)}
+        wrong = [f"{name} {value}" for name, (value, own) in given.items() if value != own]
+        wrong += ["start every step"] if self.start == "every step" else []
+        if self.method != "DDIM" and wrong:
+            raise ValueError(
+                f"{' and '.join(wrong)} belongs to DDIM inversion and has no meaning where method is {self.method}: it "
+                "walks along no predicted noise. Set label to next, refinements to 0 and start to inverted latent, or "
+                "method to DDIM."
+            )
+
+    @property
+    def is_ancestral(self) -> bool:
+        """Whether sampling adds noise at each step, that of the clip."""
+        return self.method != "DDIM"
 
     def relates(self, frames: int) -> bool:
         """Whether the noise relation changes anything in a clip of some frames; else it is plain DDIM inversion."""
@@ -100,8 +122,8 @@ class Inversion:
 
     Attributes:
         sigmas: noise levels to sample with, descending, shape (steps + 1,).
-        noises: what the inversion went along, in the order of sampling, shape (steps, f, c, h, w), model latent,
-            float16.
+        noises: what the inversion went along or, of ancestral sampling, predicted of each state; in the order of
+            sampling, shape (steps, f, c, h, w), model latent, float16.
         source: VAE latent that was inverted, shape (f, c, h, w).
         start: VAE latent that sampling starts from, at sigmas[0].
         settings: of the inversion.

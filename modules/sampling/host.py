@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
@@ -15,6 +15,7 @@ from torch import Tensor
 from ..clip_model.host.evolved import sets_guidance
 from ..clip_model.host.settings import KEY
 from ..diffusion.ddim import SamplingOptions, sample_ddim, state_to_latent
+from ..diffusion.ddpm import step_noise
 from ..diffusion.host.latent import to_positions
 from ..diffusion.host.run import ClipSampler, run_sampler, warn_of_frames
 from ..inversion.host.foreign import MASKED
@@ -226,6 +227,11 @@ class InvertedClipSampler(ClipSampler):
                 "of the inversion. The first is to be below the second, which ends with them or is 0. Set both to 0 "
                 "for all steps."
             )
+        if inversion.settings.is_ancestral and self.settings.eta:
+            raise ValueError(
+                f"eta {self.settings.eta:g} adds noise at each step, and the inversion ({inversion.settings.method}) "
+                "holds the clip's own noise of each. Set eta to 0, or invert by DDIM."
+            )
         self.sigmas = inversion.sigmas[start : end + 1]
         self.report: dict[str, list[float]] = {}
 
@@ -265,8 +271,15 @@ class InvertedClipSampler(ClipSampler):
                 return x
 
             reach(settings.start_step / inversion.steps)
-            generator = torch.Generator().manual_seed(settings.seed)
-            self.extra_options = {"options": SamplingOptions(relating, on_state, settings.eta, generator)}
+            generator, first = torch.Generator().manual_seed(settings.seed), settings.start_step
+            options = SamplingOptions(relating, on_state, settings.eta, generator)
+            if inversion.settings.is_ancestral:
+                options = replace(
+                    options,
+                    eta=1.0,
+                    noise_of=lambda step: step_noise(states, inversion.noises, inversion.sigmas, step + first),
+                )
+            self.extra_options = {"options": options}
             given = model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
             try:
                 sampled = super().sample(*given)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...clip_model.host.settings import clip_settings
 from ...diffusion.ddim import InversionOptions, ddim_trajectory, latent_to_state, sample_ddim_inversion
+from ...diffusion.ddpm import noised_states, sample_ddpm_inversion
 from ...diffusion.host.latent import (
     INVERSION,
     clip_latent,
@@ -26,15 +27,17 @@ from .identity import model_digest
 
 
 @torch.no_grad()
-def invert_latent(model, x, sigmas, *given, **named):
-    """Invert a clean latent, which is how the host hands a clip in; see `ddim.sample_ddim_inversion`."""
+def invert_latent(model, x, sigmas, *given, seed=None, **named):
+    """Invert a clean latent, which is how the host hands a clip in, by DDIM or, with a seed, by DDPM; see there."""
+    if seed is not None:
+        return sample_ddpm_inversion(model, x, sigmas, *given, seed=seed, **named)
     return sample_ddim_inversion(model, latent_to_state(x, sigmas[0]), sigmas, *given, **named)
 
 
 def invert_clip(
     model: ModelPatcher, positive: list, negative: list, latent: dict[str, Any], settings: InversionSettings
 ) -> dict[str, Any]:
-    """Invert a clip by DDIM and smooth its noise by the interframe noise relation, INR Smooth (23-26).
+    """Invert a clip and smooth its noise by the interframe noise relation, INR Smooth (23-26).
 
     Plain DDIM inversion reconstructs. The relation moves the start of sampling by what it changes in the noise, x_T +
     sigma_T (smoothed noise - eps_inv), where eps_inv is the noise the UNet predicts at the last step: it is the
@@ -58,7 +61,8 @@ def invert_clip(
     sigmas = ddim_sigmas(table, settings.steps, settings.denoise, settings.set_alpha_to_one)
     relation = Relation(settings, sigmas.flip(0))
     options = InversionOptions(prediction_of(model), settings.label, settings.refinements, relation)
-    sampler = ClipSampler(invert_latent, {"options": options})
+    seed = settings.seed if settings.is_ancestral else None
+    sampler = ClipSampler(invert_latent, {"options": options, "seed": seed})
     start = run_sampler(model, samples, sampler, sigmas.flip(0), settings.cfg, positive, negative)
     if settings.relates(len(samples)) and settings.start != "every step":
         x, clean = (model.model.process_latent_in(latents.float()) for latents in (start, samples))
@@ -72,6 +76,8 @@ def invert_clip(
 def trajectory(model: BaseModel, inversion: Inversion) -> Tensor:
     """Return the states that the inversion went through, model latent, one for each of its sigmas, noise first."""
     clean = model.process_latent_in(inversion.source.float())
+    if inversion.settings.is_ancestral:
+        return noised_states(clean, inversion.sigmas, inversion.settings.seed)
     return ddim_trajectory(clean, inversion.noises, inversion.sigmas)
 
 

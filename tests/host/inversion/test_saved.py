@@ -31,7 +31,14 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert torch.equal(same, value) if isinstance(value, Tensor) else same == value
 
 
-@pytest.mark.parametrize("how", [{}, {"gamma": 0.6, "start": "every step", "noise": "Gaussian"}])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"gamma": 0.6, "start": "every step", "noise": "Gaussian"},
+        {"method": "edit-friendly DDPM", "seed": 3},
+    ],
+)
 def test_a_saved_inversion_is_sampled_as_the_one_that_was_saved(model, latent, folder, how: dict) -> None:
     settings = {"relation": relation(), "mask": left_half(), "start_step": 1}
     with torch.inference_mode():
