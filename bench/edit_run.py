@@ -122,7 +122,13 @@ class Bench:
         """Return the inversion of a method; where `shares` is set, one that another method made alike."""
         how = METHODS[case.method]
         settings = InversionSettings(
-            case.ddim_steps, how.gamma, how.direction, how.reading, start=how.start, denoise=case.denoise
+            case.ddim_steps,
+            how.gamma,
+            how.direction,
+            how.reading,
+            start=how.start,
+            denoise=case.denoise,
+            method=how.inversion,
         )
         tuned = (case.steps, case.rate, case.value if how.model.smoothing != "none" else 0.0) if how.draws else ()
         key = how.model, how.tokens, tuned, settings

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..modules.attention_control.host.call import SelfAttention
 from ..modules.clip_model.methods import EI2, FULL, NORMS, PER_FRAME, TUNE_A_VIDEO_PRESET
+from ..modules.inversion.inversion import Method as InversionMethod
 from ..modules.inversion.inversion import Start
 from ..modules.inversion.noise_relation import Direction, Reading
 from ..modules.tuning.losses.smoothing import Smoothing
@@ -46,8 +47,9 @@ class Method:
 
     Attributes:
         model: how its model is made.
-        gamma, direction, reading, start: of the interframe noise relation in the inversion; plain DDIM inversion where
+        gamma, direction, reading, start: of the interframe noise relation in the inversion; plain inversion where
             gamma is 0.
+        inversion: its method.
         relation: at sampling: "", "plain", or "motion" along the clip's flow.
         from_source: whether guidance leads away from the source prompt, which then is the negative, and not from the
             empty prompt.
@@ -64,6 +66,7 @@ class Method:
     direction: Direction = "none"
     reading: Reading = "mean"
     start: Start = "inverted latent"
+    inversion: InversionMethod = "DDIM"
     relation: str = ""
     from_source: bool = True
     control: SelfAttention | None = None
@@ -107,6 +110,7 @@ PLAIN, MOTION = "EI² + relation, plain", "EI² + relation, motion"
 DEFAULT, FREE_CONTROL = "FFAM + relation, motion", "FFAM + prompt-to-prompt"  # the default graph needs no tuning
 OLD, GUIDED = "FFAM, from the highest level, empty negative", "FFAM, guided to the end"
 EMPTY, FREER = f"{DEFAULT}, empty negative", f"{DEFAULT}, freer"
+DDPM = "FFAM, DDPM inversion"
 WAYS: tuple[Direction, ...] = ("forward", "backward", "both")
 BASE: dict[str, Any] = {"model": untuned(), "relation": "motion"}
 
@@ -128,6 +132,8 @@ METHODS: dict[str, Method] = {
     EMPTY: Method(own=(("cfg", 7.5),), from_source=False, **BASE),
     # what the workflows advise for another background
     FREER: Method(own=(("denoise", 0.8), ("cfg", 5.0), ("cfg_end", 0.6)), quick=False, **BASE),
+    DDPM: Method(untuned(), inversion="edit-friendly DDPM", quick=False),
+    f"{DEFAULT}, DDPM inversion": Method(inversion="edit-friendly DDPM", quick=False, **BASE),
     FREE_CONTROL: Method(untuned(), control="replace", takes="control_end"),
     "FFAM + FateZero's fusion": Method(untuned(), control="fusion", takes="control_end", quick=False),
     "FFAM + prompt-to-prompt + relation": Method(control="replace", takes="control_end", quick=False, **BASE),

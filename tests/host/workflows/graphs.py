@@ -52,7 +52,7 @@ SD15 = {  # in this order: the first save what the others load
     "tuning_settings": {"Tune.steps": 2, "Tune.snapshots": "", "Options.warmup_steps": 1, "Save tune.with_state": True}
     | {"Region.x": 8, "Region.y": 8}
     | {f"{title}.{side}": 64 for title in ("Nothing", "Rectangle") for side in ("width", "height")},
-    "resume_tune": {"Load tune.tune_name": "clip_00002_.safetensors", "Tune.snapshots": ""},
+    "resume_tune": {"Load tune.tune_name": "clip_00002_.safetensors", "Tune.steps": 3, "Tune.snapshots": ""},
     "tune_a_video": {},
     "import_tune_a_video": {},
     "prompt_tokens": {"Tokens.advise_learning_rate": False},
