@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,10 +30,16 @@ OPTIONAL = {"bitsandbytes", "torchmetrics"}  # extras of pyproject.toml, with a 
 FILES = sorted(path.relative_to(ROOT) for part in PARTS for path in (ROOT / part).rglob("*.py"))
 
 
+@cache
+def read_nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Return all of a file's syntax."""
+    return tuple(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
+
+
 def list_imports(path: Path) -> Iterator[str]:
     """Yield every import of a file as a path from the root, e.g. "modules/frames", or as an outside module's name."""
     package = path.parent.parts
-    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+    for node in read_nodes(path):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -119,7 +126,7 @@ def list_larger(path: Path) -> Iterator[str]:
     text = (ROOT / path).read_text(encoding="utf-8")
     if text.count("\n") > FILE_LINES:
         yield "the file"
-    for node in ast.walk(ast.parse(text)):
+    for node in read_nodes(path):
         if (
             not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
             or is_within(path, "nodes")
