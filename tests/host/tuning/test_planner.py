@@ -67,7 +67,6 @@ def exact(monkeypatch) -> None:
         (EI2, False, True, "fp32", {"consistency_weight": 1.0, "consistency_part": "all"}),
         (EI2, True, True, "bf16", {}),
         (FULL, False, False, "bf16", {}),
-        (FULL, True, True, "fp32", {}),
         (PER_FRAME, True, False, "bf16", {}),
         (PER_FRAME, False, True, "fp32", {"smoothing": "INR"}),
     ],
