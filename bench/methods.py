@@ -110,7 +110,7 @@ PLAIN, MOTION = "EI² + relation, plain", "EI² + relation, motion"
 DEFAULT, FREE_CONTROL = "FFAM + relation, motion", "FFAM + prompt-to-prompt"  # the default graph needs no tuning
 OLD, GUIDED = "FFAM, from the highest level, empty negative", "FFAM, guided to the end"
 EMPTY, FREER = f"{DEFAULT}, empty negative", f"{DEFAULT}, freer"
-DDPM = "FFAM, DDPM inversion"
+DDPM, TIED_DDPM = "FFAM, DDPM inversion", f"{DEFAULT}, DDPM inversion"
 WAYS: tuple[Direction, ...] = ("forward", "backward", "both")
 BASE: dict[str, Any] = {"model": untuned(), "relation": "motion"}
 
@@ -130,10 +130,10 @@ METHODS: dict[str, Method] = {
     "FFAM + relation, plain": Method(untuned(), relation="plain", quick=False),
     DEFAULT: Method(**BASE),
     EMPTY: Method(own=(("cfg", 7.5),), from_source=False, **BASE),
-    # what the workflows advise for another background
+    # what the help advises for edits of texture
     FREER: Method(own=(("denoise", 0.8), ("cfg", 5.0), ("cfg_end", 0.6)), quick=False, **BASE),
     DDPM: Method(untuned(), inversion="edit-friendly DDPM", quick=False),
-    f"{DEFAULT}, DDPM inversion": Method(inversion="edit-friendly DDPM", quick=False, **BASE),
+    TIED_DDPM: Method(inversion="edit-friendly DDPM", quick=False, **BASE),
     FREE_CONTROL: Method(untuned(), control="replace", takes="control_end"),
     "FFAM + FateZero's fusion": Method(untuned(), control="fusion", takes="control_end", quick=False),
     "FFAM + prompt-to-prompt + relation": Method(control="replace", takes="control_end", quick=False, **BASE),
@@ -207,7 +207,7 @@ CHOICES = (
     Choice(("smooth_weight",), SMOOTH_VIDEO, ((0.2,), (2.0,))),
 )
 CHOSEN = {"cfg": CFG, "cfg_end": CFG_END, **RELATION}  # what the search led to, where it differs from its beginning
-SHOWN = (*BOUNDS, REFERENCE, OLD, FFAM, DEFAULT, FREER, FREE_CONTROL, "Tune-A-Video", EI2, INR, MOTION)
+SHOWN = (*BOUNDS, REFERENCE, OLD, FFAM, DEFAULT, FREER, TIED_DDPM, FREE_CONTROL, "Tune-A-Video", EI2, INR, MOTION)
 TEXTURE_LOST, GHOSTS_ADDED, COST_ADDED = 0.05, 0.02, 0.1
 OBEYED_LOST, MOTION_ADDED = 0.05, 1.0  # share; pixels
 

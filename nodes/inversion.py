@@ -134,8 +134,8 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     **ADVANCED,
                     tooltip="What is inverted. DDIM: deterministic sampling. Edit-friendly DDPM: ancestral sampling, "
                     "whose noise of each step is found for this clip; it reconstructs exactly at CFG 1, whatever the "
-                    "number of steps. The frames' noises are independent, so that edits flicker more. Its seed is the "
-                    "one above.",
+                    "number of steps. Each frame's noise is its own: edits follow the prompt more, above all in the "
+                    "background, and flicker more. Its seed is the one above.",
                 ),
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="Other side of the guidance of the inversion; for cfg above 1."

@@ -55,8 +55,8 @@ def edit(task: Task) -> Workflow:
         Group(
             "3 Invert",
             "Done once for the clip: another edited prompt runs the sampling only. denoise: more leaves the edit "
-            "freer, less keeps more of the clip; 0 matches it to the size, which suits edits of an object. Another "
-            "background is harder: try 0.8 to 1, and in Edit a cfg of 5 and a cfg_end of 0.6.",
+            "freer, less keeps more of the clip; 0 matches it to the size, which suits edits of an object. For another "
+            "background set method to edit-friendly DDPM, which flickers more.",
         ),
         invert_source("Patch"),
         show("Inversion report", "Invert"),
