@@ -15,7 +15,7 @@ from ..modules.tuning.host.apply import apply_tune
 from ..modules.tuning.host.progress import TuningProgress
 from ..modules.tuning.host.training import tune_model
 from ..modules.tuning.host.tune_inputs import TuneInputs
-from ..modules.tuning.losses.smoothing import Smoothing
+from ..modules.tuning.losses.smoothing import OWN_WEIGHTS, Smoothing
 from ..modules.tuning.settings import TuneSettings, read_steps
 from .shelves import TUNES
 from .types import ADVANCED, MENU, PREFIX, Tune, TuningOptions, TuningPreview, seed_input
@@ -56,10 +56,12 @@ def loss_inputs() -> list[io.Input]:
     ]
 
 
-def read_losses(smoothing_weight: float = -1.0, consistency_blocks: Part = "middle", **others: Any) -> dict[str, Any]:
-    """Return what `loss_inputs` were set to by the names of the settings."""
-    weight = None if smoothing_weight < 0 else smoothing_weight
-    return {"smoothing_weight": weight, "consistency_part": consistency_blocks, **others}
+def read_losses(
+    smoothing: Smoothing = "none", smoothing_weight: float = -1.0, consistency_blocks: Part = "middle", **others: Any
+) -> dict[str, Any]:
+    """Return what `loss_inputs` were set to by the names of the settings; a weight of its paper's as the number."""
+    weight = OWN_WEIGHTS.get(smoothing) if smoothing_weight < 0 else smoothing_weight
+    return {"smoothing": smoothing, "smoothing_weight": weight, "consistency_part": consistency_blocks, **others}
 
 
 def consistency_inputs() -> list[io.Input]:

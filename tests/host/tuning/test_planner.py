@@ -189,9 +189,10 @@ def test_what_is_planned_with_a_loss_can_be_tuned_with_it(model, monkeypatch) ->
     with torch.inference_mode():
         planned, *_, given = FitPlanner.execute(model, clip_latent(6), budget, SETTINGS, smoothing="SmoothVideo").args
         assert planned == least.changed(frames_per_step=3)
-        chosen = {"snapshots": "", "smoothing": "SmoothVideo", "smoothing_weight": 0.2, "options": planned}
+        chosen = {"snapshots": "", "smoothing": "SmoothVideo", "options": planned}
         tune = OneShotTune.execute(given, SOURCE, clip_latent(6), 2, learning_rate=1e-3, seed=0, **chosen).args[1]
     assert len(tune.info["smoothing_loss"]) == 2 and tune.info["frames_per_step"] == 3
+    assert tune.info["smoothing_weight"] == 0.2, "its paper's, as a number"
 
 
 @pytest.mark.parametrize("family", ["SD2.x", "SDXL"])
