@@ -43,6 +43,8 @@ def make_parser() -> argparse.ArgumentParser:
         add_performance(commands.add_parser(name, help=says, description=f"Measure {says}; writes its section."))
     add_performance(commands.add_parser(ALL, help=f"{', '.join(PERFORMANCE)}: one after another"))
     add_clips(commands.add_parser("clips", help="real clips, by any SD1.x checkpoint in running ComfyUI servers"))
+    add_papers(commands.add_parser("papers", help="the systems and tables of the papers, on drawn or on real clips"))
+    add_vote(commands.add_parser("vote", help="a page for a blind vote between the edits that `clips` made"))
     add_edit(commands.add_parser("edit", help="every method on drawn clips that the model never saw, and verdicts"))
     return parser
 
@@ -86,18 +88,51 @@ def add_clips(command: argparse.ArgumentParser) -> None:
     command.add_argument("--folder", type=Path, required=True, help="with the videos, in subfolders too")
     command.add_argument("--checkpoint", type=Path, required=True, help='an SD1.x checkpoint, or "demo"')
     command.add_argument("--prompts", type=Path, required=True, help="LOVEU-TGVE's table, as JSON or CSV")
-    command.add_argument("--methods", nargs="+", default=[], help="names of methods (default all)")
-    command.add_argument("--frames", type=int, default=8, help="from the start of a clip (default 8)")
-    command.add_argument("--size", type=int, default=512, help="side of the central square in pixels (default 512)")
-    command.add_argument("--steps", type=int, default=500, help="of the tuning (default 500)")
-    command.add_argument("--learning-rate", type=float, default=3e-5, help="of the tuning (default 3e-5)")
+    command.add_argument("--methods", nargs="+", default=[], help="names of methods or systems (default all methods)")
+    add_runs(command, steps=500, learning_rate=3e-5, size=512, ddim_steps=50)
+    add_outputs(command, environment.ROOT / "output" / "clips.md")
+
+
+def add_papers(command: argparse.ArgumentParser) -> None:
+    """Add what `papers` takes."""
+    given = "; without it clips are drawn, for the demo model"
+    command.add_argument("--folder", type=Path, help=f"with videos, in subfolders too{given}")
+    command.add_argument("--checkpoint", type=Path, help='with --folder: an SD1.x checkpoint, or "demo"')
+    command.add_argument("--prompts", type=Path, help="with --folder: LOVEU-TGVE's table, as JSON or CSV")
+    command.add_argument("--clips-of-kind", type=int, default=1, help="drawn clips of each kind (default 1)")
+    command.add_argument("--kinds", nargs="+", default=(), help="of edits of drawn clips: colour, ... (default all)")
+    command.add_argument("--tables", nargs="+", default=[], help="part of the title of each (default all)")
+    add_runs(command, steps=100, learning_rate=3e-4, size=128, ddim_steps=20)
+    add_outputs(command, DOCS / "papers.md")
+
+
+def add_runs(command: argparse.ArgumentParser, steps: int, learning_rate: float, size: int, ddim_steps: int) -> None:
+    """Add how edits through servers are worked on and judged."""
+    command.add_argument("--frames", type=int, default=8, help="from the start of a real clip (default 8)")
+    command.add_argument(
+        "--size", type=int, default=size, help=f"side of the central square in pixels (default {size})"
+    )
+    command.add_argument("--steps", type=int, default=steps, help=f"of the tuning (default {steps})")
+    command.add_argument(
+        "--learning-rate", type=float, default=learning_rate, help=f"of the tuning (default {learning_rate:g})"
+    )
     command.add_argument("--clip-folder", type=Path, help="CLIP model in transformers' form, to measure")
     command.add_argument("--flow", default="variational", help="or a file in models/optical_flow (default variational)")
     command.add_argument("--lpips", default="", help="file in models/lpips")
     command.add_argument("--servers", nargs="+", default=[], help="addresses of ComfyUI servers with this pack")
     command.add_argument("--output", type=Path, default=environment.ROOT / "output" / "clips", help="for the videos")
-    command.add_argument("--ddim-steps", type=int, default=50, help="of inversion and sampling (default 50)")
-    add_outputs(command, environment.ROOT / "output" / "clips.md")
+    command.add_argument(
+        "--ddim-steps", type=int, default=ddim_steps, help=f"of inversion and sampling (default {ddim_steps})"
+    )
+
+
+def add_vote(command: argparse.ArgumentParser) -> None:
+    """Add what `vote` takes."""
+    command.add_argument("--folder", type=Path, required=True, help="with the source videos, in subfolders too")
+    command.add_argument("--methods", nargs="+", required=True, help="names of methods, two or more")
+    command.add_argument("--output", type=Path, default=environment.ROOT / "output" / "clips", help="of `clips`")
+    command.add_argument("--page", type=Path, default=environment.ROOT / "output" / "vote", help="folder to write")
+    command.add_argument("--state", type=Path, default=STATE, help="folder of the rows that are done")
 
 
 def main() -> int:

@@ -5,15 +5,15 @@ import csv
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..demo.clips import save_video
 from ..scripts.clips import fit_square, read_clip
-from ..scripts.graph import Group, Workflow, build
+from ..scripts.descriptions import DEMO_TASK, SD15_TASK
+from ..scripts.graph import Group, Workflow, build, inputs_of
 from ..scripts.parts import (
-    DEMO,
     INFLATE,
     PATCH,
     SOURCE,
@@ -27,7 +27,8 @@ from ..scripts.parts import (
     show,
 )
 from ..scripts.server import Server
-from ..scripts.workflow import find_node, to_prompt
+from ..scripts.systems import COMPARED, describe_system
+from ..scripts.workflow import default_value, find_node, to_prompt
 
 VIDEO, CAPTION = "Video name", "Our GT caption"
 KINDS = {
@@ -38,7 +39,7 @@ KINDS = {
 }
 ENDINGS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
 DEMO_MODEL = "demo"
-REVISION = 2  # raised when the same case is edited by another graph
+REVISION = 3  # raised when the same case is edited by another graph
 METHODS: dict[str, dict[str, Any]] = {
     "per frame": {"preset": "per frame"},
     "FFAM": {"preset": "EI²", "temporal": "none"},
@@ -134,31 +135,37 @@ def find_video(folder: Path, name: str) -> Path:
 
 def describe(case: Case) -> Workflow:
     """Return the graph of a case, for the builder of workflows."""
+    is_demo = case.checkpoint == DEMO_MODEL
+    known = DEMO_TASK if is_demo else replace(SD15_TASK, model=checkpoint(case.checkpoint))
+    tuning = {"steps": case.steps, "learning_rate": case.learning_rate}
+    task = replace(known, file=case.file, crop=None, before=case.before, after=case.after, tuning=tuning)
+    system = COMPARED.get(case.method)
+    method = describe_system(task, system, case.ddim_steps) if system else describe_method(task, case)
+    folder, flow, lpips = json.loads(case.judges)
+    judges = {"clip_folder": folder or "none", "lpips": lpips or "none", "flow": flow}
+    texts = {"source_text": case.before, "edit_text": case.after}
+    scorecard = ours("Scorecard", "EditScorecard", source=task.pixels, edited="Decode edit", **texts, **judges)
+    return [*method, *save("edit", "Edit"), scorecard, show("Figures", "Scorecard", "data")]
+
+
+def describe_method(task: Task, case: Case) -> Workflow:
+    """Return the graph of one of METHODS, to the latent of its edit."""
     how = METHODS[case.method]
-    model = DEMO if case.checkpoint == DEMO_MODEL else checkpoint(case.checkpoint)
-    task = Task(model, case.file, None, case.before, case.after, {}, {})
     clip_model = "Patch"
     nodes = [INFLATE, PATCH.but(**{key: value for key, value in how.items() if key in ("preset", "temporal")})]
     if how.get("tuned"):
-        values = {"steps": case.steps, "learning_rate": case.learning_rate, "smoothing": how.get("smoothing", "none")}
-        options = task.tuning_options(gradient_checkpointing=case.checkpoint != DEMO_MODEL)
-        nodes += [options, task.tune(options="Options", **values)]
+        nodes += [task.tuning_options(), task.tune(options="Options", smoothing=how.get("smoothing", "none"))]
         clip_model = "Tune"
     nodes.append(invert_source(clip_model, steps=case.ddim_steps))
-    texts = {"source_text": case.before, "edit_text": case.after}
     if how.get("control"):
         given = {"model": clip_model, "inversion": "Invert", "clip": "Model", "source_positive": SOURCE}
-        nodes.append(ours("Control", "AttentionControl", **given, **texts))
+        nodes.append(ours("Control", "AttentionControl", **given, source_text=case.before, edit_text=case.after))
         clip_model = "Control"
     if how.get("relation"):
         nodes += [*task.relation(), sample_tied(clip_model)]
     else:
         nodes.append(sample_edit(clip_model))
-    folder, flow, lpips = json.loads(case.judges)
-    judges = {"clip_folder": folder or "none", "lpips": lpips or "none", "flow": flow}
-    scorecard = ours("Scorecard", "EditScorecard", source=task.pixels, edited="Decode edit", **texts, **judges)
-    edit = [*save("edit", "Edit"), scorecard, show("Figures", "Scorecard", "data")]
-    return [*task.nodes(), Group(""), *nodes, *edit]
+    return [*task.nodes(), Group(""), *nodes]
 
 
 def run_case(server: Server, case: Case, folder: Path, output: Path) -> dict[str, Any]:
@@ -181,4 +188,20 @@ def run_case(server: Server, case: Case, folder: Path, output: Path) -> dict[str
     (output / f"{case.name}.mp4").write_bytes(video)
     seconds = {prompt[key]["_meta"]["title"]: round(value, 1) for key, value in run.seconds.items() if key in prompt}
     card = json.loads(run.text(find_node(prompt, "Figures")))
-    return {**asdict(case), **card, "seconds": {key: seconds.get(key) for key in ("Tune", "Invert", "Edit")}}
+    took = {key: seconds.get(key) for key in ("Tune", "Invert", "Edit")}
+    return {**asdict(case), **card, "seconds": took, "settings": list_settings(prompt, info)}
+
+
+def list_settings(prompt: dict[str, Any], info: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what the pack's nodes of a prompt were set to, by title, where it differs from their defaults."""
+    found = {}
+    for node in prompt.values():
+        kinds = {name: (kind, options) for name, kind, options in inputs_of(info[node["class_type"]])}
+        found[node["_meta"]["title"]] = {
+            name: value
+            for name, value in node["inputs"].items()
+            if node["class_type"].startswith("ConsistentVideo_")
+            and not isinstance(value, list)
+            and value != default_value(*kinds[name])
+        }
+    return {title: values for title, values in found.items() if values}

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import Queue
@@ -14,6 +14,7 @@ from ..scripts.edit import lend_file
 from ..scripts.environment import ROOT, comfyui_tree, link, say
 from ..scripts.host import Host, device_arguments
 from ..scripts.server import GraphError, HostError, Server
+from ..scripts.systems import COMPARED
 from ..scripts.workflow import WorkflowError
 from .clip_case import DEMO_MODEL, METHODS, Case, list_cases, run_case
 from .table import add_row, load_rows, mean_and_error, write_table
@@ -75,9 +76,18 @@ def start_host(base: Path, options: argparse.Namespace) -> Host:
 
 def measure_clips(options: argparse.Namespace) -> int:
     """Run what is not done yet, write the table, and list what failed; returns the exit status."""
-    unknown = set(options.methods) - set(METHODS)
+    rows, failures = complete(options)
+    options.document.parent.mkdir(parents=True, exist_ok=True)
+    options.document.write_text(make_document(rows, failures, options), encoding="utf-8")
+    say(f"Wrote {options.document}")
+    return int(bool(failures))
+
+
+def complete(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[Case, str]]:
+    """Run what is not done yet, and return the rows of all edits, and why some have none."""
+    unknown = set(options.methods) - {*METHODS, *COMPARED}
     if unknown:
-        sys.exit(f"--methods {', '.join(sorted(unknown))}: there are {', '.join(METHODS)}.")
+        sys.exit(f"--methods {', '.join(sorted(unknown))}: there are {', '.join([*METHODS, *COMPARED])}.")
     if not options.folder.is_dir():
         sys.exit(f"--folder: there is no folder {options.folder}.")
     if not (options.servers or str(options.checkpoint) == DEMO_MODEL or options.checkpoint.is_file()):
@@ -99,12 +109,13 @@ def measure_clips(options: argparse.Namespace) -> int:
             add_row(path, row)
             done[case] = row
     rows = [done[case] for case in cases if case in done]
-    options.document.parent.mkdir(parents=True, exist_ok=True)
-    options.document.write_text(make_document(rows, failures, options), encoding="utf-8")
-    for case, reason in failures.items():
-        say(f"Failed: {case.video}, {case.kind}, {case.method}: {reason}")
-    say(f"{len(rows)} of {len(cases)} edits done. Wrote {options.document}")
-    return int(bool(failures))
+    say("\n".join([*list_failures(failures), f"{len(rows)} of {len(cases)} edits done."]))
+    return rows, failures
+
+
+def list_failures(failures: Mapping[Case, str]) -> list[str]:
+    """Return a line for each edit that failed."""
+    return [f"- Failed: {case.video}, {case.kind}, {case.method}: {reason}" for case, reason in failures.items()]
 
 
 def run_all(cases: Sequence[Case], options: argparse.Namespace) -> Iterator[Outcome]:
@@ -148,6 +159,6 @@ def make_document(rows: Sequence[dict[str, Any]], failures: dict[Case, str], opt
         "",
         *(f"- Measured by: {what}." for what in models),
         *(f"- Left out: {name}, {reason}." for name, reason in left_out.items()),
-        *(f"- Failed: {case.video}, {case.kind}, {case.method}: {reason}" for case, reason in failures.items()),
+        *list_failures(failures),
     ]
     return "\n".join(lines) + "\n"

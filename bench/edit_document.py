@@ -65,6 +65,8 @@ of the steps that were chosen; rows with an empty negative guide away from the e
 - *{AS_DRAWN}*: the edited clip as the world draws it, through the autoencoder: what a perfect edit would score. \
 *{DO_NOTHING}*: the source as its own edit. *{FROM_TEXT}*: frames that the model draws from independent noise and the \
 edited prompt, at CFG {TEXT_CFG:g} and with as many steps, without the clip: the most that it can obey.
+- *Tune-A-Video* is its preset here, of which all 112 tensors are trained. Its own configurations leave the 42 of the \
+encoder blocks without a gradient.
 """
 
 

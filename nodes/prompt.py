@@ -118,6 +118,12 @@ class TunePromptTokens(io.ComfyNode):
                     tooltip="Prompt tokens to go on with, from Load Prompt Tokens. steps counts from their beginning.",
                 ),
                 TuningOptions.Input("options", optional=True, tooltip="Precision, memory, optimiser: Tuning Options."),
+                io.ClipVisionOutput.Input(
+                    "clip_vision_output",
+                    optional=True,
+                    tooltip="From CLIP Vision Encode of all frames: each frame's tokens are then a learned projection "
+                    "of its embedding, instead of learned by themselves.",
+                ),
             ],
             outputs=[
                 PromptTokens.Output("prompt_tokens", tooltip="What was learned, for Apply or Save Prompt Tokens."),
@@ -150,6 +156,7 @@ class TunePromptTokens(io.ComfyNode):
         mask=None,
         resume=None,
         options=None,
+        clip_vision_output=None,
         **chosen,
     ) -> io.NodeOutput:
         start, progress = time.monotonic(), TuningProgress(cls.hidden.unique_id)
@@ -157,7 +164,8 @@ class TunePromptTokens(io.ComfyNode):
         inputs = TuneInputs(positive, latent, mask, resume, prompt=prompt_to_note)
         keep = keep_unfinished(ADAPTERS) if on_interrupt == "keep" else None
         prompt = PromptSettings(shared_tokens, frame_tokens, rank)
-        found = tune_prompt(model, inputs, settings, prompt, progress, keep, advise_learning_rate)
+        embeddings = None if clip_vision_output is None else clip_vision_output.image_embeds
+        found = tune_prompt(model, inputs, settings, prompt, progress, keep, advise_learning_rate, embeddings)
         info = found.adapter.info
         spent = {"seconds": round(time.monotonic() - start, 2), "peak_gib": round(progress.memory.look(), 2)}
         curvatures, smoothness = [asdict(curvature) for curvature in found.curvatures], found.smoothness

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from comfy_api.latest import io
 
 from ..modules.files.strict_json import to_json
-from ..modules.inversion.host.stability import measure_stability
+from ..modules.inversion.host.stability import WayBack, measure_stability
 from ..modules.inversion.stability import stability_text
 from ..modules.judging.covariate_shift import average_shift, shift_table, worst_shift
 from ..modules.judging.host.inspect import inspect_model
@@ -13,7 +13,7 @@ from ..modules.judging.host.reconstruct import reconstruct
 from ..modules.judging.host.report import measure_clip
 from ..modules.judging.plot import plot_reconstruction, plot_shifts, plot_stability
 from ..modules.judging.reconstruction import report_text
-from .types import MENU, PREFIX, cfg_input, part_input, seed_input
+from .types import ADVANCED, MENU, PREFIX, cfg_input, part_input, seed_input
 
 
 class CovariateShiftReport(io.ComfyNode):
@@ -115,7 +115,8 @@ class InversionStability(io.ComfyNode):
             category=MENU + "report",
             description="Measures along a plain inversion how strongly the predicted noise depends on the latent, "
             "bounds by it how far sampling without guidance may stray on its way back, and measures how far it does. "
-            "With a second prompt, for example one with learned tokens, also what that changes. The bound is ours.",
+            "With a second prompt or model, for example with learned tokens or a tune, also what that changes. The "
+            "bound is ours.",
             search_aliases=["Lipschitz", "inversion error", "round trip", "adapter stability"],
             inputs=[
                 io.Model.Input("model", tooltip="The clip model the clip was inverted with."),
@@ -136,6 +137,20 @@ class InversionStability(io.ComfyNode):
                     optional=True,
                     tooltip="Prompt of the way back, where it is another: with an adapter, kappa is what it changes.",
                 ),
+                io.Model.Input(
+                    "sampled_model",
+                    optional=True,
+                    tooltip="Clip model of the way back, where it is another: the tuned one against the untuned, for "
+                    "example. Both are held at once.",
+                ),
+                part_input(
+                    "eta",
+                    0.0,
+                    "Noise that the way back adds at each step, as in Smooth Sample: 0 = none (DDIM), 1 = ancestral.",
+                    optional=True,
+                    **ADVANCED,
+                ),
+                seed_input("Seed for that noise.", optional=True, **ADVANCED),
             ],
             outputs=[
                 io.String.Output("report", tooltip="What was found, and a Markdown table of the steps."),
@@ -146,8 +161,11 @@ class InversionStability(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, inversion, iterations, sampled=None) -> io.NodeOutput:
-        found = measure_stability(model, positive, inversion, sampled, iterations, cls.hidden.unique_id)
+    def execute(
+        cls, model, positive, inversion, iterations, sampled=None, sampled_model=None, eta=0.0, seed=0
+    ) -> io.NodeOutput:
+        back = WayBack(sampled, sampled_model, eta, seed)
+        found = measure_stability(model, positive, inversion, back, iterations, cls.hidden.unique_id)
         data = {**asdict(found), "bound": found.bound, "bound_without_kappa": found.bound_without}
         report = stability_text(found, len(inversion["samples"]))
         return io.NodeOutput(report, plot_stability(found), to_json(data))

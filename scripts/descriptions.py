@@ -1,6 +1,9 @@
 """What each workflow of the pack consists of."""
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from .descriptions_of_tuning import (
@@ -35,6 +38,7 @@ from .parts import (
     show,
     with_texts,
 )
+from .systems import SYSTEMS, describe_system
 
 WINDOW = 16  # frames that the model sees at a time in a long clip
 
@@ -160,6 +164,11 @@ def custom_sampler(task: Task) -> Workflow:
     ]
 
 
+def preset(name: str, task: Task) -> Workflow:
+    """Return a system of the papers with its published settings."""
+    return [*describe_system(task, SYSTEMS[name]), *edited(5)]
+
+
 CONTROL_NET = "control_v11p_sd15_canny_fp16.safetensors"
 DEMO_TASK = Task(
     DEMO,
@@ -206,9 +215,15 @@ MAKE = {make.__name__: make for make in DESCRIBED}
 RUN_WITHOUT_DOWNLOAD = ("edit", "ei2")  # of which a twin for the demo model is a file, too
 
 
+HAVE_THEIR_OWN = ("EI²", "Tune-A-Video", "INR on Tune-A-Video")  # systems that a workflow above shows
+PRESETS: dict[str, Callable[[Task], Workflow]] = {
+    re.sub(r"\W", "_", name.lower()): partial(preset, name) for name in SYSTEMS if name not in HAVE_THEIR_OWN
+}  # by file name
+
+
 def describe_demo(name: str) -> Workflow:
     """Return a workflow for the demo model."""
-    return MAKE[name](OWN_DEMO_TASKS.get(name, DEMO_TASK))
+    return {**MAKE, **PRESETS}[name](OWN_DEMO_TASKS.get(name, DEMO_TASK))
 
 
 def workflows() -> dict[str, Workflow]:
@@ -216,5 +231,5 @@ def workflows() -> dict[str, Workflow]:
     long = replace(SD15_TASK, crop=(48, 512))
     return {
         **{f"demo_{name}": describe_demo(name) for name in RUN_WITHOUT_DOWNLOAD},
-        **{name: make(long if make is long_clip else SD15_TASK) for name, make in MAKE.items()},
+        **{name: make(long if make is long_clip else SD15_TASK) for name, make in {**MAKE, **PRESETS}.items()},
     }

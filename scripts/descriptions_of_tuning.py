@@ -1,7 +1,5 @@
 """What the workflows with a tuning consist of."""
 
-from typing import Any
-
 from .graph import Group, Node, Workflow
 from .parts import (
     EDITED,
@@ -26,31 +24,28 @@ from .parts import (
     show,
     with_texts,
 )
+from .systems import SYSTEMS, System
 
-PAPERS_CFG = 7.5  # of EI² and Tune-A-Video, whose guidance leads away from the empty prompt
 
-
-def tuned_edit(task: Task, note: str, inversion: dict[str, Any], **tuned: Any) -> Workflow:
-    """Return a paper's graph: tune on the clip, invert it, sample with the edited prompt."""
+def tuned_edit(task: Task, system: System, note: str) -> Workflow:
+    """Return a tuned system with all that shows what it does: tune on the clip, invert it, sample the edit."""
+    assert system.tuning is not None
     return [
         *task.nodes(with_empty=True),
         Group("2 Clip model", note),
         INFLATE,
-        PATCH,
-        *task.previewed_tune(**tuned),
+        PATCH.but(**system.patch),
+        *task.previewed_tune(**system.tuning),
         Group(
             "3 Invert",
-            "The lower inversion is plain and only serves the reconstruction, which shows how well the clip comes "
-            "back. Delete it and its branch once you are content.",
+            "The lower inversion only serves the reconstruction, which shows how well the clip comes back. Delete it "
+            "and its branch once you are content.",
         ),
-        invert("Invert", "Tune", EMPTY, **inversion),
+        invert("Invert", "Tune", system.inverted_with, **system.inversion),
         show("Inversion report", "Invert"),
         invert("Invert to reconstruct", "Tune", SOURCE, **PLAIN),
-        Group(
-            "4 Sample",
-            "cfg: higher follows the edited prompt more and the clip less.",
-        ),
-        sample("Edit", "Tune", EDITED, PAPERS_CFG, EMPTY),
+        Group("4 Sample", "cfg: higher follows the edited prompt more and the clip less."),
+        sample("Edit", "Tune", EDITED, system.cfg, EMPTY),
         sample("Reconstruction", "Tune", SOURCE, 1.0, inversion="Invert to reconstruct"),
         *results(),
     ]
@@ -63,21 +58,21 @@ def ei2(task: Task) -> Workflow:
         "the motion is lost. The preview in the tuning node is a rough edit by the weights so far; it has its own "
         "prompt, so that another edited prompt does not tune again."
     )
-    return tuned_edit(task, note, PLAIN)
+    return tuned_edit(task, SYSTEMS["EI²"], note)
 
 
 def inr_smooth(task: Task) -> Workflow:
-    """Return INR Smooth: tuned with its loss, inverted with the interframe noise relation."""
+    """Return INR Smooth on Tune-A-Video: its loss in the tuning."""
     note = (
-        "INR Smooth's settings: the smoothing loss in the tuning, and the interframe noise relation in the inversion. "
-        "Either works without the other."
+        "INR Smooth's settings on Tune-A-Video: its smoothing loss in the tuning. Its other part, the noise relation "
+        "of the inversion (gamma), is for systems without tuning."
     )
-    return tuned_edit(task, note, {}, smoothing="INR")
+    return tuned_edit(task, SYSTEMS["INR on Tune-A-Video"], note)
 
 
 def tune_a_video(task: Task) -> Workflow:
     """Return Tune-A-Video, the ancestor to compare with, and the export in its own format."""
-    name = f"{task.name}_tune_a_video"
+    name, system = f"{task.name}_tune_a_video", SYSTEMS["Tune-A-Video"]
     return [
         *task.nodes(with_empty=True),
         Group(
@@ -86,13 +81,13 @@ def tune_a_video(task: Task) -> Workflow:
             "Tune-A-Video's own code; delete it if you do not need it.",
         ),
         INFLATE,
-        PATCH.but(preset="Tune-A-Video"),
+        PATCH.but(**system.patch),
         *task.previewed_tune(name),
         ours("Export", "ExportTuneAVideo", model="Model", tune="Tune", filename_prefix=f"{name}_unet"),
         Group("3 Invert", "Plain inversion."),
-        invert("Invert", "Tune", EMPTY, **PLAIN),
+        invert("Invert", "Tune", system.inverted_with, **system.inversion),
         Group("4 Sample"),
-        sample("Edit", "Tune", EDITED, PAPERS_CFG, EMPTY),
+        sample("Edit", "Tune", EDITED, system.cfg, EMPTY),
         *edited(5),
     ]
 

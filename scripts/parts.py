@@ -13,6 +13,7 @@ RELATION = {"passes": 8, "end": 0.8}
 SOURCE, EDITED, EMPTY = "Source prompt", "Edited prompt", "Empty prompt"
 TEXTS = {SOURCE: "Source text", EDITED: "Edited text"}
 READ_TEXTS = {"source_text": (TEXTS[SOURCE], "STRING"), "edit_text": (TEXTS[EDITED], "STRING")}
+Link = str | tuple[str, str]  # title of a node, and the name of its output where it is not the first of its type
 PLAIN: dict[str, Any] = {"gamma": 0.0, "direction": "none"}  # inversion without the noise relation
 
 
@@ -69,7 +70,7 @@ def save(name: str, latent: str) -> list[Node]:
     return [decode, *save_video(name, decode.title)]
 
 
-def invert(title: str, model: str, positive: str, **inputs: Any) -> Node:
+def invert(title: str, model: str, positive: Link, **inputs: Any) -> Node:
     """Return an inversion of the clip."""
     kind = "INRBidirectionalDDIMInversion"
     return ours(title, kind, model=model, positive=positive, latent="Encode", **inputs)
@@ -81,7 +82,13 @@ def invert_source(model: str, positive: str = SOURCE, **inputs: Any) -> Node:
 
 
 def sample(
-    title: str, model: str, positive: str, cfg: float, negative: str = SOURCE, inversion: str = "Invert", **inputs: Any
+    title: str,
+    model: str,
+    positive: Link,
+    cfg: float,
+    negative: Link = SOURCE,
+    inversion: str = "Invert",
+    **inputs: Any,
 ) -> Node:
     """Return a sampling of an inverted clip."""
     links = {"model": model, "positive": positive, "negative": negative, "inversion": inversion}

@@ -1,7 +1,6 @@
 """How far DDIM's way back from an inversion may stray, and how far it does. The bound is ours, not a paper's."""
 
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,9 +17,12 @@ class Stability:
         lipschitz: L_t of the predicted noise in the latent, at each step's noise level.
         moved: |x_t - x_{t-1}| of variance-preserving latents.
         mismatch: |eps(x_t, t) - eps of the inversion|, which is at most lipschitz * moved.
-        kappa: |what an adapter changes in eps|, 0 where sampling and inversion have the same.
+        kappa: |what another prompt or model changes in eps|, 0 where sampling and inversion have the same.
         start: distance of where sampling starts from the inversion's last state.
         measured: distance of the way back from the inversion at each of the noise levels, model latent.
+        down: noise level that each step of the way back goes to along eps; empty = the next, as at eta 0.
+        strayed: how far each step of the way back is led away at eta above 0, by what it goes too far along eps and by
+            the noise it adds; empty = it is not.
     """
 
     sigmas: list[float]
@@ -30,40 +32,60 @@ class Stability:
     kappa: list[float]
     start: float
     measured: list[float]
+    down: list[float] = field(default_factory=list)
+    strayed: list[float] = field(default_factory=list)
 
     @property
     def bound(self) -> list[float]:
         """The bound on `measured`."""
-        terms = [lip * moved + kappa for lip, moved, kappa in zip(self.lipschitz, self.moved, self.kappa, strict=True)]
-        return error_bound(torch.tensor(self.sigmas, dtype=torch.float64), self.lipschitz, terms, self.start)
+        return self.bound_with(self.kappa)
 
     @property
     def bound_without(self) -> list[float]:
-        """The bound as it would be if the adapter changed nothing between inversion and sampling."""
-        terms = [lip * moved for lip, moved in zip(self.lipschitz, self.moved, strict=True)]
-        return error_bound(torch.tensor(self.sigmas, dtype=torch.float64), self.lipschitz, terms, self.start)
+        """The bound as it would be if prompt and model were the same in inversion and sampling."""
+        return self.bound_with([0.0] * len(self.kappa))
+
+    def bound_with(self, kappa: list[float]) -> list[float]:
+        """Return the bound for what a change between inversion and sampling changes in eps at each step."""
+        terms = [lip * moved + apart for lip, moved, apart in zip(self.lipschitz, self.moved, kappa, strict=True)]
+        sigmas = torch.tensor(self.sigmas, dtype=torch.float64)
+        return error_bound(sigmas, self.lipschitz, terms, self.start, self.down or None, self.strayed or None)
 
 
-def error_bound(sigmas: Tensor, lipschitz: list[float], apart: list[float], start: float = 0.0) -> list[float]:
+def error_bound(
+    sigmas: Tensor,
+    lipschitz: list[float],
+    apart: list[float],
+    start: float = 0.0,
+    down: list[float] | None = None,
+    strayed: list[float] | None = None,
+) -> list[float]:
     """Return a bound on the distance between an inversion and its way back, at each noise level.
 
     E_{t-1} <= (1 + L_t sqrt(a_t) ds_t) E_t + ds_t r_t with E_T = start and r_t = L_t |x_t - x_{t-1}| + kappa_t: the
     step of the inversion took eps at x_{t-1}, that of sampling takes it at its own state, which lies within
     sqrt(a_t) E_t of x_t. Unrolled, E_0 <= sum_t [prod_{u<t} (1 + L_u sqrt(a_u) ds_u)] ds_t r_t.
 
+    With eta above 0 a step goes along eps to a level below the next and adds noise: ds_t = s_t - down_t, and
+    strayed_t = (s_{t-1} - down_t) |eps of the inversion| + |noise added| is added.
+
     Args:
         sigmas: s, ascending, shape (steps + 1,).
         lipschitz: L_t of each step.
         apart: r_t of each step.
         start: E_T.
+        down: noise levels that the way back goes to, None = s_{t-1}.
+        strayed: None = 0.
 
     Returns:
         E at each of the sigmas.
     """
-    ds, share = sigmas.diff().tolist(), sigma_to_alpha_bar(sigmas).sqrt()[1:].tolist()
-    steps = reversed(list(zip(ds, share, lipschitz, apart, strict=True)))
-    errors = accumulate(steps, lambda e, step: (1 + step[2] * step[1] * step[0]) * e + step[0] * step[3], initial=start)
-    return list(errors)[::-1]
+    ds = (sigmas[1:] - (sigmas[:-1] if down is None else sigmas.new_tensor(down))).tolist()
+    share, strayed = sigma_to_alpha_bar(sigmas).sqrt()[1:].tolist(), strayed or [0.0] * len(ds)
+    errors = [start]
+    for step, a, lip, r, added in reversed(list(zip(ds, share, lipschitz, apart, strayed, strict=True))):
+        errors.append((1 + lip * a * step) * errors[-1] + step * r + added)
+    return errors[::-1]
 
 
 def stability_text(found: Stability, frames: int) -> str:

@@ -111,7 +111,7 @@ def plot_stability(found: Stability) -> Tensor:
     left.set_ylabel("distance from the inversion")
     left.legend()
     right.plot(steps[1:], found.lipschitz, label="L of the noise in the latent")
-    right.plot(steps[1:], found.kappa, label="kappa: what an adapter changes")
+    right.plot(steps[1:], found.kappa, label="kappa: what prompt or model changes")
     right.set_yscale("symlog", linthresh=1e-3)
     right.set_xlabel("step of the inversion")
     right.legend()

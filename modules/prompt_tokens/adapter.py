@@ -26,27 +26,58 @@ FILE = Kind(
 class PromptTokens(nn.Module):
     """Tokens as they are learned; Adapters (arXiv 2504.16016): shared by all frames and of each frame, N(0, 0.02).
 
+    With embeddings of the frames, what is learned of each frame's tokens is a linear projection of its embedding, so
+    that frames that look alike get like tokens; without, the tokens themselves.
+
     Args:
         num_shared: tokens that all frames see.
         num_frame: tokens of each frame, which it alone sees.
         num_frames: of the clip.
         width: of the context.
         generator: of their beginning.
+        embeddings: of the frames, shape (num_frames, e), of which the direction counts; None = none.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or embeddings of which nothing is made.
     """
 
-    def __init__(self, num_shared: int, num_frame: int, num_frames: int, width: int, generator: torch.Generator):
+    embeddings: Tensor | None
+
+    def __init__(
+        self,
+        num_shared: int,
+        num_frame: int,
+        num_frames: int,
+        width: int,
+        generator: torch.Generator,
+        embeddings: Tensor | None = None,
+    ):
         super().__init__()
         if num_shared + num_frame == 0:
             raise ValueError("shared_tokens and frame_tokens are both 0, so that nothing would be learned. Raise one.")
+        if embeddings is not None and not num_frame:
+            raise ValueError(
+                "frame_tokens is 0, and each frame's tokens are what clip_vision_output is for. Raise frame_tokens, or "
+                "disconnect clip_vision_output."
+            )
+        if embeddings is not None and len(embeddings) != num_frames:
+            raise ValueError(
+                f"clip_vision_output holds {len(embeddings)} images and the clip {num_frames} frames. Give CLIP Vision "
+                "Encode all frames of the clip in one batch."
+            )
         self.shared = nn.Parameter(STD * torch.randn(num_shared, width, generator=generator))
-        self.frame = nn.Parameter(STD * torch.randn(num_frames, num_frame, width, generator=generator))
+        rows = num_frames if embeddings is None else embeddings.shape[-1]
+        self.frame = nn.Parameter(STD * torch.randn(rows, num_frame, width, generator=generator))
+        directions = None if embeddings is None else F.normalize(embeddings.detach().float(), dim=-1)
+        self.register_buffer("embeddings", directions, persistent=False)
+
+    def of_frames(self) -> Tensor:
+        """Return the tokens of each frame, shape (num_frames, num_frame, width)."""
+        return self.frame if self.embeddings is None else torch.tensordot(self.embeddings, self.frame, dims=1)
 
     def context(self, text: Tensor, frames: slice) -> Tensor:
         """Return the context of some frames from their text's, shape (f, l, d)."""
-        return join_tokens(self.shared, self.frame[frames], text)
+        return join_tokens(self.shared, self.of_frames()[frames], text)
 
 
 @dataclass(frozen=True)

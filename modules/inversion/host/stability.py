@@ -1,5 +1,7 @@
 """How stable the inversion of a clip is, measured along it on a private copy of the model."""
 
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -9,7 +11,7 @@ from comfy.utils import ProgressBar
 from torch import Tensor
 
 from ...clip_model.host.settings import KEY, acting
-from ...diffusion.ddim import Denoiser, ddim_step
+from ...diffusion.ddim import Denoiser, ddim_step, split_step
 from ...diffusion.schedule import sigma_to_alpha_bar
 from ...tuning.curvature import Map, jacobian_norm
 from ...tuning.host.learned import Caller, frozen_bank, training_options
@@ -21,6 +23,39 @@ from ..stability import Stability
 from .invert import inversion_of, trajectory
 
 STEP = 1e-2  # of central differences, against the size of the latent
+
+
+@dataclass(frozen=True)
+class WayBack:
+    """How a clip is sampled back from its inversion, without guidance.
+
+    Attributes:
+        positive: conditioning, with an adapter for example; None = that of the inversion.
+        model: clip model, tuned for example; None = that of the inversion.
+        eta: 0 = deterministic, 1 = ancestral; seed: of its noise, which is that of Smooth Sample.
+    """
+
+    positive: list | None = None
+    model: ModelPatcher | None = None
+    eta: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Walked:
+    """An inversion on the device, clean first.
+
+    Attributes:
+        states: x_0 + sigma * eps, shape (steps + 1, f, c, h, w).
+        start: state that the way back begins with.
+        noises: that each step of the inversion went along.
+        sigmas: noise levels, ascending.
+    """
+
+    states: Tensor
+    start: Tensor
+    noises: Tensor
+    sigmas: Tensor
 
 
 def denoiser_of(call: Caller, given: dict[str, Any]) -> Denoiser:
@@ -37,7 +72,7 @@ def measure_stability(
     model: ModelPatcher,
     positive: list,
     latent: dict[str, Any],
-    sampled: list | None = None,
+    back: WayBack = WayBack(),
     iterations: int = 3,
     node_id: str | None = None,
 ) -> Stability:
@@ -47,30 +82,39 @@ def measure_stability(
         model: clip model that the inversion was made with.
         positive: conditioning that it was made with.
         latent: LATENT from the inversion; plain, for the bound is on plain DDIM inversion.
-        sampled: conditioning of the way back, with an adapter for example; None = that of the inversion.
+        back: the way back.
         iterations: of power iteration at each step; each begins with the vector of the step before.
         node_id: where to show progress.
 
     Raises:
-        ValueError: the model cannot be copied, or the inversion is not its own or not plain.
+        ValueError: a model cannot be copied, or the inversion is not its own or not plain.
     """
     inversion = inversion_of(latent, model)
     check_plain(inversion)
     check_tunable(model)
+    if back.model is not None:
+        inversion_of(latent, back.model)
+        check_tunable(back.model)
     comfy.model_management.unload_all_models()  # while their inference tensors may still be moved
-    with torch.inference_mode(False), private_copy(model) as copy:
-        unet, device = copy.model.diffusion_model, copy.load_device
-        computing = computing_in("fp32", copy)
-        unet.requires_grad_(False)
-        options = training_options(copy, frozen_bank(unet, model, device), Memory(gradient_checkpointing=True))
-        states = trajectory(copy.model, inversion).to(device).flip(0)
-        start = copy.model.process_latent_in(inversion.start.clone().float()).to(device)
-        call = Caller(copy, options, computing)
-        before = denoiser_of(call, condition(copy, positive, states[0]))
-        after = before if sampled is None else denoiser_of(call, condition(copy, sampled, states[0], "sampled"))
+    with torch.inference_mode(False), ExitStack() as copies:
+        copy = copies.enter_context(private_copy(model))
+        states = trajectory(copy.model, inversion).to(copy.load_device).flip(0)
+        start = copy.model.process_latent_in(inversion.start.clone().float()).to(states)
         noises, sigmas = (values.clone().flip(0).to(states) for values in (inversion.noises, inversion.sigmas))
-        bar = ProgressBar(inversion.steps, node_id=node_id)
-        return walk(before, after, states, start, noises, sigmas, iterations, bar)
+        walked = Walked(states, start, noises, sigmas)
+        before = after = denoiser_of(caller(copy, model), condition(copy, positive, states[0]))
+        if back.model is not None or back.positive is not None:
+            other = copy if back.model is None else copies.enter_context(private_copy(back.model))
+            given = condition(other, back.positive or positive, states[0], "sampled")
+            after = denoiser_of(caller(other, back.model or model), given)
+        return walk(before, after, walked, back, iterations, ProgressBar(inversion.steps, node_id=node_id))
+
+
+def caller(copy: ModelPatcher, model: ModelPatcher) -> Caller:
+    """Return what calls the UNet of a private copy, with the temporal modules of the model that it is a copy of."""
+    unet = copy.model.diffusion_model.requires_grad_(False)
+    options = training_options(copy, frozen_bank(unet, model, copy.load_device), Memory(gradient_checkpointing=True))
+    return Caller(copy, options, computing_in("fp32", copy))
 
 
 def check_plain(inversion: Inversion) -> None:
@@ -90,26 +134,18 @@ def check_plain(inversion: Inversion) -> None:
 
 @torch.no_grad()
 def walk(
-    before: Denoiser,
-    after: Denoiser,
-    states: Tensor,
-    start: Tensor,
-    noises: Tensor,
-    sigmas: Tensor,
-    iterations: int,
-    bar: ProgressBar,
+    before: Denoiser, after: Denoiser, walked: Walked, back: WayBack, iterations: int, bar: ProgressBar
 ) -> Stability:
     """Go along an inversion, then back.
 
     Args:
         before, after: denoisers of the inversion and of the way back.
-        states: of the inversion, x_0 + sigma * eps, shape (steps + 1, f, c, h, w).
-        start: state that the way back begins with.
-        noises: that each step of the inversion went along.
-        sigmas: noise levels, ascending, clean first.
+        walked: the inversion.
+        back: the way back.
         iterations: of power iteration.
         bar: shows the steps done.
     """
+    states, start, noises, sigmas = walked.states, walked.start, walked.noises, walked.sigmas
     latents = states * sigma_to_alpha_bar(sigmas).sqrt().view(-1, 1, 1, 1, 1)
     generator = torch.Generator().manual_seed(0)
     vectors = [torch.randn(start.shape, generator=generator).to(start)] * 2
@@ -136,8 +172,8 @@ def walk(
         mismatch.append(apart)
         kappa.append((changed - predicted).norm().item())
         bar.update(1)
-    measured = way_back(after, states, start, sigmas)
-    return Stability(sigmas.tolist(), lipschitz, moved, mismatch, kappa, measured[-1], measured)
+    measured, down, strayed = way_back(after, walked, back)
+    return Stability(sigmas.tolist(), lipschitz, moved, mismatch, kappa, measured[-1], measured, down, strayed)
 
 
 def noise_at(denoiser: Denoiser, sigma: Tensor) -> Map:
@@ -145,11 +181,31 @@ def noise_at(denoiser: Denoiser, sigma: Tensor) -> Map:
     return lambda x: denoiser.eps(x / sigma_to_alpha_bar(sigma).sqrt(), sigma)
 
 
-def way_back(denoiser: Denoiser, states: Tensor, start: Tensor, sigmas: Tensor) -> list[float]:
-    """Return how far sampling from a state is from the inversion, at each of its noise levels."""
-    x, apart = start, [(start - states[-1]).norm().item()]
+def way_back(denoiser: Denoiser, walked: Walked, back: WayBack) -> tuple[list[float], list[float], list[float]]:
+    """Sample back from an inversion, clean first.
+
+    Returns:
+        How far the state is from the inversion at each of its noise levels, the level that each step went to along eps,
+        and how far it was led away, see `stability.error_bound`.
+    """
+    states, sigmas = walked.states, walked.sigmas
+    x, apart, levels, strayed = walked.start, [(walked.start - states[-1]).norm().item()], list[float](), list[float]()
+    generator = torch.Generator().manual_seed(back.seed)
     for i in range(len(sigmas) - 1, 0, -1):
+        # Predict.
         eps = noise_at(denoiser, sigmas[i])(x * sigma_to_alpha_bar(sigmas[i]).sqrt())
-        x = ddim_step(x, eps, sigmas[i], sigmas[i - 1])
+
+        # Step.
+        down, up = split_step(sigmas[i], sigmas[i - 1], back.eta)
+        x = ddim_step(x, eps, sigmas[i], down)
+
+        # Add noise.
+        added = torch.zeros_like(x)
+        if back.eta and sigmas[i - 1] > 0:
+            added = up * torch.randn(x.shape, generator=generator).to(x)
+        x = x + added
+
         apart.append((x - states[i - 1]).norm().item())
-    return apart[::-1]
+        levels.append(down.item())
+        strayed.append(((sigmas[i - 1] - down) * walked.noises[i - 1].norm() + added.norm()).item())
+    return apart[::-1], levels[::-1], strayed[::-1]

@@ -46,9 +46,10 @@ class PromptTuning(Session[PromptAdapter]):
     Args:
         copy, model, inputs, settings: as for Session.
         prompt: what is learned.
+        embeddings: of the frames, shape (f, e), that their tokens are projected from; None = they are not.
     """
 
-    MUST_AGREE = ("shared_tokens", "frame_tokens", "rank", "frames", "optimizer")
+    MUST_AGREE = ("shared_tokens", "frame_tokens", "embedding", "rank", "frames", "optimizer")
     NO_STATE = "resume has no state of its tuning, which diverged. Begin a new one."
     learned: LearnedPrompt
 
@@ -59,16 +60,19 @@ class PromptTuning(Session[PromptAdapter]):
         inputs: TuneInputs,
         settings: TuneSettings,
         prompt: PromptSettings,
+        embeddings: Tensor | None = None,
     ):
-        self.prompt = prompt
+        self.prompt, self.embeddings = prompt, embeddings
         super().__init__(copy, model, inputs, settings)
-        self.info |= {**asdict(prompt), "width": self.given[CONTEXT].shape[-1]}
+        embedding = 0 if embeddings is None else embeddings.shape[-1]
+        self.info |= {**asdict(prompt), "embedding": embedding, "width": self.given[CONTEXT].shape[-1]}
 
     def learn(self, model: ModelPatcher, settings: TuneSettings) -> tuple[LearnedPrompt, TemporalBank | None]:
         """Return tokens and low-rank adapters before they are learned, and the temporal modules as they are."""
         device, unet, prompt = self.copy.load_device, self.copy.model.diffusion_model, self.prompt
         width, generator = self.given[CONTEXT].shape[-1], torch.Generator().manual_seed(settings.seed)
-        tokens = PromptTokens(prompt.shared_tokens, prompt.frame_tokens, len(self.x_0), width, generator)
+        counts = prompt.shared_tokens, prompt.frame_tokens, len(self.x_0)
+        tokens = PromptTokens(*counts, width, generator, self.embeddings)
         low_rank = LowRank(unet, prompt.rank, device, settings.seed) if prompt.rank else None
         return LearnedPrompt(tokens.to(device), low_rank), frozen_bank(unet, model, device)
 
@@ -85,7 +89,7 @@ class PromptTuning(Session[PromptAdapter]):
     def made(self, done: int, state: dict[str, Tensor]) -> PromptAdapter:
         """Return the tokens as they are, after some steps."""
         tokens = self.learned.tokens
-        shared, frame = (value.detach().cpu().clone() for value in (tokens.shared, tokens.frame))
+        shared, frame = (value.detach().cpu().clone() for value in (tokens.shared, tokens.of_frames()))
         return PromptAdapter(shared, frame, self.info_after(done), state)
 
     def low_rank(self) -> dict[str, Tensor]:

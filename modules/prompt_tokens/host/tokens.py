@@ -55,6 +55,7 @@ def tune_prompt(
     progress: TuningProgress,
     keep: Keep[PromptAdapter] | None = None,
     with_advice: bool = True,
+    embeddings: Tensor | None = None,
 ) -> LearnedTokens:
     """Learn prompt tokens on one clip; the UNet stays as it is.
 
@@ -66,13 +67,16 @@ def tune_prompt(
         progress: shows it, and measures the memory.
         keep: saves what was learned before an interruption or a failure, and returns where; None = it is lost.
         with_advice: also estimate a learning rate for gradient descent.
+        embeddings: of the frames, shape (f, e), that their tokens are projected from; None = they are not.
 
     Raises:
         ValueError: the model is not inflated or cannot be tuned, or the inputs do not fit.
         FloatingPointError: the loss is no longer finite.
         torch.cuda.OutOfMemoryError: saying what to change.
     """
-    with on_private_copy(partial(PromptTuning, prompt=prompt), model, inputs, settings, keep) as tuning:
+    with on_private_copy(
+        partial(PromptTuning, prompt=prompt, embeddings=embeddings), model, inputs, settings, keep
+    ) as tuning:
         curvatures, smoothness = list[Curvature](), None
         if with_advice:
             part = settings.flat()["consistency_part"]

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from consistent_video.modules.clip_model.host.attach import attach, inflate
-from consistent_video.modules.clip_model.methods import EI2, method
+from consistent_video.modules.clip_model.methods import EI2, FULL, method
 from consistent_video.modules.demo_model.host import load_demo_model
 from consistent_video.modules.inversion.host import stability
 from consistent_video.modules.inversion.host.invert import INVERSION, invert_clip, trajectory
-from consistent_video.modules.inversion.host.stability import measure_stability
+from consistent_video.modules.inversion.host.stability import WayBack, measure_stability
 from consistent_video.modules.inversion.inversion import InversionSettings
 from consistent_video.modules.inversion.stability import Stability
 from consistent_video.modules.prompt_tokens.adapter import PromptAdapter
@@ -36,9 +36,9 @@ def inversion(model):
         return invert_clip(model, SOURCE, SOURCE, clip_latent(), PLAIN)
 
 
-def measure(model, inversion, sampled=None, iterations: int = 3) -> Stability:
+def measure(made_with, inversion, sampled=None, iterations: int = 3, **back) -> Stability:
     with torch.inference_mode():
-        return measure_stability(model, SOURCE, inversion, sampled, iterations)
+        return measure_stability(made_with, SOURCE, inversion, WayBack(sampled, **back), iterations)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def found(model, inversion) -> Stability:
     return measure(model, inversion)
 
 
-def way_back(model, inversion, prompt) -> list[float]:
+def way_back(model, inversion, prompt, **settings) -> list[float]:
     """How far the host's own sampling is from the inversion at each noise level, model latent, ascending."""
     states, clean_first = trajectory(model.model, inversion[INVERSION]), []
     with torch.inference_mode():
@@ -55,7 +55,7 @@ def way_back(model, inversion, prompt) -> list[float]:
             prompt,
             EMPTY,
             inversion,
-            SampleSettings(1.0),
+            SampleSettings(1.0, **settings),
             lambda level, x: clean_first.append((level, x.clone())),
         )
     apart = {level: (x.cpu() - states[level]).norm().item() for level, x in clean_first}
@@ -66,6 +66,23 @@ def way_back(model, inversion, prompt) -> list[float]:
 def test_what_is_measured_is_the_hosts_own_way_back(model, inversion, prompt) -> None:
     measured = measure(model, inversion, prompt, 1).measured
     assert measured[:-1] == pytest.approx(way_back(model, inversion, prompt), rel=1e-2)
+
+
+def test_with_eta_it_is_the_hosts_own_way_back_with_the_same_noise(model, inversion, found) -> None:
+    noisy = measure(model, inversion, None, 1, eta=0.7, seed=3)
+    assert noisy.measured[:-1] == pytest.approx(way_back(model, inversion, SOURCE, eta=0.7, seed=3), rel=1e-2)
+    assert noisy.measured[0] > found.measured[0] and noisy.down[1] < noisy.sigmas[1] == found.down[1]
+    assert all(m <= b for m, b in zip(noisy.measured, noisy.bound, strict=True))
+
+
+def test_the_way_back_may_be_by_another_model(model, inversion, found) -> None:
+    other = attach(inflate(family_model("SD1.x")), *method(FULL))
+    before = sample(model, clip_latent())
+    apart = measure(model, inversion, None, 1, model=other)
+    assert apart.measured[:-1] == pytest.approx(way_back(other, inversion, SOURCE), rel=1e-2)
+    assert min(apart.kappa) > 0 and apart.bound[0] > apart.bound_without[0]
+    assert max(measure(model, inversion, None, 1, model=model).kappa) < 1e-4 * max(apart.kappa)
+    assert torch.equal(sample(model, clip_latent()), before)
 
 
 def test_the_bound_holds_and_the_mismatch_is_below_its_part(found) -> None:
@@ -109,7 +126,7 @@ def test_the_bound_holds_on_the_demo_model(to_one: bool) -> None:
         prompt = text.encode_from_tokens_scheduled(text.tokenize("a red circle on a white background"))
         settings = InversionSettings(2, 0.0, "none", set_alpha_to_one=to_one)
         inversion = invert_clip(clip, prompt, prompt, latent, settings)
-        found = measure_stability(clip, prompt, inversion, None, 2)
+        found = measure_stability(clip, prompt, inversion, iterations=2)
     assert all(m <= b for m, b in zip(found.measured, found.bound, strict=True)) and found.measured[0] > 0
 
 

@@ -20,13 +20,12 @@ def clip_model(base=None):
     return inflate(base or family_model("SD1.x"))
 
 
-def run(model=None, settings=SETTINGS, asked=PROMPT, keep=None, with_advice=False, **changes):
+def run(model=None, settings=SETTINGS, asked=PROMPT, keep=None, with_advice=False, embeddings=None, **changes):
     """Tune as the node does: the host executes nodes in inference mode."""
     inputs = TuneInputs(**{"positive": SOURCE, "latent": clip_latent(), **changes})
     with torch.inference_mode():
-        return tune_prompt(
-            model or clip_model(), inputs, settings, asked, progress.TuningProgress("1"), keep, with_advice
-        )
+        shown = progress.TuningProgress("1")
+        return tune_prompt(model or clip_model(), inputs, settings, asked, shown, keep, with_advice, embeddings)
 
 
 def with_tokens(tokens: PromptAdapter, conditioning=EDIT, frames: int = FRAMES, *strengths: float) -> list:

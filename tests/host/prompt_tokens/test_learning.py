@@ -52,6 +52,20 @@ def test_what_is_learned_is_the_tokens_and_each_frames_own(adapter) -> None:
     assert all(not torch.equal(*frames) for frames in zip(adapter.frame, begun.frame, strict=True))
 
 
+def test_tokens_projected_from_like_frames_are_alike_and_go_on_to_the_bit() -> None:
+    embeddings = torch.randn(FRAMES, 9, generator=torch.Generator().manual_seed(3))
+    embeddings[2] = 5 * embeddings[0]  # only the direction counts
+    whole = run(embeddings=embeddings).adapter
+    torch.testing.assert_close(whole.frame[2], whole.frame[0])
+    assert (whole.frame[1] - whole.frame[0]).norm() > 0.1 * whole.frame[0].norm()
+    begun = PromptTokens(3, 2, FRAMES, UNET["context_dim"], torch.Generator().manual_seed(SETTINGS.seed), embeddings)
+    assert (whole.frame - begun.of_frames()).norm() > 1e-2 * whole.frame.norm()
+    half = run(settings=SETTINGS.changed(steps=3), embeddings=embeddings).adapter
+    assert_same(run(embeddings=embeddings, resume=half).adapter, whole)
+    with pytest.raises(ValueError, match="resume was tuned with embedding = 9, and here it is 0"):
+        run(resume=half)
+
+
 def test_same_seed_same_tokens_and_torchs_generator_stays(adapter) -> None:
     torch.manual_seed(99)
     before = torch.get_rng_state()

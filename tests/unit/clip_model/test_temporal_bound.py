@@ -1,4 +1,4 @@
-"""Proposition 1 of EI² on its formula: how far STAM can move the temporal mean and covariance, and where not.
+"""What EI² states after its equation (9), on the formula: how far STAM can move temporal mean and covariance.
 
 Sigma = IC(z)^T IC(z) / f is the temporal covariance of z, shape (f, d), and STAM's branch is M IC(z) W_v W_L + b.
 Norms are largest singular values. The paper's bound ignores the cross-covariance of z and the branch, and holds for
@@ -85,7 +85,7 @@ def test_doubly_stochastic_attention_moves_the_mean_by_the_bias_alone(f: int, d:
 
 @given(f=st.integers(2, 9), d=st.integers(1, 6), seed=SEEDS)
 def test_doubly_stochastic_attention_bounds_the_covariance(f: int, d: int, seed: int) -> None:
-    """The branch by ||Sigma||, its sum with z by 4 ||Sigma||: twice what Proposition 1 says."""
+    """The branch by ||Sigma||, its sum with z by 4 ||Sigma||: twice what the paper says."""
     rng = np.random.default_rng(seed)
     z = rng.normal(size=(f, d)) + 3
     added = branch(z, draw_doubly_stochastic(rng, f), draw_weight(rng, d))
@@ -102,7 +102,7 @@ def test_four_times_the_covariance_is_reached_by_attention_to_the_own_frame() ->
 def test_a_branch_uncorrelated_with_z_at_most_doubles_the_covariance(
     quarter: int, d: int, smooth: float, seed: int
 ) -> None:
-    """Proposition 1 as it stands: cosines plus their shift by a quarter, which are sines."""
+    """The bound as the paper has it: cosines plus their shift by a quarter, which are sines."""
     f, rng = 4 * quarter, np.random.default_rng(seed)
     z = waves(f) @ rng.normal(size=(waves(f).shape[1], d)) + 3
     blur = (1 - smooth) * np.eye(f) + smooth / 2 * (np.roll(np.eye(f), 1, 0) + np.roll(np.eye(f), -1, 0))
@@ -130,7 +130,7 @@ def test_any_attention_is_bounded_by_how_much_a_frame_is_looked_at(f: int, d: in
 
 @pytest.mark.parametrize("f", [4, 8, 30])
 def test_attention_to_two_frames_breaks_every_constant_bound(f: int) -> None:
-    """The limit of Proposition 1: softmax attention can make the covariance f/2 times that of z."""
+    """The bound's limit: softmax attention can make the covariance f/2 times that of z."""
     z, attention = two_against_each_other(f), look_at_two(f)
     added = branch(z, attention, np.eye(1))
     assert (attention.sum(axis=1) == 1).all() and attention.sum(axis=0).max() == f / 2
@@ -140,7 +140,7 @@ def test_attention_to_two_frames_breaks_every_constant_bound(f: int) -> None:
 
 
 def test_heads_that_look_elsewhere_add_up() -> None:
-    """The limit of Proposition 1 for more than one head: doubly stochastic each, H times the covariance."""
+    """The bound's limit for more than one head: doubly stochastic each, H times the covariance."""
     f = 8
     cosine, quarter = waves(f)[:, :1], shift_by_a_quarter(f)
     z = np.hstack([cosine, quarter @ cosine])  # each head sees one channel and brings it to the same wave

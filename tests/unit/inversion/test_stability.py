@@ -64,6 +64,40 @@ def test_it_holds_for_maps_whose_constants_are_known(seed: int, changed: bool) -
     assert (found.bound_without[0] < found.bound[0]) == changed
 
 
+@pytest.mark.parametrize("eta", [0.4, 1.0])
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_it_holds_where_noise_is_added(eta: float, scale: float) -> None:
+    """By a sampler written out: DDIM (16) of Song et al. in terms of sigma."""
+    generator = torch.Generator().manual_seed(7)
+    matrix = scale * torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    noise = lambda x: torch.tanh(matrix @ x)  # noqa: E731
+    x, states, noises = torch.randn(6, generator=generator).double(), [], []
+    for low, high in zip(SIGMAS, SIGMAS[1:], strict=False):
+        states.append(x)
+        noises.append(noise(x / (1 + low**2).sqrt()))
+        x = x + (high - low) * noises[-1]
+    states.append(x)
+    measured, down, strayed = [0.0], [], []
+    for i in range(4, 0, -1):
+        high, low = SIGMAS[i].item(), SIGMAS[i - 1].item()
+        up = eta * low * math.sqrt(1 - low**2 / high**2)
+        level, fresh = math.sqrt(low**2 - up**2), torch.randn(6, generator=generator).double()
+        x = x + (level - high) * noise(x / math.sqrt(1 + high**2)) + up * fresh
+        measured.append((x - states[i - 1]).norm().item())
+        down.append(level)
+        strayed.append((low - level) * noises[i - 1].norm().item() + up * fresh.norm().item())
+    moved = [
+        (states[i + 1] / (1 + SIGMAS[i + 1] ** 2).sqrt() - states[i] / (1 + SIGMAS[i] ** 2).sqrt()).norm().item()
+        for i in range(4)
+    ]
+    norm = torch.linalg.matrix_norm(matrix, ord=2).item()
+    zero = [0.0] * 4
+    given = (SIGMAS.tolist(), [norm] * 4, moved, zero, zero, 0.0, measured[::-1])
+    found = Stability(*given, down=down[::-1], strayed=strayed[::-1])
+    assert all(m <= b for m, b in zip(found.measured, found.bound, strict=True))
+    assert found.bound[0] > Stability(*given).bound[0] and measured[-1] > 0
+
+
 def test_a_model_of_one_number_meets_it_exactly() -> None:
     """eps = -L x with a small L: every step strays in the same direction and by the constant itself."""
     scale = -0.2

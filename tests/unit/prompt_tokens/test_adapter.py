@@ -45,6 +45,26 @@ def test_tokens_begin_as_the_paper_says_and_by_their_seed() -> None:
     assert torch.equal(tokens.frame, again.frame) and not torch.equal(tokens.frame, other.frame)
 
 
+def test_projected_tokens_are_each_frames_embedding_times_the_weights() -> None:
+    embeddings = draw(FRAMES, 4000, seed=3)
+    tokens = PromptTokens(1, OWN, FRAMES, WIDTH, torch.Generator().manual_seed(1), embeddings)
+    expected = torch.zeros(FRAMES, OWN, WIDTH)
+    for frame in range(FRAMES):
+        for e, value in enumerate(embeddings[frame] / embeddings[frame].norm()):
+            expected[frame] += value * tokens.frame[e]
+    torch.testing.assert_close(tokens.of_frames(), expected, atol=1e-6, rtol=1e-4)
+    assert tokens.of_frames().std().item() == pytest.approx(0.02, rel=0.2), "as tokens that are not projected"
+    assert torch.equal(tokens.context(draw(2, LENGTH, WIDTH), slice(0, 2))[1, 1 : 1 + OWN], tokens.of_frames()[1])
+    assert set(tokens.state_dict()) == {"shared", "frame"}
+
+
+def test_embeddings_of_other_frames_or_for_no_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match="clip_vision_output holds 4 images and the clip 5 frames"):
+        PromptTokens(1, OWN, FRAMES, WIDTH, torch.Generator(), draw(4, 9))
+    with pytest.raises(ValueError, match="frame_tokens is 0, .*disconnect clip_vision_output"):
+        PromptTokens(1, 0, FRAMES, WIDTH, torch.Generator(), draw(FRAMES, 9))
+
+
 def test_no_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match="shared_tokens and frame_tokens are both 0"):
         PromptTokens(0, 0, FRAMES, WIDTH, torch.Generator())

@@ -1,0 +1,34 @@
+"""The papers' tables on drawn clips: systems run as graphs, judged by the world, with the settings that ran."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from consistent_video.bench import papers
+from consistent_video.bench.clip_case import Case
+from consistent_video.bench.table import load_rows
+from consistent_video.scripts.host import Host
+
+
+@pytest.fixture
+def options(tmp_path: Path, host: Host) -> argparse.Namespace:
+    return argparse.Namespace(
+        folder=None, checkpoint=None, prompts=None, clips_of_kind=1, kinds=("colour",), tables=["EI², Table 1"],
+        frames=0, size=128, steps=2, learning_rate=1e-4, ddim_steps=2, clip_folder=None, flow="variational", lpips="",
+        servers=[host.address], output=tmp_path / "videos", document=tmp_path / "papers.md", state=tmp_path / "state",
+    )  # fmt: skip
+
+
+def test_our_figures_stand_beside_the_published_ones(options: argparse.Namespace, monkeypatch) -> None:
+    table = papers.TABLES[0]
+    monkeypatch.setattr(papers, "TABLES", (papers.Table(table.title, ("Tune-A-Video", "EI²"), table.published),))
+    assert papers.measure_papers(options) == 0
+    document = options.document.read_text(encoding="utf-8")
+    lines = {line.split(" | ")[0]: line for line in document.splitlines() if line.startswith("| ")}
+    assert lines["| Tune-A-Video"].endswith("| 28.72 | 96.64 |") and lines["| EI²"].endswith("| 29.84 | 95.94 |")
+    assert "obeyed" in lines["| system"] and "warp error, 10⁻³" in lines["| system"]
+    assert "- **Tune-A-Video** (Wu et al., ICCV 2023): " in document
+    assert "Edit: cfg 12.5" in document and "preset Tune-A-Video" in document and "steps 2" in document
+    rows = load_rows(options.state / "clips.jsonl", Case).values()
+    assert {row["method"]: row["settings"]["Edit"].get("cfg") for row in rows} == {"Tune-A-Video": 12.5, "EI²": None}
