@@ -145,8 +145,8 @@ class TuningOptionsNode(io.ComfyNode):
                     step=0.01,
                     **ADVANCED,
                     tooltip="Alpha of mixed and progressive noise: all frames share alpha²/(1 + alpha²) of "
-                    "the variance with mixed noise; with progressive noise neighbours correlate by the root of that. -1 = "
-                    "its paper's: 1 and 2. 0 = independent.",
+                    "the variance with mixed noise; with progressive noise neighbours correlate by the root of that. "
+                    "-1 = its paper's: 1 and 2. 0 = independent.",
                 ),
             ],
             outputs=[TuningOptions.Output("options", tooltip="For One-Shot Tune.")],

@@ -20,6 +20,7 @@ from ...clip_model.host.features import Features
 from ...clip_model.host.settings import KEY, clip_settings
 from ..settings import Memory
 from .attached import apply_apart
+from .control import Control
 
 LAYERS = "forward_timestep_embed_patch"
 
@@ -45,8 +46,12 @@ class Caller:
         for features in self.features:
             features.begin()
         sigmas = sigma * x.new_ones(len(x))
+        options = {**self.options, "sigmas": sigmas, **options}  # noise levels as the host's sampler tells them
+        given = {
+            key: value.residuals(x, sigmas, given, options) if isinstance(value, Control) else value
+            for key, value in given.items()
+        }
         with self.computing:
-            options = {**self.options, "sigmas": sigmas, **options}  # noise levels as the host's sampler tells them
             return self.copy.model.apply_model(x, sigmas, transformer_options=options, **given)
 
 
