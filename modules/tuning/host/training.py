@@ -44,7 +44,7 @@ class Tuning(Session[Tune]):
             "preset": name_of(clip.spatial, config),
             "spatial": asdict(clip.spatial) if clip.spatial else None,
             "spatial_strength": clip.spatial_strength,
-            "temporal": asdict(config) if config else None,
+            "temporal": config.noted() if config else None,
             "temporal_strength": clip.temporal_strength,
             "percents": list(clip.percents),
             "control": self.given[CONTROL].notes() if CONTROL in self.given else [],
@@ -54,12 +54,12 @@ class Tuning(Session[Tune]):
         self.shown = self.preview(inputs.preview) if inputs.preview is not None else None
 
     def learn(self, model: ModelPatcher, settings: TuneSettings) -> tuple[Learned, TemporalBank | None]:
-        """Return float32 layers instead of the copy's query projections, with copies of the temporal modules."""
+        """Return float32 layers instead of the copy's trained projections, with copies of the temporal modules."""
         learned = Learned(self.copy.model.diffusion_model, model, self.copy.load_device)
         return learned, learned.bank
 
     def model_weights(self) -> list[Tensor]:
-        """Return the query projections as they were."""
+        """Return the projections as they were."""
         return self.learned.before
 
     def resume(self, kept: Tune) -> None:
