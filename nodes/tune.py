@@ -100,8 +100,8 @@ class OneShotTune(io.ComfyNode):
             category=CATEGORY,
             description="Teaches the clip model this one clip under its source prompt, so that inversion and edit keep "
             "its motion. Trains the query projections of both attentions and the temporal modules, as EI² and "
-            "Tune-A-Video do, or what ControlVideo does, on a private copy: the input model stays as it is. Connect Save Tune, or the result "
-            "is lost when ComfyUI closes.",
+            "Tune-A-Video do, or what ControlVideo does, on a private copy: the input model stays as it is. Connect "
+            "Save Tune, or the result is lost when ComfyUI closes.",
             search_aliases=["train", "fine-tune", "Tune-A-Video", "EI2", "ControlVideo", "overfit clip"],
             inputs=[
                 io.Model.Input("model", tooltip="Model from Inflate UNet and STAM/FFAM Patch."),
