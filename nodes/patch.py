@@ -24,10 +24,17 @@ class STAMFFAMPatch(io.ComfyNode):
             display_name="STAM/FFAM Patch",
             category=MENU + "model",
             description="Connects the frames of an inflated model: self-attention looks at the other frames, and a "
-            "temporal module follows each block's feed-forward. EI² (Zhang et al., NeurIPS 2023) or its ancestor "
-            "Tune-A-Video (Wu et al., ICCV 2023). The temporal module does next to nothing until One-Shot Tune has "
+            "temporal module stands in each block. EI² (Zhang et al., NeurIPS 2023), its ancestor Tune-A-Video (Wu et "
+            "al., ICCV 2023) or ControlVideo (Zhao et al., 2023). The temporal module does next to nothing until One-Shot Tune has "
             "trained it; the attention works at once.",
-            search_aliases=["EI2", "Tune-A-Video", "temporal attention", "frame attention", "video consistency"],
+            search_aliases=[
+                "EI2",
+                "Tune-A-Video",
+                "ControlVideo",
+                "temporal attention",
+                "frame attention",
+                "video consistency",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="Model from Inflate UNet."),
                 io.Combo.Input(
@@ -35,8 +42,9 @@ class STAMFFAMPatch(io.ComfyNode):
                     options=list(PRESETS),
                     default=EI2,
                     tooltip="EI²: fine-coarse frame attention and shift-restricted temporal attention. Tune-A-Video: "
-                    "attention to the first and the previous frame, plain temporal attention. Full attention: EI² with "
-                    "every token of every frame, slow and large. Per frame: nothing is attached.",
+                    "attention to the first and the previous frame, plain temporal attention. ControlVideo: attention "
+                    "to the first frame, temporal attention after self-attention. Full attention: EI² with every "
+                    "token of every frame, slow and large. Per frame: nothing is attached.",
                 ),
                 io.Int.Input(
                     "r",
@@ -89,13 +97,13 @@ class STAMFFAMPatch(io.ComfyNode):
                     "norm",
                     NORMS,
                     "Norm of the temporal module, for EI²'s ablation: instance centering is STAM's, layer norm "
-                    "without affine Tune-A-Video's; the affine of layer norm is learned.",
+                    "without affine Tune-A-Video's, none ControlVideo's; the affine of layer norm is learned.",
                 ),
                 instead_input(
                     "spectral_norm",
                     ("on", "off"),
                     "Whether the temporal module's value and output matrices are divided by their largest "
-                    "singular value, for EI²'s ablation: on in STAM, off in Tune-A-Video.",
+                    "singular value, for EI²'s ablation: on in STAM, off in Tune-A-Video and ControlVideo.",
                 ),
             ],
             outputs=[io.Model.Output("clip_model", tooltip="The clip model with connected frames.")],

@@ -100,12 +100,16 @@ class OneShotTune(io.ComfyNode):
             category=CATEGORY,
             description="Teaches the clip model this one clip under its source prompt, so that inversion and edit keep "
             "its motion. Trains the query projections of both attentions and the temporal modules, as EI² and "
-            "Tune-A-Video do, on a private copy: the input model stays as it is. Connect Save Tune, or the result "
-            "is lost when ComfyUI closes.",
-            search_aliases=["train", "fine-tune", "Tune-A-Video", "EI2", "overfit clip"],
+            "Tune-A-Video do, or what ControlVideo does, on a private copy: the input model stays as it is. Connect "
+            "Save Tune, or the result is lost when ComfyUI closes.",
+            search_aliases=["train", "fine-tune", "Tune-A-Video", "EI2", "ControlVideo", "overfit clip"],
             inputs=[
                 io.Model.Input("model", tooltip="Model from Inflate UNet and STAM/FFAM Patch."),
-                io.Conditioning.Input("positive", tooltip="Source prompt: says what the clip shows."),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="Source prompt: says what the clip shows. It may come from Apply ControlNet, with a hint "
+                    "for each frame, as ControlVideo tunes.",
+                ),
                 io.Latent.Input("latent", tooltip="The clip: all frames in one batch, from VAE Encode."),
                 io.Int.Input(
                     "steps",

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..modules.tuning.host.preview import PreviewSettings
 from ..modules.tuning.learning_rate import Schedule
 from ..modules.tuning.losses.smoothing import Coupling
+from ..modules.tuning.noise import OWN_CORRELATIONS, Noise
 from ..modules.tuning.settings import OnOutOfMemory, OptimizerName, Precision, TuneSettings
 from .inversion import denoise_input
 from .types import ADVANCED, MENU, PREFIX, TuningOptions, TuningPreview, cfg_input, part_input
@@ -127,14 +128,37 @@ class TuningOptionsNode(io.ComfyNode):
                     "part by part, instead of holding them: less memory, a little more time, the same result to "
                     "rounding. Try it before gradient_checkpointing; with both they are computed three times.",
                 ),
+                io.Combo.Input(
+                    "noise",
+                    options=list(get_args(Noise)),
+                    default="independent",
+                    **ADVANCED,
+                    tooltip="Noise of a step's frames (PYoCo, ICCV 2023). Independent: of its own in each frame, as in "
+                    "EI² and Tune-A-Video. Mixed: part of it is the same in all frames. Progressive: part of it goes "
+                    "over from each frame to the next.",
+                ),
+                io.Float.Input(
+                    "noise_correlation",
+                    default=-1.0,
+                    min=-1.0,
+                    max=100.0,
+                    step=0.01,
+                    **ADVANCED,
+                    tooltip="Alpha of mixed and progressive noise: all frames share alpha²/(1 + alpha²) of "
+                    "the variance with mixed noise; with progressive noise neighbours correlate by the root of that. "
+                    "-1 = its paper's: 1 and 2. 0 = independent.",
+                ),
             ],
             outputs=[TuningOptions.Output("options", tooltip="For One-Shot Tune.")],
         )
 
     @classmethod
-    def execute(cls, smoothing_end=-1.0, **settings) -> io.NodeOutput:
-        end = None if smoothing_end < 0 else smoothing_end
-        return io.NodeOutput(TuneSettings().changed(**settings, smoothing_end=end))
+    def execute(
+        cls, smoothing_end=-1.0, noise: Noise = "independent", noise_correlation=-1.0, **settings
+    ) -> io.NodeOutput:
+        settings["smoothing_end"] = None if smoothing_end < 0 else smoothing_end
+        alpha = OWN_CORRELATIONS[noise] if noise_correlation < 0 else noise_correlation
+        return io.NodeOutput(TuneSettings().changed(**settings, noise=noise, noise_correlation=alpha))
 
 
 class TuningPreviewNode(io.ComfyNode):

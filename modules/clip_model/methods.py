@@ -1,27 +1,29 @@
-"""Named methods: what their papers use instead of self-attention and after the feed-forward."""
+"""Named methods: what their papers use instead of self-attention and as temporal modules."""
 
 from dataclasses import replace
 from typing import Literal, cast, get_args
 
 from .attention.fine_coarse import Downsample
 from .attention.spatial import Kind, SpatialConfig
-from .temporal import STAM, TUNE_A_VIDEO, Norm, TemporalConfig
+from .temporal import CONTROL_VIDEO, STAM, TUNE_A_VIDEO, Norm, TemporalConfig
 
 EI2 = "EI²"
 TUNE_A_VIDEO_PRESET = "Tune-A-Video"
+CONTROL_VIDEO_PRESET = "ControlVideo"
 FULL = "full attention"
 PER_FRAME = "per frame"
-PRESETS = (EI2, TUNE_A_VIDEO_PRESET, FULL, PER_FRAME)
+PRESETS = (EI2, TUNE_A_VIDEO_PRESET, CONTROL_VIDEO_PRESET, FULL, PER_FRAME)
 CUSTOM = "custom"
 
 AS_PRESET = "as preset"
 SPATIAL_KINDS = ("FFAM", "sparse-causal", "full", "key-frame", "first-frame", "middle-frame", "per frame")
 KIND_OF = {"FFAM": "fine-coarse", "first-frame": "key-frame"}  # where an attention is named otherwise
-TEMPORAL_KINDS = ("STAM", "Tune-A-Video", "none")
+TEMPORAL_KINDS = ("STAM", "Tune-A-Video", "ControlVideo", "none")
 NORMS: tuple[str, ...] = get_args(Norm)
 OF_PRESET = {
     EI2: ("FFAM", "STAM"),
     TUNE_A_VIDEO_PRESET: ("sparse-causal", "Tune-A-Video"),
+    CONTROL_VIDEO_PRESET: ("key-frame", "ControlVideo"),
     FULL: ("full", "STAM"),
     PER_FRAME: ("per frame", "none"),
 }
@@ -56,10 +58,10 @@ def temporal_module(kind: str, norm: str = AS_PRESET, spectral_norm: str = AS_PR
         if (norm, spectral_norm) != (AS_PRESET, AS_PRESET):
             raise ValueError(
                 f"norm {norm!r} and spectral_norm {spectral_norm!r} belong to a temporal module and none is chosen. "
-                f"Choose STAM or Tune-A-Video as temporal, or set both to {AS_PRESET!r}."
+                f"Choose STAM, Tune-A-Video or ControlVideo as temporal, or set both to {AS_PRESET!r}."
             )
         return None
-    known = {"STAM": STAM, "Tune-A-Video": TUNE_A_VIDEO}
+    known = {"STAM": STAM, "Tune-A-Video": TUNE_A_VIDEO, "ControlVideo": CONTROL_VIDEO}
     if kind not in known or norm not in (AS_PRESET, *NORMS) or spectral_norm not in (AS_PRESET, "on", "off"):
         raise ValueError(f"Unknown temporal module {kind!r} with norm {norm!r} and spectral norm {spectral_norm!r}.")
     config = known[kind]

@@ -1,7 +1,7 @@
-"""The temporal modules: STAM of EI² (arXiv 2305.17431) and its ancestor of Tune-A-Video (arXiv 2212.11565)."""
+"""The temporal modules: of EI² (STAM, arXiv 2305.17431), Tune-A-Video (2212.11565) and ControlVideo (2305.17098)."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from einops import rearrange
@@ -13,6 +13,7 @@ from .attention import scaled_dot_product
 from .chunks import apply_in_chunks
 
 Norm = Literal["instance centering", "instance norm", "layer norm", "layer norm without affine", "none"]
+Place = Literal["feed-forward", "self-attention"]
 POWER_ITERATIONS = 5  # of the spectral norm at each tuning step
 INNER = 10  # activations for each of its input: z twice in float32, normed, q, k, v, attended, projected
 MAX_ROWS = 2**15  # NVIDIA's SDPA kernels refuse larger batches
@@ -35,6 +36,16 @@ def spectral_normalised(weight: Tensor) -> Tensor:
     return (exact / torch.linalg.matrix_norm(exact, ord=2)).to(weight.dtype)
 
 
+def trained_with(config: "TemporalConfig | None") -> tuple[str, ...]:
+    """Return the paths in a block of the projections that are tuned with temporal modules, or without any.
+
+    The queries of both attentions (EI², Tune-A-Video), or self-attention's output (ControlVideo's code).
+    """
+    if config is not None and config.place == "self-attention":
+        return ("attn1.to_out.0",)
+    return ("attn1.to_q", "attn2.to_q")
+
+
 def attend_frames(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Attend over the frames of each position; q, k and v of shape (n, f, heads d), n = positions."""
     rows = max(1, MAX_ROWS // heads)
@@ -52,24 +63,33 @@ class TemporalConfig:
         spectral: divide W_v and the output matrix by their largest singular value.
         zero_init: start the output matrix at zero, with nn.Linear's random bias (Tune-A-Video); otherwise the matrix
             starts random and the bias at zero (EI²).
+        place: what of each block it follows. After the self-attention (ControlVideo, section 3.2) it attends to what
+            that attends to, the block's own norm of the tokens; it starts with the self-attention's weights, followed
+            by a linear layer that starts at zero, and the middle block of the UNet has none.
 
     Raises:
-        ValueError: unknown norm, or a zero output matrix that is to be divided by its norm.
+        ValueError: unknown norm or place, or a zero output matrix that is to be divided by its norm.
     """
 
     norm: Norm = "instance centering"
     spectral: bool = True
     zero_init: bool = False
+    place: Place = "feed-forward"
 
     def __post_init__(self) -> None:
-        if self.norm not in get_args(Norm):
+        if self.norm not in get_args(Norm) or self.place not in get_args(Place):
             raise ValueError(f"unknown temporal module: {self}")
         if self.spectral and self.zero_init:
             raise ValueError(f"a zero output matrix has no spectral norm to divide by: {self}")
 
+    def noted(self) -> dict[str, Any]:
+        """Return what files note of it: the place only where it is not the one that older files mean."""
+        return {name: value for name, value in asdict(self).items() if name != "place" or value != "feed-forward"}
+
 
 STAM = TemporalConfig()
 TUNE_A_VIDEO = TemporalConfig(norm="layer norm without affine", spectral=False, zero_init=True)
+CONTROL_VIDEO = TemporalConfig(norm="none", spectral=False, place="self-attention")
 
 
 class TemporalModule(nn.Module):
@@ -91,13 +111,14 @@ class TemporalModule(nn.Module):
         self.heads, self.config = heads, config
         self.to_q, self.to_k, self.to_v = (skip_init(nn.Linear, dim, dim, bias=False) for _ in range(3))
         self.to_out = skip_init(nn.Linear, dim, dim)
+        self.zero_out = skip_init(nn.Linear, dim, dim) if config.place == "self-attention" else None
         self.norm = nn.LayerNorm(dim) if config.norm == "layer norm" else None
         if generator is not None:
             self.draw_weights(generator)
 
     @torch.no_grad()
     def draw_weights(self, generator: torch.Generator) -> None:
-        """Set the weights as they are before tuning."""
+        """Set the weights as they are before tuning, for ControlVideo's module those before `copy_weights`."""
         bound = self.to_q.in_features**-0.5
         for linear in (self.to_q, self.to_k, self.to_v, self.to_out):
             for parameter in linear.parameters():
@@ -106,6 +127,22 @@ class TemporalModule(nn.Module):
             self.to_out.weight.zero_()
         else:
             self.to_out.bias.zero_()
+        self.finish_weights()
+
+    @torch.no_grad()
+    def copy_weights(self, attention: nn.Module) -> None:
+        """Set the projections to those of a block's self-attention, as they are before tuning."""
+        for name in ("to_q", "to_k", "to_v"):
+            getattr(self, name).weight.copy_(getattr(attention, name).weight)
+        self.to_out.weight.copy_(attention.to_out[0].weight)
+        self.to_out.bias.copy_(attention.to_out[0].bias)
+        self.finish_weights()
+
+    def finish_weights(self) -> None:
+        """Set the zero layer to zero and divide by spectral norms, where there are such."""
+        if self.zero_out is not None:
+            for parameter in self.zero_out.parameters():
+                parameter.zero_()
         if self.config.spectral:
             for linear in (self.to_v, self.to_out):
                 linear.weight.copy_(spectral_normalised(linear.weight))
@@ -128,9 +165,17 @@ class TemporalModule(nn.Module):
             w_v, w_out = self.to_v.weight, self.to_out.weight
         normed = self.normalise(z)
         q, k, v = self.to_q(normed), self.to_k(normed), F.linear(normed, w_v)
-        return F.linear(attend_frames(q, k, v, self.heads), w_out, self.to_out.bias)
+        attended = F.linear(attend_frames(q, k, v, self.heads), w_out, self.to_out.bias)
+        return attended if self.zero_out is None else self.zero_out(attended)
 
-    def forward(self, x: Tensor, num_frames: int, strength: float = 1.0, recompute: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        num_frames: int,
+        strength: float = 1.0,
+        recompute: bool = False,
+        seen: Tensor | None = None,
+    ) -> Tensor:
         """Mix frames at each position, at as many at a time as CHUNK_BYTES allows.
 
         Args:
@@ -138,15 +183,17 @@ class TemporalModule(nn.Module):
             num_frames: f.
             strength: factor of what the module adds; 0 returns x itself.
             recompute: whether the backward pass recomputes the activations instead of keeping them.
+            seen: tokens that it attends to instead of x, of the same shape.
         """
         if strength == 0:
             return x
 
-        def mix(z: Tensor) -> Tensor:
-            return z + strength * self.branch(z)
+        def mix(z: Tensor, seen: Tensor | None = None) -> Tensor:
+            return z + strength * self.branch(z if seen is None else seen)
 
-        z = rearrange(x, "(b f) l d -> (b l) f d", f=num_frames)
-        z = apply_in_chunks(mix, z, inner=INNER, recompute=recompute)
+        given = (x,) if seen is None else (x, seen)
+        z = (rearrange(tokens, "(b f) l d -> (b l) f d", f=num_frames) for tokens in given)
+        z = apply_in_chunks(mix, *z, inner=INNER, recompute=recompute)
         return rearrange(z, "(b l) f d -> (b f) l d", l=x.shape[1])
 
     def tune_spectral_norm(self, seed: int = 0) -> None:

@@ -9,6 +9,7 @@ from .losses.consistency import ConsistencyLoss
 from .losses.diffusion import DiffusionLoss
 from .losses.smoothing import SmoothingLoss
 from .losses.term import Loss, LossTerm
+from .noise import Noise
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 OptimizerName = Literal["AdamW", "AdamW 8-bit", "gradient descent"]
@@ -82,6 +83,8 @@ class TuneSettings:
         steps: optimiser steps in all, one noise level and one noise for each frame in each; 500 in EI².
         seed: of the noise and the noise levels.
         snapshots: numbers of steps after which the state is kept.
+        noise, noise_correlation: how the noise of a step's frames depends on each other, and PYoCo's alpha, see
+            `draw_noise`.
         optimization, memory: see there.
         losses: what is minimised is the sum of those that are on.
     """
@@ -89,6 +92,8 @@ class TuneSettings:
     steps: int = 500
     seed: int = 0
     snapshots: tuple[int, ...] = ()
+    noise: Noise = "independent"
+    noise_correlation: float = 0.0
     optimization: Optimization = Optimization()
     memory: Memory = Memory()
     losses: tuple[Loss, ...] = (DiffusionLoss(), SmoothingLoss(), ConsistencyLoss())
@@ -105,7 +110,8 @@ class TuneSettings:
 
     def flat(self) -> dict[str, Any]:
         """Return the settings by their names, as files note them; JSON values."""
-        own: dict[str, Any] = {"steps": self.steps, "seed": self.seed, "snapshots": self.snapshots}
+        records = ("optimization", "memory", "losses")
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in records}
         own |= asdict(self.optimization) | asdict(self.memory)
         for loss in self.losses:
             own |= asdict(loss)

@@ -178,7 +178,7 @@ def to_tune(weights: Weights, unet: Weights, names: Mapping[str, str], predictio
         "frames": 0,
         "spatial": asdict(SPATIAL),
         "spatial_strength": 1.0,
-        "temporal": asdict(temporal),
+        "temporal": temporal.noted(),
         "temporal_strength": 1.0,
         "prediction": prediction,
         "imported_from": source,
@@ -213,6 +213,7 @@ def check_exportable(info: Mapping[str, Any]) -> None:
         "blocks without a temporal module": not info["temporal"],
         f"{temporal['norm']} in a temporal module (it has layer norm)": temporal["norm"] not in NORMS,
         "spectral norm": temporal["spectral"],
+        "a temporal module after self-attention": temporal.get("place") == "self-attention",
         "strengths other than 1": (info["spatial_strength"], info["temporal_strength"]) != (1, 1),
         "parts of sampling": tuple(info.get("percents", (0, 1))) != (0, 1),
     }

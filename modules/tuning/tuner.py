@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .noise import draw_noise
 from .objective import Clip, Denoise, Draw, Features, Objective
 from .settings import Precision, TuneSettings
 from .updates import Updates, unflatten
@@ -114,14 +115,15 @@ class Tuner:
 
     def draw(self, t: int | None = None) -> Draw:
         """Draw what to take a step on, at a training timestep if one is given; as much is drawn either way."""
-        clip, generator, wanted = self.objective.clip, self.generator, self.settings.memory.frames_per_step
+        clip, generator, settings = self.objective.clip, self.generator, self.settings
+        wanted = settings.memory.frames_per_step
         random, frames = torch.randint(len(clip.sigma_table), (), generator=generator), len(clip.x_0)
         taken = slice(0, frames)
         if 0 < wanted < frames:
             first = int(torch.randint(frames - wanted + 1, (), generator=generator))
             taken = slice(first, first + wanted)
-        eps = torch.randn(clip.x_0[taken].shape, generator=generator).to(clip.x_0)
-        return Draw(random if t is None else torch.tensor(t), taken, eps)
+        eps = draw_noise(clip.x_0[taken].shape, generator, settings.noise, settings.noise_correlation)
+        return Draw(random if t is None else torch.tensor(t), taken, eps.to(clip.x_0))
 
     def has_risen(self, before: float, drawn: Draw, done: int) -> bool:
         """Whether a step, taken after some others, raised the loss that it was taken on."""

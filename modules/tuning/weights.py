@@ -20,6 +20,7 @@ FILE = Kind(
     again="Save the tune again.",
     instead="Choose a file that Save Tune wrote; LoRA files belong into Load LoRA.",
 )
+DIFFERENCES = {"weight": "diff", "bias": "diff_b"}  # as a LoRA file names them
 SNAPSHOT, STATE = "snapshot.", "state."
 NEEDED = ("spatial", "spatial_strength", "temporal", "temporal_strength")
 
@@ -29,8 +30,9 @@ class Tune:
     """What was learned on one clip.
 
     Attributes:
-        tensors: by the host's block paths: `<block>.attn1.to_q.diff` and `<block>.attn2.to_q.diff` are differences to
-            the base model's weights (the names a LoRA file uses), `<block>.attn_temp.*` the temporal module.
+        tensors: by the host's block paths: `<block>.attn1.to_q.diff` and `<block>.attn2.to_q.diff`, with ControlVideo's
+            module `<block>.attn1.to_out.0.diff` and `.diff_b`, are differences to the base model's weights (the names a
+            LoRA file uses), `<block>.attn_temp.*` the temporal module.
         info: how it was made: frames, spatial, temporal, steps, learning_rate, seed, prediction, loss; JSON values.
         snapshots: what `tensors` were after some numbers of steps, 0 = before the first; float16, zeros left out.
         state: of the tuning at its end, to continue it; empty where it was not kept.

@@ -86,7 +86,7 @@ def attach(
     Args:
         model: inflated model.
         spatial: self-attention across frames, None = each frame for itself.
-        temporal: temporal module after each block's feed-forward, None = none.
+        temporal: temporal module in each block, None = none.
         spatial_strength: 0 ... 1, weight against the base model's self-attention.
         temporal_strength: 0 ... 1, factor of what the temporal modules add.
         percents: start and end of sampling between which both act, 0 ... 1.
@@ -108,7 +108,7 @@ def attach(
     spatial = spatial if spatial_strength > 0 else None
     bank = None
     if temporal is not None and temporal_strength > 0:
-        bank = TemporalBank(blocks, temporal, tensors)
+        bank = TemporalBank(blocks, temporal, tensors, clone.model.diffusion_model)
         bank.to(clone.model.get_dtype_inference()).eval().requires_grad_(False)
     refuse_conflicts(clone, ClipSettings(spatial=spatial, temporal=bank))
     if spatial is not None:

@@ -1,4 +1,4 @@
-"""The transformer blocks of a UNet, and the temporal modules that follow them."""
+"""The transformer blocks of a UNet, and their temporal modules."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,31 +36,42 @@ def transformer_blocks(unet: nn.Module) -> list[Block]:
 
 
 class TemporalBank(nn.Module):
-    """The temporal modules of a UNet, one for each transformer block.
+    """The temporal modules of a UNet, one for each transformer block that has one, see TemporalConfig.place.
 
     Args:
         blocks: of the UNet.
         config: of every module.
         tensors: their weights, named as `tensors` returns them; None = as they are before tuning, always the same.
+        unet: whose self-attentions' weights modules that follow these start with.
 
     Attributes:
         origin: the tensors given, exact where the modules are cast to half precision.
     """
 
-    def __init__(self, blocks: list[Block], config: TemporalConfig, tensors: Mapping[str, Tensor] | None = None):
+    def __init__(
+        self,
+        blocks: list[Block],
+        config: TemporalConfig,
+        tensors: Mapping[str, Tensor] | None = None,
+        unet: nn.Module | None = None,
+    ):
         super().__init__()
+        blocks = with_module(blocks, config)
         generator = torch.Generator().manual_seed(0) if tensors is None else None
         self.config, self.is_tuned, self.origin = config, tensors is not None, tensors
         self.paths = [block.path for block in blocks]
         self.places = {(block.place, block.index): i for i, block in enumerate(blocks)}
         self.bank = nn.ModuleList(TemporalModule(b.dim, b.heads, config, generator) for b in blocks)
-        if tensors is not None:
-            for path, module in zip(self.paths, self.bank, strict=True):
+        for path, module in zip(self.paths, self.bank, strict=True):
+            if tensors is not None:
                 module.load_state_dict({name: tensors[temporal_key(path, name)] for name in module.state_dict()})
+            elif config.place == "self-attention" and unet is not None:
+                module.copy_weights(unet.get_submodule(f"{path}.attn1"))
 
-    def at(self, place: tuple[str, int], index: int) -> TemporalModule:
-        """Return the module that follows a block."""
-        return self.bank[self.places[place, index]]
+    def at(self, place: tuple[str, int], index: int) -> TemporalModule | None:
+        """Return the module of a block, None where it has none."""
+        number = self.places.get((place, index))
+        return None if number is None else self.bank[number]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return copies of the weights on the CPU by the host's block paths."""
@@ -71,6 +82,11 @@ class TemporalBank(nn.Module):
         }
 
 
+def with_module(blocks: list[Block], config: TemporalConfig) -> list[Block]:
+    """Return the blocks that have a temporal module: ControlVideo's code gives the middle block none."""
+    return [block for block in blocks if config.place == "feed-forward" or block.place[0] != "middle"]
+
+
 def temporal_key(path: str, name: str) -> str:
-    """Return the name in a tune of a weight of the temporal module that follows a block."""
+    """Return the name in a tune of a weight of the temporal module of a block."""
     return f"diffusion_model.{path}.attn_temp.{name}"

@@ -13,11 +13,13 @@ from comfy.ldm.modules.attention import (
 )
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..attention import Grid
 from ..attention.fine_coarse import COPIED_BYTES, Coarse
 from ..attention.spatial import attend_across_frames, copied_keys
 from ..chunks import apply_in_chunks
+from ..temporal import TemporalModule
 from .bank import transformer_blocks
 from .settings import KEY, ClipSettings, acting, count_frames
 from .windows import MEMORY, frames_of_window
@@ -88,31 +90,48 @@ def completion(options: dict[str, Any], frames: int) -> Callable[[Coarse], Coars
 
 @torch.compiler.disable
 def run_transformer(layer: SpatialTransformer, x: Tensor, emb, context, transformer_options, *_: Any) -> Tensor:
-    """Run a spatial transformer with a temporal module after each of its blocks, their feed-forwards in chunks.
+    """Run a spatial transformer with a temporal module in each of its blocks, their feed-forwards in chunks.
 
     The host has no hook after a block's feed-forward; a module hook that lives as long as this call is one, follows
-    the live layer through deep copies, and leaves the layer as it was. So does what stands in for its method.
+    the live layer through deep copies, and leaves the layer as it was. So does what stands in for its method. A module
+    after self-attention attends to what the block's first norm returned, and adds to what self-attention returns.
     """
     settings: ClipSettings = transformer_options[KEY]
     bank, strength = settings.temporal, settings.temporal_strength
     place, frames = transformer_options["block"], count_frames(transformer_options, len(x))
 
-    def follow(index: int, _block: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        assert bank is not None, "hooked where there is one"
-        module = bank.at(place, index)
+    def follow(module: TemporalModule, normed: list[Tensor], _followed: nn.Module, _inputs: Any, output: Tensor):
         if module.to_out.bias.device != output.device:  # the host leaves it behind where not all weights fit
             module.to(output.device)
-        return module(output, frames, strength, settings.recompute)
+        seen = (normed.pop(),) if normed else ()
+        return module(output, frames, strength, settings.recompute, *seen)
 
     with ExitStack() as afterwards:
         for index, block in enumerate(layer.transformer_blocks):
-            if bank is not None:
-                afterwards.callback(block.register_forward_hook(partial(follow, index)).remove)
+            module = bank.at(place, index) if bank is not None else None
+            if module is not None:
+                for hook in hook_module(block, module, follow):
+                    afterwards.callback(hook.remove)
             afterwards.enter_context(feed_forward_in_chunks(block.ff, x, settings.recompute))
         x = layer(x, context, transformer_options)
     if "transformer_index" in transformer_options:
         transformer_options["transformer_index"] += 1
     return x
+
+
+def hook_module(block: nn.Module, module: TemporalModule, follow: Callable[..., Tensor]) -> Iterator[RemovableHandle]:
+    """Yield the hooks that let a block's temporal module follow what it is to follow.
+
+    Args:
+        block: transformer block.
+        module: its temporal module.
+        follow: (module, what it attends to if that is not the output, hooked layer, its inputs, output) -> output.
+    """
+    normed: list[Tensor] = []
+    if module.config.place == "self-attention":
+        yield block.norm1.register_forward_hook(lambda *call: normed.append(call[-1]))
+    followed = block if module.config.place == "feed-forward" else block.attn1.to_out
+    yield followed.register_forward_hook(partial(follow, module, normed))
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def describe_clip(settings: ClipSettings) -> dict[str, Any]:
         "num_frames": settings.num_frames,
         "attention": None if settings.spatial is None else asdict(settings.spatial),
         "attention_strength": settings.spatial_strength,
-        "temporal": None if bank is None else asdict(bank.config),
+        "temporal": None if bank is None else bank.config.noted(),
         "temporal_modules": 0 if bank is None else len(bank.paths),
         "temporal_tuned": bank is not None and bank.is_tuned,
         "temporal_strength": settings.temporal_strength,

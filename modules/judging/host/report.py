@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -117,7 +116,7 @@ def measured_info(
         "percent": percent,
         "sigma": round(sigma, 4),
         "seed": seed,
-        "temporal": asdict(bank.config),
+        "temporal": bank.config.noted(),
         "temporal_strength": clip.temporal_strength,
         "tuned": bank.is_tuned,
     }

@@ -6,10 +6,10 @@ from comfy.model_patcher import ModelPatcher
 
 from ...clip_model.attention.spatial import SpatialConfig
 from ...clip_model.host.attach import attach, inflate
-from ...clip_model.host.bank import temporal_key, transformer_blocks
+from ...clip_model.host.bank import temporal_key, transformer_blocks, with_module
 from ...clip_model.host.settings import KEY, ClipSettings, clip_settings
-from ...clip_model.temporal import TemporalConfig
-from ..weights import Tune
+from ...clip_model.temporal import TemporalConfig, TemporalModule, trained_with
+from ..weights import DIFFERENCES, Tune
 
 
 def apply_tune(
@@ -40,14 +40,14 @@ def apply_tune(
             "model has this tune already, and applying it again would double its change. Connect the model as it was "
             "before One-Shot Tune or Apply Tune."
         )
-    check_structure(model, tune)
-    check_order(clip_settings(model), tune)
     info = tune.info
     try:
         spatial = SpatialConfig(**info["spatial"]) if info["spatial"] else None
         temporal = TemporalConfig(**info["temporal"]) if info["temporal"] else None
     except (TypeError, ValueError) as error:
         raise ValueError(f"The tune was made by a newer version of Consistent Video ({error}). Update it.") from error
+    check_structure(model, tune, temporal)
+    check_order(clip_settings(model), tune)
     tensors = tune.at(progress).tensors
     strengths = info["spatial_strength"], info["temporal_strength"] * temporal_strength
     percents = tuple(info.get("percents", (0.0, 1.0)))
@@ -55,9 +55,10 @@ def apply_tune(
     options = clone.model_options["transformer_options"]
     options[KEY] = replace(options[KEY], tunes=(*applied, digest), tuned_frames=info.get("frames", 0))
     differences = {
-        f"{key.removesuffix('.diff')}.weight": ("diff", (value,))
+        f"{key.removesuffix(f'.{end}')}.{name}": ("diff", (value,))
         for key, value in tensors.items()
-        if key.endswith(".diff")
+        for name, end in DIFFERENCES.items()
+        if key.endswith(f".{end}")
     }
     added = clone.add_patches(differences, query_strength)
     assert len(added) == len(differences), "keys were checked above"
@@ -74,21 +75,20 @@ def check_order(attached: ClipSettings, tune: Tune) -> None:
         )
 
 
-def check_structure(model: ModelPatcher, tune: Tune) -> None:
-    """Raise ValueError where a tune does not fit a model's structure."""
+def check_structure(model: ModelPatcher, tune: Tune, temporal: TemporalConfig | None) -> None:
+    """Raise ValueError where a tune, with such temporal modules, does not fit a model's structure."""
     unet = model.model.diffusion_model
     expected: dict[str, tuple[int, ...]] = {}
     weights = model.model.state_dict()
-    for block in transformer_blocks(unet):
-        for name in ("attn1", "attn2"):
-            key = f"diffusion_model.{block.path}.{name}.to_q"
-            expected[f"{key}.diff"] = tuple(weights[f"{key}.weight"].shape)
-        if tune.info["temporal"]:
-            for name in ("to_q", "to_k", "to_v", "to_out"):
-                expected[temporal_key(block.path, f"{name}.weight")] = (block.dim, block.dim)
-            biases = ("to_out.bias", "norm.weight", "norm.bias")
-            for name in biases if tune.info["temporal"].get("norm") == "layer norm" else biases[:1]:
-                expected[temporal_key(block.path, name)] = (block.dim,)
+    blocks = transformer_blocks(unet)
+    for key in (f"diffusion_model.{block.path}.{name}" for block in blocks for name in trained_with(temporal)):
+        ends = {name: end for name, end in DIFFERENCES.items() if f"{key}.{name}" in weights}
+        expected |= {f"{key}.{end}": tuple(weights[f"{key}.{name}"].shape) for name, end in ends.items()}
+    if temporal is not None:
+        for block in with_module(blocks, temporal):
+            module = TemporalModule(block.dim, block.heads, temporal, None)
+            shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+            expected |= {temporal_key(block.path, name): shape for name, shape in shapes.items()}
     for key in [*expected, *tune.tensors]:
         mine, its = expected.get(key), tune.tensors.get(key)
         shape = None if its is None else tuple(its.shape)

@@ -18,8 +18,11 @@ from ...clip_model.host.bank import TemporalBank, transformer_blocks
 from ...clip_model.host.calls import OURS, attend_block, run_residual, run_transformer
 from ...clip_model.host.features import Features
 from ...clip_model.host.settings import KEY, clip_settings
+from ...clip_model.temporal import trained_with
 from ..settings import Memory
+from ..weights import DIFFERENCES
 from .attached import apply_apart
+from .control import Control
 
 LAYERS = "forward_timestep_embed_patch"
 
@@ -45,31 +48,45 @@ class Caller:
         for features in self.features:
             features.begin()
         sigmas = sigma * x.new_ones(len(x))
+        options = {**self.options, "sigmas": sigmas, **options}  # noise levels as the host's sampler tells them
+        given = {
+            key: value.residuals(x, sigmas, given, options) if isinstance(value, Control) else value
+            for key, value in given.items()
+        }
         with self.computing:
-            options = {**self.options, "sigmas": sigmas, **options}  # noise levels as the host's sampler tells them
             return self.copy.model.apply_model(x, sigmas, transformer_options=options, **given)
 
 
 class Learned(nn.Module):
-    """What is learned on a private copy, in float32: the query projections of both attentions, the temporal modules.
+    """What is learned on a private copy, in float32: the temporal modules, and projections of the attentions.
+
+    Those are the query projections of both, or with ControlVideo's module the output projections of self-attention.
 
     Args:
-        unet: of the copy; its query projections are replaced by those that are learned.
+        unet: of the copy; its projections are replaced by those that are learned.
         model: whose temporal modules are the beginning.
         device: of the copy.
     """
 
     def __init__(self, unet: nn.Module, model: ModelPatcher, device: torch.device):
         super().__init__()
-        queries = query_projections(unet)
-        self.keys, self.queries = list(queries), nn.ModuleList(queries.values())
-        self.before = [linear.weight.detach().to("cpu", copy=True) for linear in self.queries]
+        projections = trained_projections(unet, model)
+        self.keys, self.queries = list(projections), nn.ModuleList(projections.values())
+        self.start = {key: value.detach().to("cpu", copy=True) for key, value in self.weights().items()}
+        self.before = [value for key, value in self.start.items() if key.endswith(".diff")]
         self.bank = temporal_copy(unet, model, device)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the projections' weights and biases, by the names of their differences in a Tune."""
+        return {
+            f"{key}.{DIFFERENCES[name]}": value
+            for key, linear in zip(self.keys, self.queries, strict=True)
+            for name, value in linear.named_parameters()
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is learned as a Tune holds it."""
-        pairs = zip(self.keys, self.queries, self.before, strict=True)
-        tensors = {f"{key}.diff": linear.weight.detach().cpu() - before for key, linear, before in pairs}
+        tensors = {key: value.detach().cpu() - self.start[key] for key, value in self.weights().items()}
         return tensors | self.temporal_tensors()
 
     def temporal_tensors(self) -> dict[str, Tensor]:
@@ -77,16 +94,19 @@ class Learned(nn.Module):
         return self.bank.tensors() if self.bank is not None else {}
 
 
-def query_projections(unet: nn.Module) -> dict[str, nn.Linear]:
-    """Replace both attentions' query projections of a copy by float32 ones that can be tuned; return them by key."""
-    projections = {}
+def trained_projections(unet: nn.Module, model: ModelPatcher) -> dict[str, nn.Linear]:
+    """Replace the projections of a model's copy that are tuned by float32 ones that can be; return them by key."""
+    bank, projections = clip_settings(model).temporal, {}
+    names = trained_with(None if bank is None else bank.config)
     for block in transformer_blocks(unet):
-        for name in ("attn1", "attn2"):
-            attention = unet.get_submodule(f"{block.path}.{name}")
-            weight = attention.to_q.weight.detach()
-            attention.to_q = linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-            linear.weight = nn.Parameter(weight.float().clone())
-            projections[f"diffusion_model.{block.path}.{name}.to_q"] = linear
+        for path in (f"{block.path}.{name}" for name in names):
+            before = unet.get_submodule(path)
+            wide, high = before.weight.shape[1], before.weight.shape[0]
+            linear = nn.Linear(wide, high, bias=before.bias is not None, device="meta")
+            for name, value in before.named_parameters():
+                setattr(linear, name, nn.Parameter(value.detach().float().clone()))
+            unet.set_submodule(path, linear)
+            projections[f"diffusion_model.{path}"] = linear
     return projections
 
 

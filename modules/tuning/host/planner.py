@@ -21,7 +21,7 @@ from ..losses.term import Forward
 from ..settings import Precision, TuneSettings
 from .attached import naming_patches
 from .fit import memory_advice
-from .learned import query_projections, sdpa_override, temporal_copy, training_options
+from .learned import sdpa_override, temporal_copy, trained_projections, training_options
 from .private_copy import choose_precision, keep_norms_in
 
 GIB = 2**30
@@ -108,7 +108,8 @@ def tuning_peak(model: ModelPatcher, shape: tuple[int, ...], settings: TuneSetti
         real = temporal_copy(model.model.diffusion_model, model, CPU)
     with naming_patches(model), without_values() as mode, torch.enable_grad(), ExitStack() as computing:
         unet = bare_unet(model, dtype)
-        learned = [linear.weight for linear in query_projections(unet).values()]
+        projections = trained_projections(unet, model).values()
+        learned = [weight for linear in projections for weight in linear.parameters()]
         bank = without(real, mode) if real is not None else None
         learned += [] if bank is None else list(bank.parameters())
         options = training_options(model, bank, settings.memory)

@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...clip_model.host.settings import clip_settings
 from ..settings import TuneSettings
+from .control import with_controls
 from .fit import OutOfMemory, memory_advice
 from .private_copy import check_tunable, private_copy, reproducible
 from .session import Kept, Session
@@ -46,7 +47,13 @@ def on_private_copy(
     check_tunable(model)
     comfy.model_management.unload_all_models()  # while their inference tensors may still be moved
     try:
-        with torch.inference_mode(False), torch.enable_grad(), private_copy(model) as copy, reproducible():
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            private_copy(model) as copy,
+            with_controls(copy, inputs.conditionings),
+            reproducible(),
+        ):
             tuning = make(copy, model, inputs, settings)
             if inputs.resume is not None:
                 tuning.resume(inputs.resume)

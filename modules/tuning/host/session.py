@@ -59,6 +59,7 @@ class Session(ABC, Generic[Kept]):
     MAY_DIFFER: ClassVar = {"steps", "seed", "snapshots", "prompt", "chunking", "gradient_checkpointing",
                             "on_out_of_memory"}  # fmt: skip
     NO_STATE: ClassVar[str]
+    ALLOWED: ClassVar = ""  # what the prompt may carry besides
 
     def __init__(self, copy: ModelPatcher, model: ModelPatcher, inputs: TuneInputs, settings: TuneSettings):
         self.copy, self.clip, unet = copy, clip_settings(model), copy.model.diffusion_model
@@ -71,7 +72,7 @@ class Session(ABC, Generic[Kept]):
         self.precision = choose_precision(settings.memory.precision, model, copy.load_device)
         computing = computing_in(self.precision, copy)
         unet.requires_grad_(False)
-        self.given = condition(copy, inputs.positive, self.x_0)
+        self.given = condition(copy, inputs.positive, self.x_0, allowed=self.ALLOWED)
         self.learned, self.bank = self.learn(model, settings)
         self.features = {part: Features(unet, part) for part in settings.parts}
         options = training_options(copy, self.bank, settings.memory)

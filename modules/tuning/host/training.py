@@ -19,7 +19,7 @@ from .preview import Preview, PreviewSettings
 from .progress import TuningProgress
 from .rescue import Keep, on_private_copy
 from .session import Session
-from .tune_inputs import TuneInputs, condition, rows_of
+from .tune_inputs import CONTROL, TuneInputs, condition, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ class Tuning(Session[Tune]):
         "resume has no state of its tuning. Save it with with_state on; or connect Apply Tune before One-Shot Tune to "
         "begin a new tuning from its weights."
     )
+    ALLOWED = CONTROL
     learned: Learned
 
     def __init__(self, copy: ModelPatcher, model: ModelPatcher, inputs: TuneInputs, settings: TuneSettings):
@@ -43,21 +44,22 @@ class Tuning(Session[Tune]):
             "preset": name_of(clip.spatial, config),
             "spatial": asdict(clip.spatial) if clip.spatial else None,
             "spatial_strength": clip.spatial_strength,
-            "temporal": asdict(config) if config else None,
+            "temporal": config.noted() if config else None,
             "temporal_strength": clip.temporal_strength,
             "percents": list(clip.percents),
+            "control": self.given[CONTROL].notes() if CONTROL in self.given else [],
             **({"tunes": list(clip.tunes)} if clip.tunes else {}),
         }
         self.snapshots = {0: halved(self.learned.temporal_tensors())} if settings.snapshots else {}
         self.shown = self.preview(inputs.preview) if inputs.preview is not None else None
 
     def learn(self, model: ModelPatcher, settings: TuneSettings) -> tuple[Learned, TemporalBank | None]:
-        """Return float32 layers instead of the copy's query projections, with copies of the temporal modules."""
+        """Return float32 layers instead of the copy's trained projections, with copies of the temporal modules."""
         learned = Learned(self.copy.model.diffusion_model, model, self.copy.load_device)
         return learned, learned.bank
 
     def model_weights(self) -> list[Tensor]:
-        """Return the query projections as they were."""
+        """Return the projections as they were."""
         return self.learned.before
 
     def resume(self, kept: Tune) -> None:
@@ -76,7 +78,7 @@ class Tuning(Session[Tune]):
         """Return what draws the edit as it would be now, of the clip's first frames, as many as a step takes."""
         seen = slice(self.tuner.settings.memory.frames_of(len(self.x_0)))
         sides = {
-            name: rows_of(condition(self.copy, getattr(settings, name), self.x_0, name), seen)
+            name: rows_of(condition(self.copy, getattr(settings, name), self.x_0, name, CONTROL), seen)
             for name in ("positive", "negative")
         }
         denoisers = {name: partial(self.preview_call, given=given) for name, given in sides.items()}

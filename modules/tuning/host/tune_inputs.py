@@ -11,9 +11,11 @@ from torch import Tensor
 from ...diffusion.host.latent import to_positions
 from ...diffusion.host.run import check_prompts
 from ..weights import Tune
+from .control import Control, control_of
 from .preview import PreviewSettings
 
-SAMPLED_WITH = ("control", "mask", "area", "gligen", "hooks", "start_percent", "end_percent", "concat_latent_image")
+CONTROL = "control"
+SAMPLED_WITH = (CONTROL, "mask", "area", "gligen", "hooks", "start_percent", "end_percent", "concat_latent_image")
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class TuneInputs:
     """What a clip is tuned with, beside the model.
 
     Attributes:
-        positive: conditioning of the source prompt.
+        positive: conditioning of the source prompt, which may have ControlNets.
         latent: the clip, VAE latent.
         mask: where the loss counts, shape (f or 1, height, width), 0 ... 1; None = everywhere.
         resume: tune with the state of a tuning to continue.
@@ -36,9 +38,15 @@ class TuneInputs:
     preview: PreviewSettings | None = None
     prompt: str = ""
 
+    @property
+    def conditionings(self) -> list[list]:
+        """Return all conditionings."""
+        shown = [] if self.preview is None else [self.preview.positive, self.preview.negative]
+        return [self.positive, *shown]
 
-def check_plain(conditioning: list, frames: int, name: str) -> None:
-    """Refuse what is more than a prompt for each frame of a clip, or one for all.
+
+def check_plain(conditioning: list, frames: int, name: str, allowed: str = "") -> None:
+    """Refuse what is more than a prompt for each frame of a clip, or one for all; `allowed` names what may be beside.
 
     Raises:
         ValueError: it has other prompts, or carries what only sampling uses.
@@ -46,7 +54,7 @@ def check_plain(conditioning: list, frames: int, name: str) -> None:
     if len(conditioning) != 1:
         raise ValueError(f"{name} has {len(conditioning)} conditionings; one prompt for the whole clip is needed.")
     ((states, values),) = conditioning
-    ignored = [key for key in SAMPLED_WITH if key in values]
+    ignored = [key for key in SAMPLED_WITH if key in values and key != allowed]
     if ignored:
         raise ValueError(
             f"{name} carries {', '.join(ignored)}, which would have no effect here. Connect the plain prompt, and "
@@ -55,18 +63,25 @@ def check_plain(conditioning: list, frames: int, name: str) -> None:
     check_prompts(states, (1, frames), name)
 
 
-def condition(model: ModelPatcher, positive: list, x_0: Tensor, name: str = "positive") -> dict[str, Any]:
-    """Return the UNet's keyword arguments for a conditioning, one row for each frame."""
-    check_plain(positive, len(x_0), name)
+def condition(
+    model: ModelPatcher, positive: list, x_0: Tensor, name: str = "positive", allowed: str = ""
+) -> dict[str, Any]:
+    """Return the UNet's keyword arguments for a conditioning, one row for each frame.
+
+    Where CONTROL is `allowed`, its ControlNets are among them as a Control, of which a Caller asks the residuals.
+    """
+    check_plain(positive, len(x_0), name, allowed)
     conds = encode_model_conds(model.model.extra_conds, convert_cond(positive), x_0, x_0.device, "positive")
     given = {key: cond.process_cond(batch_size=len(x_0)).cond for key, cond in conds[0]["model_conds"].items()}
     # Gradients may not pass tensors made in inference mode, but their copies.
-    return {key: v.to(x_0.device).clone() if isinstance(v, Tensor) else v for key, v in given.items()}
+    given = {key: v.to(x_0.device).clone() if isinstance(v, Tensor) else v for key, v in given.items()}
+    control = control_of(positive, len(x_0), name)
+    return given if control is None else {**given, CONTROL: control}
 
 
 def rows_of(given: dict[str, Any], frames: slice) -> dict[str, Any]:
     """Return the rows of some frames of what `condition` returned."""
-    return {key: value[frames] if isinstance(value, Tensor) else value for key, value in given.items()}
+    return {key: value[frames] if isinstance(value, (Tensor, Control)) else value for key, value in given.items()}
 
 
 def latent_mask(mask: Tensor | None, x_0: Tensor) -> Tensor | None:

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.host.settings import clip_settings
-from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME, PRESETS, TUNE_A_VIDEO_PRESET, method
+from consistent_video.modules.clip_model.methods import (
+    CONTROL_VIDEO_PRESET,
+    EI2,
+    FULL,
+    PER_FRAME,
+    PRESETS,
+    TUNE_A_VIDEO_PRESET,
+    method,
+)
 
 from ..small import (
     EDIT,
@@ -52,6 +60,11 @@ def see_first_and_previous(clip: Tensor, i: int) -> Tensor:
     return torch.cat([clip[0], clip[max(i - 1, 0)]])
 
 
+def see_first(clip: Tensor, _i: int) -> Tensor:
+    """ControlVideo: the first frame."""
+    return clip[0]
+
+
 def see_all(clip: Tensor, _i: int) -> Tensor:
     return clip.flatten(0, 1)
 
@@ -59,6 +72,7 @@ def see_all(clip: Tensor, _i: int) -> Tensor:
 SEE: dict[str, See | None] = {
     EI2: see_fine_and_coarse,
     TUNE_A_VIDEO_PRESET: see_first_and_previous,
+    CONTROL_VIDEO_PRESET: see_first,
     FULL: see_all,
     PER_FRAME: None,
 }
@@ -97,6 +111,20 @@ class OverFrames(nn.Module):
         return clip + self.attn(normed.movedim(0, 1)).movedim(1, 0)
 
 
+class BesideSelfAttention(nn.Module):
+    """ControlVideo's: Attention(z) over the frames of what self-attention is given, through a linear layer."""
+
+    def __init__(self, weights: dict[str, Tensor]):
+        super().__init__()
+        own = {key: value for key, value in weights.items() if "zero_out" not in key}
+        self.inner = OverFrames(CONTROL_VIDEO_PRESET, own).attn
+        self.last = nn.utils.skip_init(nn.Linear, *weights["zero_out.weight"].shape)
+        self.last.load_state_dict({key: weights[f"zero_out.{key}"] for key in ("weight", "bias")})
+
+    def forward(self, normed: Tensor) -> Tensor:
+        return self.last(self.inner(normed.movedim(0, 1)).movedim(1, 0))
+
+
 def ancestor() -> UNet2DConditionModel:
     """Return diffusers' UNet with the weights of the host's, by the host's own table of names."""
     unet = UNet2DConditionModel(
@@ -123,9 +151,13 @@ def inflate_ancestor(unet: UNet2DConditionModel, name: str, see: See | None, ten
     for host_path in {key.split(".attn_temp.")[0].removeprefix("diffusion_model.") for key in tensors}:
         prefix = f"diffusion_model.{host_path}.attn_temp."
         weights = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        module = OverFrames(name, weights).requires_grad_(False)
         block = unet.get_submodule(paths[f"{host_path}.norm1.weight"].removesuffix(".norm1.weight"))
         assert isinstance(block, BasicTransformerBlock)
+        if name == CONTROL_VIDEO_PRESET:
+            beside = BesideSelfAttention(weights).requires_grad_(False)
+            block.attn1.register_forward_hook(lambda _attn1, given, found, beside=beside: found + beside(given[0]))
+            continue
+        module = OverFrames(name, weights).requires_grad_(False)
         block.register_forward_hook(lambda _block, _given, clip, module=module: module(clip))
 
 

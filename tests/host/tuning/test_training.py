@@ -121,8 +121,8 @@ def test_what_cannot_be_tuned_is_refused() -> None:
         run(patched(EI2, lonely))
     with pytest.raises(ValueError, match="2 conditionings"):
         run(patched(EI2), positive=SOURCE + EMPTY)
-    with pytest.raises(ValueError, match="positive carries control, start_percent"):
-        run(patched(EI2), positive=[[SOURCE[0][0], {"control": None, "start_percent": 0.2}]])
+    with pytest.raises(ValueError, match="positive carries mask, start_percent"):
+        run(patched(EI2), positive=[[SOURCE[0][0], {"mask": None, "start_percent": 0.2}]])
     with pytest.raises(ValueError, match="latent holds values that are not finite"):
         run(patched(EI2), latent={"samples": clip_latent()["samples"] * float("inf")})
 

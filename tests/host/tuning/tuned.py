@@ -55,13 +55,13 @@ def assert_same_tuning(tune: Tune, expected: Tune) -> None:
 
 def watch_copies(monkeypatch) -> list:
     """Note every private copy's model, weakly."""
-    copies, query_projections = [], learned.query_projections
+    copies, trained_projections = [], learned.trained_projections
 
-    def noted(unet):
+    def noted(unet, model):
         copies.append(weakref.ref(unet))
-        return query_projections(unet)
+        return trained_projections(unet, model)
 
-    monkeypatch.setattr(learned, "query_projections", noted)
+    monkeypatch.setattr(learned, "trained_projections", noted)
     return copies
 
 

@@ -13,7 +13,7 @@ from consistent_video.modules.clip_model.methods import (
     method,
     name_of,
 )
-from consistent_video.modules.clip_model.temporal import STAM, TUNE_A_VIDEO, TemporalConfig
+from consistent_video.modules.clip_model.temporal import CONTROL_VIDEO, STAM, TUNE_A_VIDEO, TemporalConfig
 
 SPATIALS = {
     "FFAM": SpatialConfig("fine-coarse", 4, "area"),
@@ -24,11 +24,11 @@ SPATIALS = {
     "middle-frame": SpatialConfig("middle-frame"),
     "per frame": None,
 }
-TEMPORALS = {"STAM": STAM, "Tune-A-Video": TUNE_A_VIDEO, "none": None}
+TEMPORALS = {"STAM": STAM, "Tune-A-Video": TUNE_A_VIDEO, "ControlVideo": CONTROL_VIDEO, "none": None}
 
 
 def test_the_names_are_these() -> None:
-    assert PRESETS == ("EI²", "Tune-A-Video", "full attention", "per frame")
+    assert PRESETS == ("EI²", "Tune-A-Video", "ControlVideo", "full attention", "per frame")
     assert SPATIAL_KINDS == tuple(SPATIALS) and TEMPORAL_KINDS == tuple(TEMPORALS)
     assert NORMS == ("instance centering", "instance norm", "layer norm", "layer norm without affine", "none")
 
@@ -43,6 +43,13 @@ def test_tune_a_video_is_sparse_causal_attention_and_a_zero_initialised_module()
     spatial, temporal = method("Tune-A-Video", 2, "strided")
     assert spatial is not None and spatial.kind == "sparse-causal"
     assert temporal == TemporalConfig(norm="layer norm without affine", spectral=False, zero_init=True)
+
+
+def test_controlvideo_attends_to_the_first_frame_and_its_module_follows_self_attention() -> None:
+    spatial, temporal = method("ControlVideo")
+    assert spatial == SpatialConfig("key-frame")
+    assert temporal == TemporalConfig(norm="none", spectral=False, zero_init=False, place="self-attention")
+    assert temporal.noted()["place"] == "self-attention" and "place" not in STAM.noted()
 
 
 def test_full_attention_is_ei2_with_every_token_of_the_other_frames() -> None:

@@ -17,6 +17,7 @@ CONTINUED = {
     "schedule": {"schedule": "cosine", "warmup_steps": 3},
     "windows": {"frames_per_step": 2},
     "AdamW 8-bit": {"optimizer": "AdamW 8-bit"},
+    "mixed noise": {"noise": "mixed", "noise_correlation": 1.0, "frames_per_step": 3},
 }
 
 

@@ -105,7 +105,7 @@ def test_a_file_becomes_a_tune(unet, file) -> None:
         "frames": 0,
         "spatial": asdict(SpatialConfig("sparse-causal")),
         "spatial_strength": 1.0,
-        "temporal": asdict(TUNE_A_VIDEO),
+        "temporal": TUNE_A_VIDEO.noted(),
         "temporal_strength": 1.0,
         "prediction": "eps",
         "imported_from": "clip.bin",
