@@ -122,15 +122,26 @@ class TemporalModule(nn.Module):
         affine = (self.norm.weight.float(), self.norm.bias.float()) if self.norm is not None else (None, None)
         return F.layer_norm(exact, z.shape[-1:], *affine).to(z.dtype)
 
-    def branch(self, z: Tensor) -> Tensor:
-        """Return what the module adds to z, shape (n, f, d) -> (n, f, d), n = positions of all clips."""
+    def branch(self, z: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Return what the module adds to z, shape (n, f, d) -> (n, f, d), n = positions of all clips.
+
+        Queries and keys are of `seen`, of the same shape; None = of z.
+        """
         with torch.autocast(z.device.type, enabled=False):  # tuning finds sigma_max of these here, in float32
             w_v, w_out = self.to_v.weight, self.to_out.weight
         normed = self.normalise(z)
-        q, k, v = self.to_q(normed), self.to_k(normed), F.linear(normed, w_v)
+        looking = normed if seen is None else self.normalise(seen)
+        q, k, v = self.to_q(looking), self.to_k(looking), F.linear(normed, w_v)
         return F.linear(attend_frames(q, k, v, self.heads), w_out, self.to_out.bias)
 
-    def forward(self, x: Tensor, num_frames: int, strength: float = 1.0, recompute: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        num_frames: int,
+        strength: float = 1.0,
+        recompute: bool = False,
+        seen: Tensor | None = None,
+    ) -> Tensor:
         """Mix frames at each position, at as many at a time as CHUNK_BYTES allows.
 
         Args:
@@ -138,15 +149,16 @@ class TemporalModule(nn.Module):
             num_frames: f.
             strength: factor of what the module adds; 0 returns x itself.
             recompute: whether the backward pass recomputes the activations instead of keeping them.
+            seen: tokens that queries and keys are computed from, shape of x; None = x.
         """
         if strength == 0:
             return x
 
-        def mix(z: Tensor) -> Tensor:
-            return z + strength * self.branch(z)
+        def mix(z: Tensor, seen: Tensor | None = None) -> Tensor:
+            return z + strength * self.branch(z, seen)
 
-        z = rearrange(x, "(b f) l d -> (b l) f d", f=num_frames)
-        z = apply_in_chunks(mix, z, inner=INNER, recompute=recompute)
+        given = [rearrange(y, "(b f) l d -> (b l) f d", f=num_frames) for y in (x, seen) if y is not None]
+        z = apply_in_chunks(mix, *given, inner=INNER, recompute=recompute)
         return rearrange(z, "(b l) f d -> (b f) l d", l=x.shape[1])
 
     def tune_spectral_norm(self, seed: int = 0) -> None:

@@ -19,7 +19,7 @@ from ..attention.fine_coarse import COPIED_BYTES, Coarse
 from ..attention.spatial import attend_across_frames, copied_keys
 from ..chunks import apply_in_chunks
 from .bank import transformer_blocks
-from .settings import KEY, ClipSettings, acting, count_frames
+from .settings import KEY, STEER, ClipSettings, acting, count_frames
 from .windows import MEMORY, frames_of_window
 
 FEED_FORWARD = 16  # activations for each of its input: GEGLU's halves, the gate's GELU, the product; 4 times each
@@ -96,13 +96,15 @@ def run_transformer(layer: SpatialTransformer, x: Tensor, emb, context, transfor
     settings: ClipSettings = transformer_options[KEY]
     bank, strength = settings.temporal, settings.temporal_strength
     place, frames = transformer_options["block"], count_frames(transformer_options, len(x))
+    steer = transformer_options.get(STEER)
 
     def follow(index: int, _block: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         assert bank is not None, "hooked where there is one"
         module = bank.at(place, index)
         if module.to_out.bias.device != output.device:  # the host leaves it behind where not all weights fit
             module.to(output.device)
-        return module(output, frames, strength, settings.recompute)
+        seen = None if steer is None else steer((*place, index), output, transformer_options)
+        return module(output, frames, strength, settings.recompute, seen)
 
     with ExitStack() as afterwards:
         for index, block in enumerate(layer.transformer_blocks):
