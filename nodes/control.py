@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..modules.attention_control.host.call import ControlSettings, Cross, SelfAttention
 from ..modules.attention_control.host.control import attach_control
 from ..modules.attention_control.host.prompts import read_prompts
+from ..modules.attention_control.recipe import RECIPES, Name
 from .types import ADVANCED, MENU, PREFIX, part_input
 
 
@@ -87,6 +88,16 @@ class AttentionControl(io.ComfyNode):
                     "Part of a frame's largest attention from which a place is in the mask. Higher = smaller.",
                     **ADVANCED,
                 ),
+                io.Combo.Input(
+                    "recipe",
+                    options=list(get_args(Name)),
+                    default="general",
+                    optional=True,
+                    **ADVANCED,
+                    tooltip="Whose code decides the rest. general: this pack's reading of prompt-to-prompt, for every "
+                    "clip model. FateZero: attention of the inversion's own calls, masks of one step. Video-P2P: "
+                    "attention over frames follows instead of attention within them; needs temporal modules.",
+                ),
             ],
             outputs=[io.Model.Output("clip_model", tooltip="For Smooth Sample. The input is unchanged.")],
         )
@@ -104,8 +115,10 @@ class AttentionControl(io.ComfyNode):
         weight=1.0,
         mask_words="",
         mask_threshold=0.3,
+        recipe="general",
         **settings,
     ) -> io.NodeOutput:
-        prompts = read_prompts(clip, source_text, edit_text, words, weight, mask_words)
-        control = ControlSettings(threshold=mask_threshold, **settings)
+        by_position = RECIPES[recipe].by_position
+        prompts = read_prompts(clip, source_text, edit_text, words, weight, mask_words, by_position)
+        control = ControlSettings(threshold=mask_threshold, recipe=recipe, **settings)
         return io.NodeOutput(attach_control(model, inversion, source_positive, prompts, control))

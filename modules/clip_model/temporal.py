@@ -159,12 +159,14 @@ class TemporalModule(nn.Module):
         affine = (self.norm.weight.float(), self.norm.bias.float()) if self.norm is not None else (None, None)
         return F.layer_norm(exact, z.shape[-1:], *affine).to(z.dtype)
 
-    def branch(self, z: Tensor) -> Tensor:
-        """Return what the module adds to z, shape (n, f, d) -> (n, f, d), n = positions of all clips."""
+    def branch(self, z: Tensor, seen: Tensor | None = None, steering: Tensor | None = None) -> Tensor:
+        """Return what the module adds to z, shape (n, f, d) -> (n, f, d), n = positions of all clips; see `forward`."""
+        z = z if seen is None else seen
         with torch.autocast(z.device.type, enabled=False):  # tuning finds sigma_max of these here, in float32
             w_v, w_out = self.to_v.weight, self.to_out.weight
         normed = self.normalise(z)
-        q, k, v = self.to_q(normed), self.to_k(normed), F.linear(normed, w_v)
+        looking = normed if steering is None else self.normalise(steering)
+        q, k, v = self.to_q(looking), self.to_k(looking), F.linear(normed, w_v)
         attended = F.linear(attend_frames(q, k, v, self.heads), w_out, self.to_out.bias)
         return attended if self.zero_out is None else self.zero_out(attended)
 
@@ -175,6 +177,7 @@ class TemporalModule(nn.Module):
         strength: float = 1.0,
         recompute: bool = False,
         seen: Tensor | None = None,
+        steering: Tensor | None = None,
     ) -> Tensor:
         """Mix frames at each position, at as many at a time as CHUNK_BYTES allows.
 
@@ -184,15 +187,16 @@ class TemporalModule(nn.Module):
             strength: factor of what the module adds; 0 returns x itself.
             recompute: whether the backward pass recomputes the activations instead of keeping them.
             seen: tokens that it attends to instead of x, of the same shape.
+            steering: tokens that queries and keys are computed from instead, of the same shape.
         """
         if strength == 0:
             return x
 
-        def mix(z: Tensor, seen: Tensor | None = None) -> Tensor:
-            return z + strength * self.branch(z if seen is None else seen)
+        def mix(z: Tensor, *given: Tensor) -> Tensor:
+            return z + strength * self.branch(z, **dict(zip(others, given, strict=True)))
 
-        given = (x,) if seen is None else (x, seen)
-        z = (rearrange(tokens, "(b f) l d -> (b l) f d", f=num_frames) for tokens in given)
+        others = {name: y for name, y in (("seen", seen), ("steering", steering)) if y is not None}
+        z = (rearrange(tokens, "(b f) l d -> (b l) f d", f=num_frames) for tokens in (x, *others.values()))
         z = apply_in_chunks(mix, *z, inner=INNER, recompute=recompute)
         return rearrange(z, "(b l) f d -> (b f) l d", l=x.shape[1])
 

@@ -66,6 +66,16 @@ def state_to_latent(x: Tensor, sigma: Tensor) -> Tensor:
     return x / (1 + sigma.to(x) ** 2).sqrt()
 
 
+def relabelled(x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
+    """Return the state at the noise level `label` of the same variance-preserving latent as that of x at `sigma`."""
+    return x * ((1 + label**2) / (1 + sigma**2)).sqrt()
+
+
+def told_level(label: Label, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """Return the noise level that the UNet is told in an inversion's step from `sigma` to `sigma_next`."""
+    return sigma if label == "current" and sigma > 0 else sigma_next
+
+
 def ddim_trajectory(clean: Tensor, noises: Tensor, sigmas: Tensor) -> Tensor:
     """Return the states of an inversion from its noises, noise first.
 
@@ -114,7 +124,7 @@ class Denoiser:
         """
         if label is None:
             return (x - self.x_0(x, sigma)) / sigma
-        seen = x * ((1 + label**2) / (1 + sigma**2)).sqrt()
+        seen = relabelled(x, sigma, label)
         output = unet_output(seen, self.x_0(seen, label), label, self.prediction)
         return output_to_eps(x, output, sigma, self.prediction)
 
@@ -208,7 +218,7 @@ def sample_ddim_inversion(model, x, sigmas, extra_args=None, callback=None, disa
     denoiser = Denoiser(model, extra_args, options.prediction)
     for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         # Predict.
-        eps = denoiser.eps(x, sigma, sigma if options.label == "current" and sigma > 0 else sigma_next)
+        eps = denoiser.eps(x, sigma, told_level(options.label, sigma, sigma_next))
 
         # Refine.
         for _ in range(options.refinements):

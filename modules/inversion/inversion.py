@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..diffusion.ddim import Label, state_to_latent
+from ..diffusion.ddim import Label, relabelled, state_to_latent, told_level
 from .noise_relation import Direction, Reading, implied_noise, smooth_noise, with_std_of
 
 Noise = Literal["implied", "Gaussian"]
@@ -164,6 +164,21 @@ class Inversion:
         clean = state_to_latent(states[-1], self.sigmas[-1])
         relation = Relation(self.settings, self.sigmas)
         return relation.start_of_sampling(states[step], clean, self.noises[step], self.sigmas[step])
+
+    def call_at(self, states: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Return what the UNet was given, and the noise level told, in the step that a step of sampling undoes.
+
+        It is the inversion's first call of the step, before refinements, up to the rounding of `noises`.
+
+        Args:
+            states: that the inversion went through, noise first.
+            step: of sampling.
+        """
+        if self.settings.is_ancestral:
+            return states[step], self.sigmas[step]
+        sigma = self.sigmas[step + 1]
+        told = told_level(self.settings.label, sigma, self.sigmas[step])
+        return relabelled(states[step + 1], sigma, told), told
 
     def check_unchanged(self, samples: Tensor) -> None:
         """Raise ValueError where a VAE latent is not the start any more."""

@@ -10,7 +10,10 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ...clip_model.host.settings import CONTROL
+from ...diffusion.ddim import relabelled
+from ...inversion.inversion import Inversion
 from ..maps import attend_by_maps, cross_maps, refine_maps, replace_maps, reweight, threshold_mask, word_map
+from ..recipe import RECIPES, Name, Recipe
 from .prompts import Prompts
 
 RUN, CALL = f"{CONTROL}_run", f"{CONTROL}_call"
@@ -22,6 +25,7 @@ SelfAttention = Literal["replace", "fusion"]
 Place = tuple[Any, ...]
 Maps = dict[tuple[int, int], Tensor]
 Inner = Callable[[Tensor, Tensor, Tensor], Tensor]
+MapsOf = Callable[[slice], Tensor]  # of some frames
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,11 @@ class ControlSettings:
         cross: maps of cross-attention: those of common tokens are the source's ("refine"), all are ("replace"), none.
         cross_end: part of the steps in which that and the weights of words act, 0 ... 1.
         self_attention: "replace" = queries and keys of the source everywhere, "fusion" = outside of the mask
-            (FateZero). In layers of half the latent's sides and less.
+            (FateZero). Within frames, it acts in layers of half the latent's sides and less.
         self_end: part of the steps in which that acts.
         local_blend: whether the edit keeps the source's states outside of the mask.
         threshold: of the mask, 0 ... 1.
+        recipe: whose code decides the rest.
     """
 
     cross: Cross = "refine"
@@ -44,22 +49,33 @@ class ControlSettings:
     self_end: float = 0.5
     local_blend: bool = False
     threshold: float = 0.3
+    recipe: Name = "general"
 
     def __post_init__(self) -> None:
-        kinds = (self.cross, Cross), (self.self_attention, SelfAttention)
+        kinds = (self.cross, Cross), (self.self_attention, SelfAttention), (self.recipe, Name)
         if any(value not in get_args(kind) for value, kind in kinds):
             raise ValueError(f"unknown control: {self}")
 
 
 @dataclass(frozen=True)
 class Control:
-    """What the model carries: settings, tokens, and the source's states, noise first, with their noise levels."""
+    """What the model carries: settings, tokens, and the source's inversion with its states, noise first."""
 
     settings: ControlSettings
     prompts: Prompts
     positive: list
+    inversion: Inversion
     states: Tensor
-    sigmas: Tensor
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the settings leave open."""
+        return RECIPES[self.settings.recipe]
+
+    @property
+    def sigmas(self) -> Tensor:
+        """Noise levels of the states."""
+        return self.inversion.sigmas
 
     @property
     def steps(self) -> int:
@@ -97,9 +113,19 @@ class Control:
             )
         return step
 
-    def acts(self, step: int, end: float) -> bool:
-        """Whether a step lies before the end of a part of the steps."""
-        return step / self.steps < end
+    def acts_on_self(self, step: int) -> bool:
+        """Whether self-attention follows the source in a step."""
+        return self.recipe.acts_on_self(step, self.steps, self.settings.self_end)
+
+    def acts_on_cross(self, step: int) -> bool:
+        """Whether the maps of cross-attention are changed in a step."""
+        return self.changes_cross and self.recipe.acts_on_cross(step, self.steps, self.settings.cross_end)
+
+    def kept_state(self, step: int) -> Tensor:
+        """Return what a step leads to where local blend keeps the source."""
+        if self.recipe.blends_noisier:
+            return relabelled(self.states[step], self.sigmas[step], self.sigmas[step + 1])
+        return self.states[step + 1]
 
 
 class Run:
@@ -117,15 +143,20 @@ class Run:
         self.source_maps: Maps = {}
         self.edited_maps: Maps = {}
 
+    def begin_step(self) -> None:
+        """Forget the source's word maps where a recipe makes masks of those of the step alone."""
+        if not self.control.recipe.sums_source:
+            self.source_maps = {}
+
     def mask(self, height: int, width: int, with_edit: bool, frames: Sequence[int]) -> Tensor:
         """Return where words are looked at in some frames, shape (f, 1, height, width); 1 = there, 0 = elsewhere."""
-        threshold = self.control.settings.threshold
+        threshold, resize = self.control.settings.threshold, self.control.recipe.resize
         quarter = max(LEAST_MASK, -(-self.control.states.shape[-2] // MASK_SCALE))
         masks = []
         for maps in (self.source_maps, self.edited_maps) if with_edit else (self.source_maps,):
             if maps:
                 size = min(maps, key=lambda size: abs(size[0] - quarter))
-                masks.append(threshold_mask(maps[size][frames], threshold, height, width))
+                masks.append(threshold_mask(maps[size][frames], threshold, height, width, resize))
         return torch.stack(masks).amax(dim=0) if masks else self.control.states.new_ones(1, 1, height, width)
 
 
@@ -137,10 +168,10 @@ class Call:
         step: its number.
         frames: of the clip that it is given, by their numbers.
         replaced: replacements of self-attention that the model had before.
-        source: queries and keys of the source, by layer; None = this is the source's own call, which collects them.
+        source: what `kept` of the source's call was; None = this is the source's own call, which collects it.
 
     Attributes:
-        projected: queries and keys that the source's own call computed, by layer.
+        kept: what the source's own call computed, by layer: queries and keys, or tokens before temporal modules.
     """
 
     def __init__(
@@ -149,15 +180,19 @@ class Call:
         step: int,
         frames: Sequence[int],
         replaced: dict,
-        source: dict[Place, tuple[Tensor, Tensor]] | None = None,
+        source: dict[Place, tuple[Tensor, ...]] | None = None,
     ):
         self.run, self.step, self.frames, self.replaced, self.source = run, step, frames, replaced, source
-        self.projected: dict[Place, tuple[Tensor, Tensor]] = {}
+        self.kept: dict[Place, tuple[Tensor, ...]] = {}
 
-    def capture(self, place: Place, q: Tensor, k: Tensor) -> None:
+    def capture(self, place: Place, *computed: Tensor) -> None:
         """Keep what a layer computed of the source."""
-        assert place not in self.projected, "the source is evaluated at once"
-        self.projected[place] = (q, k)
+        assert place not in self.kept, "the source is evaluated at once"
+        self.kept[place] = computed
+
+    def is_coarse(self, options: dict[str, Any]) -> bool:
+        """Whether a layer is one in which attention within frames follows the source's."""
+        return options["activations_shape"][-2] * SELF_SCALE <= self.run.control.states.shape[-2]
 
     def rows(self, options: dict[str, Any], count: int) -> list[slice]:
         """Return the rows of the edited prompt, a slice for each conditioning of it.
@@ -178,8 +213,8 @@ class Call:
         control = self.run.control
         height, width = options["activations_shape"][-2:]
         if self.source is None:
-            is_coarse = height * SELF_SCALE <= control.states.shape[-2]
-            if is_coarse and control.acts(self.step, control.settings.self_end):
+            follows = control.recipe.follows == "frames" and control.acts_on_self(self.step)
+            if follows and self.is_coarse(options):
                 self.capture(place, q, k)
             return inner(q, k, v)
         if place not in self.source:
@@ -198,56 +233,74 @@ class Call:
             attended[own] = torch.lerp(attended[own], free[own], weights)
         return attended
 
+    def attend_temporal(self, place: Place, tokens: Tensor, options: dict[str, Any]) -> Tensor | None:
+        """Return the tokens that a temporal module attends by; None = its own."""
+        place = ("attn_temp", *place)
+        if self.source is None:
+            if self.run.control.acts_on_self(self.step):
+                self.capture(place, tokens)
+            return None
+        if place not in self.source:
+            return None
+        seen = tokens.clone()
+        for own in self.rows(options, len(tokens)):
+            (seen[own],) = self.source[place]
+        return seen
+
     def attend_cross(self, place: Place, q: Tensor, k: Tensor, v: Tensor, inner: Inner, options: dict) -> Tensor:
         """Attend to the prompt."""
         attended, control, heads = inner(q, k, v), self.run.control, options["n_heads"]
-        prompts, acts = control.prompts, control.changes_cross and control.acts(self.step, control.settings.cross_end)
+        prompts, recipe = control.prompts, control.recipe
+        acts = control.acts_on_cross(self.step) and (recipe.fine_cross or self.is_coarse(options))
         if self.source is None:
             check_tokens(k, prompts)
             if acts and control.settings.cross != "none":
                 self.capture(place, q, k)
-            self.note(self.run.source_maps, [(q, k)], prompts.source_words, heads, options)
+            self.note(self.run.source_maps, plain_maps(q, k, heads), prompts.source_words, options)
             return attended
         rows = self.rows(options, len(q))
         if rows:
             check_tokens(k, prompts)
         if acts:
             attended = attended.clone()
-            for own in rows:
-                attended[own] = self.follow(place, q[own], k[own], v[own], heads)
-        self.note(self.run.edited_maps, [(q[own], k[own]) for own in rows], prompts.edited_words, heads, options)
+        for own in rows:
+            maps = plain_maps(q[own], k[own], heads)
+            controlled = partial(self.controlled_maps, place, maps, heads) if acts else maps
+            if acts:
+                each = [slice(i, i + 1) for i in range(len(self.frames))]
+                attended[own] = torch.cat([attend_by_maps(controlled(one), v[own][one]) for one in each])
+            noted = controlled if recipe.edit_after else maps
+            self.note(self.run.edited_maps, noted, prompts.edited_words, options)
         return attended
 
-    def follow(self, place: Place, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        """Attend to the edited prompt by maps that follow the source's, frame by frame."""
-        cross, prompts = self.run.control.settings.cross, self.run.control.prompts
-        frames = []
-        for i in range(len(q)):
-            one = slice(i, i + 1)
-            maps = cross_maps(q[one], k[one], heads)
-            if cross != "none":
-                assert self.source is not None, "this is the edit's call"
-                source_q, source_k = self.source[place]
-                source = cross_maps(source_q[one], source_k[one], heads)
-                if cross == "replace":
-                    assert prompts.replacement is not None, "checked when attached"
-                    maps = replace_maps(source, prompts.replacement)
-                else:
-                    maps = refine_maps(source, maps, prompts.alignment)
-            frames.append(attend_by_maps(reweight(maps, prompts.weights), v[one]))
-        return torch.cat(frames)
+    def controlled_maps(self, place: Place, maps_of: MapsOf, heads: int, one: slice) -> Tensor:
+        """Return maps of the edited prompt that follow the source's, of a frame."""
+        cross, prompts, maps = self.run.control.settings.cross, self.run.control.prompts, maps_of(one)
+        if cross != "none":
+            assert self.source is not None, "this is the edit's call"
+            q, k = self.source[place]
+            source = cross_maps(q[one], k[one], heads)
+            if cross == "replace":
+                assert prompts.replacement is not None, "checked when attached"
+                maps = replace_maps(source, prompts.replacement)
+            else:
+                maps = refine_maps(source, maps, prompts.alignment)
+        return reweight(maps, prompts.weights)
 
-    def note(self, noted: Maps, projected: list, positions: tuple[int, ...], heads: int, options: dict) -> None:
+    def note(self, noted: Maps, maps_of: MapsOf, positions: tuple[int, ...], options: dict) -> None:
         """Add to the word maps of the sampling, at the layer's size."""
-        if not positions or not self.run.control.needs_mask:
-            return
-        size = tuple(options["activations_shape"][-2:])
-        for q, k in projected:
-            pairs = zip(q.split(1), k.split(1), strict=True)
-            looked = torch.cat([word_map(cross_maps(*pair, heads), positions, *size) for pair in pairs])
+        if positions and self.run.control.needs_mask:
+            size = tuple(options["activations_shape"][-2:])
+            each = [maps_of(slice(i, i + 1)) for i in range(len(self.frames))]
+            looked = torch.cat([word_map(maps, positions, *size) for maps in each])
             if size not in noted:
                 noted[size] = looked.new_zeros(self.run.control.states.shape[1], *looked.shape[1:])
             noted[size][self.frames] += looked
+
+
+def plain_maps(q: Tensor, k: Tensor, heads: int) -> MapsOf:
+    """Return what computes the maps of some frames."""
+    return lambda one: cross_maps(q[one], k[one], heads)
 
 
 def check_tokens(k: Tensor, prompts: Prompts) -> None:

@@ -1,8 +1,9 @@
 """Attention Control: an edit whose attention follows the source clip's, as in prompt-to-prompt and FateZero.
 
-At each step the UNet is evaluated a second time, on the state of the inversion at that step and with the source prompt.
-What its attention layers computed there is used in the rows of the edited prompt, and forgotten with the call. In
-context windows both are done window by window.
+At each step the UNet is evaluated a second time, on the state of the inversion at that step and with the source prompt,
+or as the inversion itself evaluated it, which is computed again instead of kept for all steps. What its attention
+layers computed there is used in the rows of the edited prompt, and forgotten with the call. In context windows both are
+done window by window.
 """
 
 from typing import Any
@@ -16,15 +17,13 @@ from torch import Tensor
 
 from ...clip_model.host.bank import transformer_blocks
 from ...clip_model.host.evolved import CONTEXT, WINDOWS, samples_in_windows
-from ...clip_model.host.settings import CONTROL
+from ...clip_model.host.settings import CONTROL, KEY, STEER
 from ...clip_model.host.windows import WINDOW, frames_of_window
 from ...diffusion.host.run import CACHE
 from ...inversion.host.invert import inversion_of, trajectory
 from ...tuning.host.tune_inputs import check_plain
 from .call import CALL, RUN, Call, Control, ControlSettings, Run, attend_cross, attend_self
 from .prompts import Prompts
-
-BLEND_FROM = 0.2  # part of the steps from which prompt-to-prompt blends: earlier maps are too vague
 
 
 def begin_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest, **kwargs):
@@ -55,6 +54,13 @@ def check_run(control: Control, options: dict[str, Any], positive: list) -> None
         raise ValueError(f"Attention Control does not know the frames of {CONTEXT}. Use ComfyUI's {WINDOWS} instead.")
     if any("area" in cond for cond in positive):
         raise ValueError("Attention Control does not know prompts for an area. Use a mask, or a prompt for all of it.")
+    wants_modules = control.recipe.follows == "temporal" and control.settings.self_end > 0
+    if wants_modules and options["transformer_options"][KEY].temporal is None:
+        raise ValueError(
+            f"recipe {control.settings.recipe} lets attention over frames follow the source's until self_end "
+            f"{control.settings.self_end:g}, and model has no temporal modules. Apply a tune that has them, choose "
+            "another recipe, or set self_end to 0."
+        )
     taken = options["transformer_options"].get("patches_replace", {}).get("attn2", {})
     if taken and (control.changes_cross or control.needs_mask):
         raise ValueError(
@@ -73,8 +79,9 @@ def predict_controlled(executor, x, timestep, model_options=None, seed=None):
             f"Attention Control holds a source of shape {tuple(control.states[step].shape)} and the clip that is "
             f"sampled has {tuple(x.shape)}. Sample the inversion that is connected to Attention Control."
         )
+    run.begin_step()
     denoised = executor(x, timestep, model_options, seed)
-    blends = control.settings.local_blend and step >= BLEND_FROM * control.steps
+    blends = control.settings.local_blend and control.recipe.blends(step, control.steps)
     return blend(run, step, x, denoised) if blends else denoised
 
 
@@ -84,13 +91,16 @@ def evaluate_controlled(executor, model, conds, x, timestep, model_options):
     run: Run = options[RUN]
     control, settings = run.control, run.control.settings
     step = control.step_at(float(timestep[0]))
-    acts_on_self = control.acts(step, settings.self_end)
-    acts_on_cross = control.changes_cross and control.acts(step, settings.cross_end)
+    acts_on_self, acts_on_cross = control.acts_on_self(step), control.acts_on_cross(step)
     if not (acts_on_self or acts_on_cross or settings.local_blend):
         return executor(model, conds, x, timestep, model_options)
     replaced = options.get("patches_replace", {}).get("attn1", {})
     uses_cross = acts_on_cross or control.needs_mask
-    states, source, frames = control.states[step], run.source, frames_of_window(options)
+    states, told = control.states[step], timestep
+    if control.recipe.calls == "inversion":
+        states, level = control.inversion.call_at(control.states, step)
+        told = level.to(timestep).expand_as(timestep)
+    source, frames = run.source, frames_of_window(options)
     if frames is not None:
         source = model_options["context_handler"].get_resized_cond(source, states, options[WINDOW])
     else:
@@ -100,10 +110,10 @@ def evaluate_controlled(executor, model, conds, x, timestep, model_options):
     call = Call(run, step, frames, replaced)
     if acts_on_self or settings.cross != "none" or control.needs_mask:
         seen = states[frames].to(x)
-        executor(model, [source, None], seen, timestep, with_patches(model_options, call, uses_cross))
+        executor(model, [source, None], seen, told, with_patches(model_options, call, uses_cross))
 
     # Let the edit follow.
-    edit = Call(run, step, frames, replaced, call.projected)
+    edit = Call(run, step, frames, replaced, call.kept)
     return executor(model, conds, x, timestep, with_patches(model_options, edit, uses_cross))
 
 
@@ -113,13 +123,16 @@ def with_patches(model_options: dict[str, Any], call: Call, uses_cross: bool) ->
     patches = {**options.get("patches_replace", {}), "attn1": dict.fromkeys(call.run.places, attend_self)}
     if uses_cross:
         patches["attn2"] = dict.fromkeys(call.run.places, attend_cross)
-    return {**model_options, "transformer_options": {**options, "patches_replace": patches, CALL: call}}
+    controlled = {**options, "patches_replace": patches, CALL: call}
+    if call.run.control.recipe.follows == "temporal":
+        controlled[STEER] = call.attend_temporal
+    return {**model_options, "transformer_options": controlled}
 
 
 def blend(run: Run, step: int, x: Tensor, denoised: Tensor) -> Tensor:
-    """Return a prediction from which a deterministic step leads to the source's next state outside of the mask."""
+    """Return a prediction from which a deterministic step leads to the source's state outside of the mask."""
     sigma, sigma_next = run.control.sigmas[step].to(x), run.control.sigmas[step + 1].to(x)
-    kept = x - sigma * (run.control.states[step + 1].to(x) - x) / (sigma_next - sigma)
+    kept = x - sigma * (run.control.kept_state(step).to(x) - x) / (sigma_next - sigma)
     mask = run.mask(x.shape[-2], x.shape[-1], with_edit=True, frames=list(range(len(x))))
     return torch.lerp(kept, denoised, mask.to(x))
 
@@ -149,10 +162,26 @@ def attach_control(
     ):
         clone.remove_wrappers_with_key(kind, CONTROL)
         clone.add_wrapper_with_key(kind, CONTROL, wrapper)
-    control = Control(settings, prompts, positive, trajectory(model.model, inversion), inversion.sigmas)
+    control = Control(settings, prompts, positive, inversion, trajectory(model.model, inversion))
+    check_recipe(control)
     check_prompts(control)
     clone.model_options["transformer_options"][CONTROL] = control
     return clone
+
+
+def check_recipe(control: Control) -> None:
+    """Raise ValueError where the settings or the inversion have what a recipe does not know."""
+    settings, refinements = control.settings, control.inversion.settings.refinements
+    if control.recipe.follows == "temporal" and settings.self_attention == "fusion":
+        raise ValueError(
+            f"self_attention is fusion, which mixes attention within frames, and recipe {settings.recipe} leaves that "
+            "to the edit and controls attention over frames. Set self_attention to replace, or choose another recipe."
+        )
+    if control.recipe.calls == "inversion" and refinements:
+        raise ValueError(
+            f"recipe {settings.recipe} takes attention from the inversion's own calls, one for each step, and "
+            f"inversion made {refinements} more, its refinements. Invert with refinements 0, or choose another recipe."
+        )
 
 
 def check_prompts(control: Control) -> None:

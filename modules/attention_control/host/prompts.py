@@ -42,7 +42,13 @@ def token_ids(clip: Any, text: str, name: str) -> list[int]:
 
 
 def read_prompts(
-    clip: Any, source: str, edited: str, weighted: str = "", weight: float = 1.0, mask: str = ""
+    clip: Any,
+    source: str,
+    edited: str,
+    weighted: str = "",
+    weight: float = 1.0,
+    mask: str = "",
+    by_position: bool = False,
 ) -> Prompts:
     """Align two prompts and find words in them.
 
@@ -52,28 +58,33 @@ def read_prompts(
         weighted: words of the edited prompt to weight, separated by commas.
         weight: factor of their maps.
         mask: words of either prompt that the mask is made from; empty = those that are only in one of them.
+        by_position: whether what follows the text is paired by position, see `align_tokens` and `pair_words`.
 
     Raises:
         ValueError: a prompt is too long, or a word is not there.
     """
     ids = [token_ids(clip, text, name) for text, name in ((source, "source_text"), (edited, "edit_text"))]
     end = token_ids(clip, "", "the empty text")[1]
-    alignment = align_tokens(ids[0], ids[1], end)
+    alignment = align_tokens(ids[0], ids[1], end, by_position)
     lengths = (text_length(ids[0], end), text_length(ids[1], end))
     weights = [1.0] * len(alignment)
     for word in split_words(weighted):
         for position in find_word(clip, word, ids[1:], "edit_text")[0]:
             weights[position] = weight
-    source_words = sorted(set(range(1, lengths[0])) - set(alignment))
+    source_words = sorted(set(range(1, lengths[0])) - set(alignment[: lengths[1]]))
     edited_words = [i for i in range(1, lengths[1]) if alignment[i] < 0]
     if mask.strip():
         found = [find_word(clip, word, ids, "source_text and edit_text") for word in split_words(mask)]
         source_words, edited_words = ([i for word in found for i in word[side]] for side in (0, 1))
     counts = [[text_length(token_ids(clip, word, word), end) - 1 for word in text.split()] for text in (source, edited)]
     whole = all(sum(count) == length - 1 for count, length in zip(counts, lengths, strict=True))
-    pairs = len(counts[0]) == len(counts[1]) and whole
-    replacement = pair_words(counts[0], counts[1], len(alignment)) if pairs else None
+    fits = len(counts[0]) == len(counts[1]) and whole
     words = (len(counts[0]), len(counts[1]))
+    replacement = None
+    if fits:
+        both = enumerate(zip(source.split(), edited.split(), strict=True), 1)
+        differ = max((i for i, (theirs, own) in both if theirs != own), default=0) if by_position else None
+        replacement = pair_words(counts[0], counts[1], len(alignment), differ)
     return Prompts(tuple(alignment), tuple(weights), tuple(source_words), tuple(edited_words), replacement, words)
 
 

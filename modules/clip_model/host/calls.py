@@ -21,7 +21,7 @@ from ..attention.spatial import attend_across_frames, copied_keys
 from ..chunks import apply_in_chunks
 from ..temporal import TemporalModule
 from .bank import transformer_blocks
-from .settings import KEY, ClipSettings, acting, count_frames
+from .settings import KEY, STEER, ClipSettings, acting, count_frames
 from .windows import MEMORY, frames_of_window
 
 FEED_FORWARD = 16  # activations for each of its input: GEGLU's halves, the gate's GELU, the product; 4 times each
@@ -99,18 +99,23 @@ def run_transformer(layer: SpatialTransformer, x: Tensor, emb, context, transfor
     settings: ClipSettings = transformer_options[KEY]
     bank, strength = settings.temporal, settings.temporal_strength
     place, frames = transformer_options["block"], count_frames(transformer_options, len(x))
+    steer = transformer_options.get(STEER)
 
-    def follow(module: TemporalModule, normed: list[Tensor], _followed: nn.Module, _inputs: Any, output: Tensor):
+    def follow(index: int, module: TemporalModule, normed: list[Tensor], *call: Any) -> Tensor:
+        output = call[-1]
         if module.to_out.bias.device != output.device:  # the host leaves it behind where not all weights fit
             module.to(output.device)
-        seen = (normed.pop(),) if normed else ()
-        return module(output, frames, strength, settings.recompute, *seen)
+        seen = normed.pop() if normed else None
+        steering = None
+        if steer is not None:
+            steering = steer((*place, index), output if seen is None else seen, transformer_options)
+        return module(output, frames, strength, settings.recompute, seen, steering)
 
     with ExitStack() as afterwards:
         for index, block in enumerate(layer.transformer_blocks):
             module = bank.at(place, index) if bank is not None else None
             if module is not None:
-                for hook in hook_module(block, module, follow):
+                for hook in hook_module(block, module, partial(follow, index)):
                     afterwards.callback(hook.remove)
             afterwards.enter_context(feed_forward_in_chunks(block.ff, x, settings.recompute))
         x = layer(x, context, transformer_options)

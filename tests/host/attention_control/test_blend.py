@@ -16,7 +16,7 @@ from .controlled import STEPS, controlled, sample
 def fixed_mask(mask: torch.Tensor):
     """Let every mask be this one, shape (f, 1, 2, 1), in its larger blocks."""
     resize = lambda height, width: F.interpolate(mask, size=(height, width))  # noqa: E731
-    return mock.patch.object(control_call, "threshold_mask", lambda maps, threshold, h, w: resize(h, w).to(maps))
+    return mock.patch.object(control_call, "threshold_mask", lambda maps, threshold, h, w, how: resize(h, w).to(maps))
 
 
 def test_fusion_keeps_to_the_source_outside_of_the_mask(model, inversion) -> None:
@@ -55,9 +55,9 @@ def test_the_mask_is_made_of_both_prompts_words_over_the_steps(model, inversion)
     given = []
     make = control_call.threshold_mask
 
-    def note(maps, threshold, height, width):
+    def note(maps, threshold, height, width, resize):
         given.append((maps.clone(), threshold))
-        return make(maps, threshold, height, width)
+        return make(maps, threshold, height, width, resize)
 
     settings = ControlSettings("none", 0.0, "replace", 0.0, local_blend=True, threshold=0.4)
     with mock.patch.object(control_call, "threshold_mask", note):

@@ -31,4 +31,7 @@ def test_our_figures_stand_beside_the_published_ones(options: argparse.Namespace
     assert "- **Tune-A-Video** (Wu et al., ICCV 2023): " in document
     assert "Edit: cfg 12.5" in document and "preset Tune-A-Video" in document and "steps 2" in document
     rows = load_rows(options.state / "clips.jsonl", Case).values()
-    assert {row["method"]: row["settings"].get("Edit", {}).get("cfg") for row in rows} == {"Tune-A-Video": 12.5, "EI²": None}
+    assert {row["method"]: row["settings"].get("Edit", {}).get("cfg") for row in rows} == {
+        "Tune-A-Video": 12.5,
+        "EI²": None,
+    }

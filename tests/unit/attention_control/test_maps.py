@@ -72,6 +72,23 @@ def test_the_pairs_are_a_longest_common_subsequence() -> None:
         assert len(pairs) == common_by_search(source, edited)
 
 
+@pytest.mark.parametrize(
+    ("source", "edited", "partners"),
+    [
+        ((ON, ON, A, ON, A, RED), (BIG, A), [-1, 3, 7]),
+        ((A, SEA, A, SEA), (A, SEA), [1, 2, 5]),
+        ((SEA, A, A, ON), (SEA, BIG, A, BIG, SEA, A, ON), [1, -1, 2, -1, -1, 3, 4, 5]),
+        ((A, RED, A, BLUE), (A, BLUE, A, RED), [1, 4, -1, -1, 5]),
+        ((RED, BLUE), (BLUE, RED, BLUE, RED), [-1, 1, 2, -1, 3]),
+        ((A, CIRCLE, ON, A, SEA), (A, A, CIRCLE, A, SEA, A), [1, -1, 2, 4, 5, -1, 6]),
+    ],
+)
+def test_words_that_repeat_meet_the_partners_of_prompt_to_prompt(source, edited, partners) -> None:
+    """What its aligner returns, with the end token last; the padding after it is paired by position."""
+    aligned = align_tokens(padded(*source), padded(*edited), END, by_position=True)
+    assert aligned == [0, *partners, *range(len(edited) + 2, LENGTH)]
+
+
 def test_prompts_of_other_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="12 and 13 tokens"):
         align_tokens(padded(A), [*padded(A), END], END)
@@ -144,6 +161,15 @@ def test_a_mask_is_where_a_frame_is_looked_at_most() -> None:
     assert threshold_mask(attention, 0.3, 10, 14).shape == (2, 1, 10, 14)
 
 
+def test_a_mask_of_the_nearest_places() -> None:
+    attention = torch.zeros(1, 1, 5, 3)
+    attention[0, 0, 0, 0], attention[0, 0, 4, 2] = 1.0, 0.5
+    mask = threshold_mask(attention, 0.4, 10, 7, "nearest")[0, 0]
+    expected = torch.zeros(10, 7)
+    expected[:4, :5] = expected[6:, 3:] = 1  # columns are 0 0 0 1 1 2 2, rows each twice
+    assert torch.equal(mask, expected)
+
+
 @pytest.mark.parametrize(
     ("source", "edited"), [((1, 2, 1), (2, 1, 1)), ((1, 1), (1, 1)), ((3, 1), (1, 2)), ((1,), (4,))]
 )
@@ -157,6 +183,20 @@ def test_words_are_replaced_by_their_partners(source: tuple, edited: tuple) -> N
         assert paired[i : i + theirs].sum() == pytest.approx(theirs)
         i, j = i + theirs, j + own
     assert paired[0, 0] == 1 and all(paired[i + n, j + n] == 1 for n in range(LENGTH - max(i, j)))
+
+
+@pytest.mark.parametrize(
+    ("source", "edited", "differ", "columns"),
+    [
+        ((1, 1, 1), (1, 2, 1), 2, [{0: 1}, {1: 1}, {2: 0.5}, {2: 0.5}, {4: 1}, {5: 1}, {6: 1}, {7: 1}]),
+        ((1, 2, 1, 1), (1, 1, 1, 1), 2, [{0: 1}, {1: 1}, {2: 1, 3: 1}, {3: 1}, {4: 1}, {5: 1}, {6: 1}, {}]),
+        ((2, 1), (2, 1), 0, [{i: 1} for i in range(8)]),
+    ],
+)
+def test_prompt_to_prompt_pairs_by_position_after_the_last_word_that_differs(source, edited, differ, columns) -> None:
+    """What its code returns, column by column."""
+    expected = torch.tensor([[float(column.get(i, 0)) for column in columns] for i in range(8)])
+    assert torch.equal(pair_words(source, edited, 8, differ), expected)
 
 
 def test_words_alike_replace_token_by_token() -> None:
