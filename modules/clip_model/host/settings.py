@@ -13,6 +13,7 @@ from .bank import TemporalBank
 
 KEY = "consistent_video"
 CONTROL = f"{KEY}_control"  # of Attention Control
+SLICES = f"{KEY}_slices"  # of Slice Denoiser
 ALWAYS = (math.inf, 0.0)
 
 
