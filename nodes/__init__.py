@@ -15,6 +15,7 @@ from .plan import FitPlanner
 from .prompt import ApplyPromptTokens, LoadPromptTokens, SavePromptTokens, TunePromptTokens
 from .report import CovariateShiftReport, InspectVideoModel, InversionStability, ReconstructionReport
 from .sample import ClipMotion, InterframeNoiseRelation, SmoothSample, SmoothSampler
+from .slices import SliceDenoiser
 from .tune import OneShotTune
 from .tune_files import ApplyTune, LoadTune, SaveTune
 from .tuning_options import TuningOptionsNode, TuningPreviewNode
@@ -25,6 +26,7 @@ NODES: list[type[io.ComfyNode]] = [
     InflateUNet,
     STAMFFAMPatch,
     AttentionControl,
+    SliceDenoiser,
     OneShotTune,
     TuningOptionsNode,
     FitPlanner,

@@ -5,6 +5,7 @@ from typing import get_args
 
 from comfy_api.latest import io
 
+from ..modules.clip_model.attention.bases import BASES
 from ..modules.diffusion.ddim import Label
 from ..modules.files.host import INVERSIONS, stamp
 from ..modules.files.strict_json import to_json
@@ -135,10 +136,21 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     tooltip="What is inverted. DDIM: deterministic sampling. Edit-friendly DDPM: ancestral sampling, "
                     "whose noise of each step is found for this clip; it reconstructs exactly at CFG 1, whatever the "
                     "number of steps. Each frame's noise is its own: edits follow the prompt more, above all in the "
-                    "background, and flicker more. Its seed is the one above.",
+                    "background, and flicker more. Its seed is the one above. STEM: DDIM, by a model in which all "
+                    "frames attend to the same few bases of the clip instead of to tokens; the edit has the model's "
+                    "own attention.",
                 ),
                 io.Conditioning.Input(
                     "negative", optional=True, tooltip="Other side of the guidance of the inversion; for cfg above 1."
+                ),
+                io.Int.Input(
+                    "bases",
+                    default=BASES,
+                    min=1,
+                    max=65536,
+                    **ADVANCED,
+                    tooltip="STEM only: number of bases of the clip in each layer. The paper uses 256. With as many as "
+                    "the clip has tokens it is attention to all tokens of all frames.",
                 ),
             ],
             outputs=[

@@ -7,12 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..clip_model.attention.bases import BASES
 from ..diffusion.ddim import Label, relabelled, state_to_latent, told_level
 from .noise_relation import Direction, Reading, implied_noise, smooth_noise, with_std_of
 
 Noise = Literal["implied", "Gaussian"]
 Start = Literal["inverted latent", "clean latent", "every step"]
-Method = Literal["DDIM", "edit-friendly DDPM"]
+Method = Literal["DDIM", "edit-friendly DDPM", "STEM"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,12 @@ class InversionSettings:
         refinements: fixed-point iterations of each step.
         denoise: the part of the noise levels that is walked, 0 = matched to the latent's size.
         set_alpha_to_one: whether the walk ends at noise level 0, see `schedule.ddim_sigmas`.
-        method: what is inverted, deterministic sampling or ancestral, whose noise the seed then is of as well.
+        method: what is inverted, deterministic sampling or ancestral, whose noise the seed then is of as well; or
+            deterministic sampling by a model whose frames attend to the bases of the clip, see `bases_attention`.
+        bases: number of them, STEM only.
 
     Raises:
-        ValueError: the method has no such settings.
+        ValueError: the method has no such settings, or there are no bases.
     """
 
     steps: int = 50
@@ -51,22 +54,25 @@ class InversionSettings:
     denoise: float = 0.0
     set_alpha_to_one: bool = False
     method: Method = "DDIM"
+    bases: int = BASES
 
     def __post_init__(self) -> None:
         given = {"label": (self.label, "next"), "refinements": (self.refinements, 0)}
         wrong = [f"{name} {value}" for name, (value, own) in given.items() if value != own]
         wrong += ["start every step"] if self.start == "every step" else []
-        if self.method != "DDIM" and wrong:
+        if self.is_ancestral and wrong:
             raise ValueError(
                 f"{' and '.join(wrong)} belongs to DDIM inversion and has no meaning where method is {self.method}: it "
                 "walks along no predicted noise. Set label to next, refinements to 0 and start to inverted latent, or "
                 "method to DDIM."
             )
+        if self.bases < 1:
+            raise ValueError(f"bases must be 1 or more, got {self.bases}.")
 
     @property
     def is_ancestral(self) -> bool:
         """Whether sampling adds noise at each step, that of the clip."""
-        return self.method != "DDIM"
+        return self.method == "edit-friendly DDPM"
 
     def relates(self, frames: int) -> bool:
         """Whether the noise relation changes anything in a clip of some frames; else it is plain DDIM inversion."""

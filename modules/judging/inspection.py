@@ -14,6 +14,8 @@ def inspection_text(data: dict[str, Any]) -> str:
     if data["attention_control"]:
         values = (f"{key} {value}" for key, value in data["attention_control"].items())
         lines.append(f"**Attention Control**, for the edit and not for the inversion: {', '.join(values)}.")
+    if data["slices"]:
+        lines.append("**Slice Denoiser**: weight {weight:g}, slices {axes}, blend {blend}.".format(**data["slices"]))
     if data["windows"]:
         windows = data["windows"]
         lines.append(f"**Windows**: {windows['length']} frames, which overlap by {windows['overlap']}.")

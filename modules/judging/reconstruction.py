@@ -48,7 +48,13 @@ def drift(states: Tensor, expected: Tensor) -> list[float]:
 
 
 def remedies(
-    found: Reconstruction, cfg: float, inverted_cfg: float, is_plain: bool, refinements: int, steps: int
+    found: Reconstruction,
+    cfg: float,
+    inverted_cfg: float,
+    is_plain: bool,
+    refinements: int,
+    steps: int,
+    method: str = "DDIM",
 ) -> list[str]:
     """Return what would make a reconstruction better, the likeliest first; empty where it is good (35 dB and more).
 
@@ -57,11 +63,13 @@ def remedies(
         cfg: guidance it was sampled with.
         inverted_cfg: guidance of the inversion.
         is_plain: whether the inversion was without the noise relation.
-        refinements, steps: of the inversion.
+        refinements, steps, method: of the inversion.
     """
     if min(found.psnr) >= 35:
         return []
     advice = []
+    if method == "STEM":
+        advice.append("set method of the inversion to DDIM: STEM inverts with other attention than it is sampled with")
     if not is_plain:
         advice.append("set direction of the inversion to none: the noise relation gives up the exact way back")
     if cfg != inverted_cfg:

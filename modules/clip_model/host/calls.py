@@ -15,7 +15,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..attention import Grid
+from ..attention import Attend, Grid
 from ..attention.fine_coarse import COPIED_BYTES, Coarse
 from ..attention.spatial import attend_across_frames, copied_keys
 from ..chunks import apply_in_chunks
@@ -49,21 +49,29 @@ def prepare_call(executor, model, noise_shape, conds, *args, **kwargs):
     return executor(model, [noise_shape[0] + rows, *noise_shape[1:]], conds, *args, **kwargs)
 
 
+def grid_of(q: Tensor, extra_options: dict[str, Any]) -> Grid:
+    """Return how the tokens of a block's self-attention are laid out; ValueError where another patch moved them."""
+    rows, _, height, width = extra_options["activations_shape"]
+    if q.shape[1] != height * width or q.shape[0] != rows:
+        raise ValueError(
+            f"Self-attention got {q.shape[0]} rows of {q.shape[1]} tokens where the feature map has {rows} of "
+            f"{height} x {width}. Another patch (HyperTile, Token Merging) rearranges the tokens; remove it from the "
+            "model."
+        )
+    return Grid(extra_options["n_heads"], count_frames(extra_options, len(q)), height, width)
+
+
+def kernel_of(extra_options: dict[str, Any]) -> Attend:
+    """Return ComfyUI's attention kernel for a block."""
+    precision = extra_options["attn_precision"]
+    return partial(optimized_attention, attn_precision=precision, transformer_options=extra_options)
+
+
 @torch.compiler.disable
 def attend_block(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any]) -> Tensor:
     """Replace a block's self-attention: projected q, k, v of shape ((chunks b f), l, heads d) -> what to_out takes."""
     settings: ClipSettings = extra_options[KEY]
-    height, width = extra_options["activations_shape"][-2:]
-    if q.shape[1] != height * width or q.shape[0] != extra_options["activations_shape"][0]:
-        raise ValueError(
-            f"Self-attention got {q.shape[0]} rows of {q.shape[1]} tokens where the feature map has "
-            f"{extra_options['activations_shape'][0]} of {height} x {width}. Another patch (HyperTile, Token Merging) "
-            "rearranges the tokens; remove it from the model."
-        )
-    attend = partial(
-        optimized_attention, attn_precision=extra_options["attn_precision"], transformer_options=extra_options
-    )
-    grid = Grid(extra_options["n_heads"], count_frames(extra_options, len(q)), height, width)
+    grid, attend = grid_of(q, extra_options), kernel_of(extra_options)
     if settings.spatial is None:
         return attend(q, k, v, grid.heads)
     if k.shape[1] != q.shape[1]:

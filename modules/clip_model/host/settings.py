@@ -14,6 +14,7 @@ from .bank import TemporalBank
 KEY = "consistent_video"
 CONTROL = f"{KEY}_control"  # of Attention Control
 STEER = f"{KEY}_steer"  # what tells temporal modules the tokens that they compute queries and keys from
+SLICES = f"{KEY}_slices"  # of Slice Denoiser
 ALWAYS = (math.inf, 0.0)
 
 

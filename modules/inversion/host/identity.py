@@ -11,19 +11,20 @@ from torch import Tensor
 
 from ...clip_model.host.settings import clip_settings
 from ...diffusion.host.latent import prediction_of
+from ...slices.host import slices_of
 
 SAMPLED = 256  # values of a tensor that a digest looks at; no two models share them
 
 
 def model_digest(model: ModelPatcher) -> str:
-    """Return a digest of an inflated model's weights, patches, clip settings, prediction and context length.
+    """Return a digest of an inflated model's weights, patches, clip settings, slices, prediction and context length.
 
     Functions that other nodes attached do not count.
 
     Raises:
         ValueError: the model is not inflated, or it samples in an unknown way.
     """
-    settings = clip_settings(model)
+    settings, slices = clip_settings(model), slices_of(model)
     parts = [
         # the weights as they were before the host put patches into them
         *model.get_key_patches("diffusion_model.").items(),
@@ -32,6 +33,7 @@ def model_digest(model: ModelPatcher) -> str:
         replace(settings, temporal=None),
         prediction_of(model),
         getattr(model.model_options.get("context_handler"), "context_length", None),
+        *((slices.settings, *slices.empty[0][:1]) if slices is not None else ()),
     ]
     digest = hashlib.sha256()
     for found in flatten(parts):

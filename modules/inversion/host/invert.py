@@ -24,6 +24,7 @@ from ...diffusion.schedule import ddim_sigmas, matched_denoise
 from ..inversion import Inversion, InversionSettings, Relation
 from .foreign import MASKED, remember
 from .identity import model_digest
+from .stem import with_bases
 
 
 @torch.no_grad()
@@ -45,7 +46,7 @@ def invert_clip(
     noise, is not continuous: as gamma goes to 0 it approaches x_0 + sigma_T * eps_inv.
 
     Args:
-        model: inflated model.
+        model: inflated model; the bases of STEM are seen in the inversion alone, the edit has the model's attention.
         positive: conditioning, usually of the empty or the source prompt.
         negative: of the other side of the guidance, without effect at CFG 1.
         latent: the clip, VAE latent.
@@ -63,7 +64,8 @@ def invert_clip(
     options = InversionOptions(prediction_of(model), settings.label, settings.refinements, relation)
     seed = settings.seed if settings.is_ancestral else None
     sampler = ClipSampler(invert_latent, {"options": options, "seed": seed})
-    start = run_sampler(model, samples, sampler, sigmas.flip(0), settings.cfg, positive, negative)
+    inverting = with_bases(model, settings.bases, len(samples)) if settings.method == "STEM" else model
+    start = run_sampler(inverting, samples, sampler, sigmas.flip(0), settings.cfg, positive, negative)
     if settings.relates(len(samples)) and settings.start != "every step":
         x, clean = (model.model.process_latent_in(latents.float()) for latents in (start, samples))
         moved = relation.start_of_sampling(x, clean, relation.last, sigmas[0])

@@ -10,12 +10,13 @@ from ...attention_control.host.call import Control
 from ...clip_model.host.attach import check_supported, inflate
 from ...clip_model.host.calls import OURS, attend_block
 from ...clip_model.host.conflicts import find_conflicts, origin, origins
-from ...clip_model.host.settings import CONTROL, KEY, ClipSettings, clip_settings
+from ...clip_model.host.settings import CONTROL, KEY, SLICES, ClipSettings, clip_settings
 from ...diffusion.host.latent import fitting_latents, prediction_of
+from ...slices.host import slices_of
 from ...tuning.host.planner import GIB, free_memory, sampling_peak
 from ..inspection import inspection_text
 
-OWN = (KEY, CONTROL)
+OWN = (KEY, CONTROL, SLICES)
 FUNCTIONS = (
     "model_function_wrapper",
     "sampler_cfg_function",
@@ -42,11 +43,13 @@ def inspect_model(model: ModelPatcher, latent: dict[str, Any] | None = None) -> 
     options = model.model_options["transformer_options"]
     settings: ClipSettings | None = options.get(KEY)
     control: Control | None = options.get(CONTROL)
+    slices = slices_of(model)
     found = find_conflicts(model, settings) if settings is not None else []
     data = {
         "model": describe_model(model),
         "clip": None if settings is None else describe_clip(settings),
         "attention_control": None if control is None else asdict(control.settings),
+        "slices": None if slices is None else asdict(slices.settings),
         "others": [{"kind": kind, "count": count, "by": by} for kind, count, by in list_others(model)],
         "windows": describe_windows(model),
         "sampling": None if latent is None else describe_sampling(model, latent),

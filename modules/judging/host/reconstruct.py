@@ -46,5 +46,5 @@ def reconstruct(
     found = Reconstruction(psnr(frames, alone), ssim(frames, alone), drifted)
     settings = inversion.settings
     is_plain = not settings.relates(len(frames))
-    advice = remedies(found, cfg, settings.cfg, is_plain, settings.refinements, settings.steps)
+    advice = remedies(found, cfg, settings.cfg, is_plain, settings.refinements, settings.steps, settings.method)
     return frames.movedim(1, -1), found, advice

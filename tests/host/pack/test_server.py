@@ -35,6 +35,7 @@ NODES = (
     "SaveInversion",
     "SavePromptTokens",
     "SaveTune",
+    "SliceDenoiser",
     "SmoothSample",
     "SmoothSampler",
     "TuningOptions",

@@ -82,6 +82,12 @@ def test_what_would_help_is_named_where_it_is_needed(
     assert all(given.startswith(begin) for given, begin in zip(advice, expected, strict=True))
 
 
+def test_other_attention_on_the_way_back_is_the_first_to_change() -> None:
+    found = Reconstruction([30.0], [0.9], [0.1])
+    first, *others = remedies(found, 1.0, 1.0, True, 2, 100, "STEM")
+    assert first.startswith("set method of the inversion to DDIM") and others == remedies(found, 1.0, 1.0, True, 2, 100)
+
+
 def test_the_report_names_the_worst_frame_the_drift_and_what_helps() -> None:
     found = Reconstruction([31.0, 25.25, 33.75], [0.9, 0.8123, 0.95], [0.02, 0.31, 0.123])
     assert found.worst == 1
