@@ -2,35 +2,21 @@
 
 from typing import Any
 
-import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.utils import ProgressBar
 from torch import Tensor
 
-from ...clip_model.host.settings import KEY, acting
 from ...diffusion.ddim import Denoiser, ddim_step
 from ...diffusion.schedule import sigma_to_alpha_bar
 from ...tuning.curvature import Map, jacobian_norm
-from ...tuning.host.learned import Caller, frozen_bank, training_options
-from ...tuning.host.private_copy import check_tunable, computing_in, private_copy
 from ...tuning.host.tune_inputs import condition
-from ...tuning.settings import Memory
 from ..inversion import Inversion
 from ..stability import Stability
+from .frozen import denoiser_of, frozen_copy
 from .invert import inversion_of, trajectory
 
 STEP = 1e-2  # of central differences, against the size of the latent
-
-
-def denoiser_of(call: Caller, given: dict[str, Any]) -> Denoiser:
-    """Return the denoiser that a copy's UNet is under a conditioning, with the clip settings that act at each level."""
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        return call(x, sigma, given, **{KEY: acting(call.options[KEY], {"sigmas": sigma})})
-
-    return Denoiser(denoise)
 
 
 def measure_stability(
@@ -56,16 +42,10 @@ def measure_stability(
     """
     inversion = inversion_of(latent, model)
     check_plain(inversion)
-    check_tunable(model)
-    comfy.model_management.unload_all_models()  # while their inference tensors may still be moved
-    with torch.inference_mode(False), private_copy(model) as copy:
-        unet, device = copy.model.diffusion_model, copy.load_device
-        computing = computing_in("fp32", copy)
-        unet.requires_grad_(False)
-        options = training_options(copy, frozen_bank(unet, model, device), Memory(gradient_checkpointing=True))
+    with frozen_copy(model) as call:
+        copy, device = call.copy, call.copy.load_device
         states = trajectory(copy.model, inversion).to(device).flip(0)
         start = copy.model.process_latent_in(inversion.start.clone().float()).to(device)
-        call = Caller(copy, options, computing)
         before = denoiser_of(call, condition(copy, positive, states[0]))
         after = before if sampled is None else denoiser_of(call, condition(copy, sampled, states[0], "sampled"))
         noises, sigmas = (values.clone().flip(0).to(states) for values in (inversion.noises, inversion.sigmas))
