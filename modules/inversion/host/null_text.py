@@ -99,8 +99,8 @@ def check_inversion(inversion: Inversion) -> None:
     """Raise ValueError where an inversion is not of deterministic sampling, whose states alone a negative can reach."""
     if inversion.settings.is_ancestral:
         raise ValueError(
-            f"inversion was made by {inversion.settings.method}, whose steps hold noise of their own and come back "
-            "at any CFG only with it. Null-text optimisation is for DDIM: set method of the inversion to DDIM."
+            f"inversion was made by {inversion.settings.method}: its states have noise of their own, and no negative "
+            "leads from one to the next. Null-text optimisation is for DDIM: set method of the inversion to DDIM."
         )
 
 
