@@ -121,18 +121,23 @@ def test_at_each_noise_level_one_entry_acts(steps: int, denoise: float, zsnr: bo
     conds = [values for _, values in by_step(EMPTY, torch.zeros(steps, 1, 1), sigmas, sampling)]
     comfy.samplers.calculate_start_end_timesteps(SimpleNamespace(model_sampling=sampling), conds)
     starts, ends = (torch.tensor([cond[key] for cond in conds]) for key in ("timestep_start", "timestep_end"))
-    told = sigmas[:-1, None]
-    assert torch.equal((ends <= told) & (told <= starts), torch.eye(steps).bool())
+    for rounding in (0.999, 1.0, 1.001):
+        told = rounding * sigmas[:-1, None]
+        assert torch.equal((ends <= told) & (told <= starts), torch.eye(steps).bool())
 
 
-def refused(model, inversion, negative=EMPTY) -> None:
+def refused(model, inversion, negative=EMPTY, positive=SOURCE) -> None:
     with torch.inference_mode():
-        optimize_negative(model, SOURCE, negative, inversion, NullTextSettings())
+        optimize_negative(model, positive, negative, inversion, NullTextSettings())
 
 
 def test_what_it_is_not_for_is_refused(model, latent, plain) -> None:
     with pytest.raises(ValueError, match="^inversion was made by edit-friendly DDPM.* to DDIM"):
         refused(model, invert(model, latent, steps=2, method="edit-friendly DDPM"))
+    with pytest.raises(ValueError, match="^inversion is a latent that was not inverted"):
+        refused(model, latent)
+    with pytest.raises(ValueError, match="^positive has 3 prompts and the clip 4 frames"):
+        refused(model, plain, positive=[[SOURCE[0][0].repeat(3, 1, 1), SOURCE[0][1]]])
     with pytest.raises(ValueError, match="^negative has 4 prompts, and one embedding is optimised for all frames"):
         refused(model, plain, [[EMPTY[0][0].repeat(FRAMES, 1, 1), EMPTY[0][1]]])
     with pytest.raises(ValueError, match="^negative carries control, which would have no effect here"):

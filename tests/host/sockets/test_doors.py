@@ -23,7 +23,6 @@ from consistent_video.modules.sampling.host import SampleSettings
 from consistent_video.modules.tuning.settings import TuneSettings
 from consistent_video.nodes.inversion import INRBidirectionalDDIMInversion, SaveInversion
 from consistent_video.nodes.judge import CompareGrid, EditScorecard
-from consistent_video.nodes.null_text import NullTextOptimization
 from consistent_video.nodes.plan import FitPlanner
 from consistent_video.nodes.prompt import ApplyPromptTokens, TunePromptTokens
 from consistent_video.nodes.report import CovariateShiftReport, InversionStability, ReconstructionReport
@@ -42,7 +41,7 @@ ADAPTER = PromptAdapter(torch.randn(2, UNET["context_dim"]), torch.randn(FRAMES,
 
 @pytest.fixture(autouse=True)
 def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    for node in (OneShotTune, TunePromptTokens, InversionStability, NullTextOptimization):
+    for node in (OneShotTune, TunePromptTokens, InversionStability):
         monkeypatch.setattr(node, "hidden", SimpleNamespace(unique_id="1"))
 
 
@@ -228,11 +227,6 @@ def test_an_edited_clip_that_carries_its_inversion_is_a_clip(denoise: float, mod
     assert torch.equal(again[INVERSION].source, edited["samples"])
 
 
-def optimize_null_text(model, inversion: Latent, positive: list) -> None:
-    values = {"cfg": 7.5, "inner_steps": 0, "learning_rate": 1e-2, "tolerance": 0.0}
-    NullTextOptimization.execute(model, inversion, positive, EMPTY, **values)
-
-
 TAKES_INVERSIONS: dict[str, Callable[[Any, Latent], Any]] = {
     "Smooth Sample": lambda model, latent: SmoothSample.execute(model, EDIT, EMPTY, latent, 4.0),
     "Smooth Sampler": lambda model, latent: SmoothSampler.execute(latent),
@@ -241,7 +235,6 @@ TAKES_INVERSIONS: dict[str, Callable[[Any, Latent], Any]] = {
         model, None, SOURCE, EMPTY, latent, 1.0
     ),
     "Inversion Stability": lambda model, latent: InversionStability.execute(model, SOURCE, latent, 1),
-    "Null-Text Optimization": lambda model, latent: optimize_null_text(model, latent, SOURCE),
 }
 
 
@@ -281,7 +274,6 @@ TAKES_PROMPTS: dict[str, Callable[..., Any]] = {
         model, inversion, positive, PROMPTS, ControlSettings()
     ),
     "Inversion Stability": lambda model, _, inversion, positive: measure_stability(model, positive, inversion),
-    "Null-Text Optimization": lambda model, _, inversion, positive: optimize_null_text(model, inversion, positive),
 }
 SAMPLING = ["INR Bidirectional DDIM Inversion", "Covariate Shift Report", "Smooth Sample", "Smooth Sampler"]
 
