@@ -10,6 +10,7 @@ from .demo import LoadDemoControlNet, LoadDemoModel
 from .inflate import InflateUNet
 from .inversion import INRBidirectionalDDIMInversion, LoadInversion, SaveInversion
 from .judge import CompareGrid, EditScorecard
+from .null_text import NullTextOptimization
 from .patch import STAMFFAMPatch
 from .plan import FitPlanner
 from .prompt import ApplyPromptTokens, LoadPromptTokens, SavePromptTokens, TunePromptTokens
@@ -43,6 +44,7 @@ NODES: list[type[io.ComfyNode]] = [
     INRBidirectionalDDIMInversion,
     SaveInversion,
     LoadInversion,
+    NullTextOptimization,
     SmoothSample,
     SmoothSampler,
     InterframeNoiseRelation,

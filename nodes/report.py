@@ -81,7 +81,11 @@ class ReconstructionReport(io.ComfyNode):
                 io.Model.Input("model", tooltip="The clip model the clip was inverted with."),
                 io.Vae.Input("vae", tooltip="Autoencoder that encoded the clip."),
                 io.Conditioning.Input("positive", tooltip="Prompt that the clip was inverted with."),
-                io.Conditioning.Input("negative", tooltip="The negative of the inversion. Without effect at CFG 1."),
+                io.Conditioning.Input(
+                    "negative",
+                    tooltip="Other side of the guidance: that of the edit, for example from Null-Text Optimization. "
+                    "Without effect at CFG 1.",
+                ),
                 io.Latent.Input("inversion", tooltip="From INR Bidirectional DDIM Inversion."),
                 cfg_input(
                     1.0,

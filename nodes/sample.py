@@ -88,7 +88,8 @@ class SmoothSample(io.ComfyNode):
                 io.Conditioning.Input(
                     "negative",
                     tooltip="What guidance leads away from. The source prompt: only what the two prompts differ in "
-                    "changes, so that the clip holds stiller. The empty prompt: as in the papers. No effect at CFG 1.",
+                    "changes, so that the clip holds stiller. The empty prompt: as in the papers. From Null-Text "
+                    "Optimization: optimised to bring the clip back. No effect at CFG 1.",
                 ),
                 io.Latent.Input("inversion", tooltip="From INR Bidirectional DDIM Inversion."),
                 cfg_input(

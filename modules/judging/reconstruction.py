@@ -75,6 +75,8 @@ def remedies(
     if cfg != inverted_cfg:
         negative = " and connect its negative" if inverted_cfg > 1 else ""
         advice.append(f"set cfg to {inverted_cfg:g}{negative}: the inversion was made with it, not with {cfg:g}")
+        if cfg > 1:
+            advice.append(f"for cfg {cfg:g} connect the source prompt as negative, or that of Null-Text Optimization")
     elif cfg > 1:
         advice.append(f"set cfg to 1 in the inversion and here: guidance of {cfg:g} is hard to invert")
     if refinements == 0:

@@ -1,25 +1,20 @@
 """How stable the inversion of a clip is, measured along it on a private copy of the model."""
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.utils import ProgressBar
 from torch import Tensor
 
-from ...clip_model.host.settings import KEY, acting
 from ...diffusion.ddim import Denoiser, ddim_step, split_step
 from ...diffusion.schedule import sigma_to_alpha_bar
 from ...tuning.curvature import Map, jacobian_norm
-from ...tuning.host.learned import Caller, frozen_bank, training_options
-from ...tuning.host.private_copy import check_tunable, computing_in, private_copy
 from ...tuning.host.tune_inputs import condition
-from ...tuning.settings import Memory
 from ..inversion import Inversion
 from ..stability import Stability
+from .frozen import denoiser_of, frozen_copies
 from .invert import inversion_of, trajectory
 
 STEP = 1e-2  # of central differences, against the size of the latent
@@ -58,16 +53,6 @@ class Walked:
     sigmas: Tensor
 
 
-def denoiser_of(call: Caller, given: dict[str, Any]) -> Denoiser:
-    """Return the denoiser that a copy's UNet is under a conditioning, with the clip settings that act at each level."""
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        return call(x, sigma, given, **{KEY: acting(call.options[KEY], {"sigmas": sigma})})
-
-    return Denoiser(denoise)
-
-
 def measure_stability(
     model: ModelPatcher,
     positive: list,
@@ -91,30 +76,18 @@ def measure_stability(
     """
     inversion = inversion_of(latent, model)
     check_plain(inversion)
-    check_tunable(model)
     if back.model is not None:
         inversion_of(latent, back.model)
-        check_tunable(back.model)
-    comfy.model_management.unload_all_models()  # while their inference tensors may still be moved
-    with torch.inference_mode(False), ExitStack() as copies:
-        copy = copies.enter_context(private_copy(model))
-        states = trajectory(copy.model, inversion).to(copy.load_device).flip(0)
-        start = copy.model.process_latent_in(inversion.start.clone().float()).to(states)
+    with frozen_copies(*(one for one in (model, back.model) if one is not None)) as calls:
+        call, other = calls[0], calls[-1]
+        states = trajectory(call.copy.model, inversion).to(call.copy.load_device).flip(0)
+        start = call.copy.model.process_latent_in(inversion.start.clone().float()).to(states)
         noises, sigmas = (values.clone().flip(0).to(states) for values in (inversion.noises, inversion.sigmas))
         walked = Walked(states, start, noises, sigmas)
-        before = after = denoiser_of(caller(copy, model), condition(copy, positive, states[0]))
+        before = after = denoiser_of(call, condition(call.copy, positive, states[0]))
         if back.model is not None or back.positive is not None:
-            other = copy if back.model is None else copies.enter_context(private_copy(back.model))
-            given = condition(other, back.positive or positive, states[0], "sampled")
-            after = denoiser_of(caller(other, back.model or model), given)
+            after = denoiser_of(other, condition(other.copy, back.positive or positive, states[0], "sampled"))
         return walk(before, after, walked, back, iterations, ProgressBar(inversion.steps, node_id=node_id))
-
-
-def caller(copy: ModelPatcher, model: ModelPatcher) -> Caller:
-    """Return what calls the UNet of a private copy, with the temporal modules of the model that it is a copy of."""
-    unet = copy.model.diffusion_model.requires_grad_(False)
-    options = training_options(copy, frozen_bank(unet, model, copy.load_device), Memory(gradient_checkpointing=True))
-    return Caller(copy, options, computing_in("fp32", copy))
 
 
 def check_plain(inversion: Inversion) -> None:

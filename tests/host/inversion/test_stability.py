@@ -10,7 +10,6 @@ import torch
 from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.methods import EI2, FULL, method
 from consistent_video.modules.demo_model.host import load_demo_model
-from consistent_video.modules.inversion.host import stability
 from consistent_video.modules.inversion.host.invert import INVERSION, invert_clip, trajectory
 from consistent_video.modules.inversion.host.stability import WayBack, measure_stability
 from consistent_video.modules.inversion.inversion import InversionSettings
@@ -155,7 +154,7 @@ def test_an_interrupt_leaves_the_host_as_it_was(model, inversion, monkeypatch) -
     def interrupt() -> None:
         raise comfy.model_management.InterruptProcessingException
 
-    monkeypatch.setattr(stability.comfy.model_management, "throw_exception_if_processing_interrupted", interrupt)
+    monkeypatch.setattr(comfy.model_management, "throw_exception_if_processing_interrupted", interrupt)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         measure(model, inversion)
     monkeypatch.undo()

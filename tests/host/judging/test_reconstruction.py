@@ -58,7 +58,7 @@ def test_a_bad_reconstruction_names_what_would_help(model, latent, plain, vae) -
     related = invert(model, latent, 0.5)
     _, found, advice = reconstruct(model, vae, SOURCE, EMPTY, related, 7.5)
     assert min(found.psnr) < 25 and found.drift[-1] > 0.1
-    assert [line.split(" ")[1] for line in advice] == ["direction", "cfg", "refinements", "steps", "the"]
+    assert [line.split(" ")[1] for line in advice] == ["direction", "cfg", "cfg", "refinements", "steps", "the"]
     _, _, advice = reconstruct(model, vae, SOURCE, EMPTY, plain, 1.0)
     assert [line.split(" ")[1] for line in advice] == ["refinements", "steps", "the"]
     complementary = invert(model, latent, 0.0, reading="complementary")

@@ -29,6 +29,7 @@ NODES = (
     "LoadInversion",
     "LoadPromptTokens",
     "LoadTune",
+    "NullTextOptimization",
     "OneShotTune",
     "ReconstructionReport",
     "STAMFFAMPatch",
@@ -73,6 +74,7 @@ DEFAULTS = {
         "denoise": 0,  # ours: matched to the latent's size
     },
     "SmoothSample": {"cfg": 7.5, "cfg_end": 1, "cfg_rescale": 0, "eta": 0},
+    "NullTextOptimization": {"cfg": 7.5, "inner_steps": 10, "learning_rate": 1e-2, "tolerance": 1e-5},
     "InterframeNoiseRelation": {"strength": 0.5, "start": 0, "end": 0.8, "passes": 8},  # ours, chosen by measurement
     "AttentionControl": {"cross": "refine", "cross_end": 0.8, "self_attention": "replace", "self_end": 0.5},
     "TunePromptTokens": {"shared_tokens": 4, "frame_tokens": 2, "steps": 300, "learning_rate": 1e-2},

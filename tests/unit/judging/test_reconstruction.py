@@ -54,6 +54,7 @@ def test_drift_is_relative_to_the_inversions_states() -> None:
 
 
 PLAIN, CFG, PROMPT = "set direction of the inversion to none", "set cfg to 1: the inversion", "use the prompt"
+NEGATIVE = "for cfg 7.5 connect the source prompt as negative"
 OWN, BOTH = "set cfg to 3 and connect its negative: ", "set cfg to 1 in the inversion and here"
 ONCE_MORE, MORE_STEPS = "set refinements of the inversion to 2", "raise steps of the inversion from 50 to 100"
 
@@ -62,13 +63,13 @@ ONCE_MORE, MORE_STEPS = "set refinements of the inversion to 2", "raise steps of
     ("worst", "cfg", "inverted", "is_plain", "refinements", "steps", "expected"),
     [
         (34.9, 1.0, 1.0, True, 2, 100, [PROMPT]),
-        (34.9, 7.5, 1.0, True, 2, 100, [CFG, PROMPT]),
+        (34.9, 7.5, 1.0, True, 2, 100, [CFG, NEGATIVE, PROMPT]),
         (34.9, 1.0, 3.0, True, 2, 100, [OWN, PROMPT]),
         (34.9, 3.0, 3.0, True, 2, 100, [BOTH, PROMPT]),
         (20.0, 1.0, 1.0, False, 2, 100, [PLAIN, PROMPT]),
         (20.0, 1.0, 1.0, True, 0, 100, [ONCE_MORE, PROMPT]),
         (20.0, 1.0, 1.0, True, 1, 50, [MORE_STEPS, PROMPT]),
-        (20.0, 7.5, 1.0, False, 0, 50, [PLAIN, CFG, ONCE_MORE, MORE_STEPS, PROMPT]),
+        (20.0, 7.5, 1.0, False, 0, 50, [PLAIN, CFG, NEGATIVE, ONCE_MORE, MORE_STEPS, PROMPT]),
         (35.0, 7.5, 1.0, False, 0, 50, []),
         (48.0, 1.0, 1.0, True, 0, 10, []),
     ],

@@ -1,0 +1,49 @@
+"""Private copies of models whose UNets stay as they are, called for gradients by their inputs."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...clip_model.host.settings import KEY, acting
+from ...diffusion.ddim import Denoiser
+from ...tuning.host.learned import Caller, frozen_bank, training_options
+from ...tuning.host.private_copy import check_tunable, computing_in, private_copy
+from ...tuning.settings import Memory
+
+
+@contextmanager
+def frozen_copies(*models: ModelPatcher, gradient_checkpointing: bool = True) -> Iterator[list[Caller]]:
+    """Yield the callers of private copies' UNets, in float32 and without gradients by their weights.
+
+    Raises:
+        ValueError: a model cannot be copied, or carries what would have no effect on a copy.
+    """
+    for model in models:
+        check_tunable(model)
+    comfy.model_management.unload_all_models()  # while their inference tensors may still be moved
+    memory = Memory(gradient_checkpointing=gradient_checkpointing)
+    with torch.inference_mode(False), ExitStack() as copies:
+        yield [caller(copies.enter_context(private_copy(model)), model, memory) for model in models]
+
+
+def caller(copy: ModelPatcher, model: ModelPatcher, memory: Memory) -> Caller:
+    """Return the caller of a private copy's UNet, with the temporal modules of the model that it is a copy of."""
+    unet = copy.model.diffusion_model
+    computing = computing_in("fp32", copy)
+    unet.requires_grad_(False)
+    return Caller(copy, training_options(copy, frozen_bank(unet, model, copy.load_device), memory), computing)
+
+
+def denoiser_of(call: Caller, given: dict[str, Any]) -> Denoiser:
+    """Return the denoiser that a copy's UNet is under a conditioning, with the clip settings that act at each level."""
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return call(x, sigma, given, **{KEY: acting(call.options[KEY], {"sigmas": sigma})})
+
+    return Denoiser(denoise)
