@@ -151,10 +151,9 @@ class InversionStability(io.ComfyNode):
                     "eta",
                     0.0,
                     "Noise that the way back adds at each step, as in Smooth Sample: 0 = none (DDIM), 1 = ancestral.",
-                    optional=True,
                     **ADVANCED,
                 ),
-                seed_input("Seed for that noise.", optional=True, **ADVANCED),
+                seed_input("Seed for that noise.", **ADVANCED),
             ],
             outputs=[
                 io.String.Output("report", tooltip="What was found, and a Markdown table of the steps."),
