@@ -92,7 +92,6 @@ class AttentionControl(io.ComfyNode):
                     "recipe",
                     options=list(get_args(Name)),
                     default="general",
-                    optional=True,
                     **ADVANCED,
                     tooltip="Whose code decides the rest. general: this pack's reading of prompt-to-prompt, for every "
                     "clip model. FateZero: attention of the inversion's own calls, masks of one step. Video-P2P: "
