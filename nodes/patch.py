@@ -25,8 +25,8 @@ class STAMFFAMPatch(io.ComfyNode):
             category=MENU + "model",
             description="Connects the frames of an inflated model: self-attention looks at the other frames, and a "
             "temporal module stands in each block. EI² (Zhang et al., NeurIPS 2023), its ancestor Tune-A-Video (Wu et "
-            "al., ICCV 2023) or ControlVideo (Zhao et al., 2023). The temporal module does next to nothing until One-Shot Tune has "
-            "trained it; the attention works at once.",
+            "al., ICCV 2023) or ControlVideo (Zhao et al., 2023). The temporal module does next to nothing until "
+            "One-Shot Tune has trained it; the attention works at once.",
             search_aliases=[
                 "EI2",
                 "Tune-A-Video",
