@@ -113,7 +113,7 @@ def check_kinds(found: list[ControlBase]) -> None:
 
 @contextmanager
 def with_controls(copy: ModelPatcher, conditionings: Iterable[list]) -> Iterator[None]:
-    """Load the ControlNets of conditionings besides a private copy; afterwards they are unloaded, whatever was raised.
+    """Load the ControlNets of conditionings next to a private copy; afterwards they are unloaded, whatever was raised.
 
     It happens in inference mode, in which their weights were made: elsewhere those cannot be moved.
 

@@ -36,7 +36,7 @@ def test_checkpointing_leaves_the_gradients_as_they_are(name: str, precision: st
 def assert_same_gradients(plain: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
     """Assert that gradients are those expected, and that there are any."""
     assert plain.keys() == others.keys() and len(plain) >= 20
-    assert sum(value.norm() > 1e-6 for value in plain.values()) > 0.5 * len(plain)
+    assert sum(value.norm() > 1e-6 for value in plain.values()) > 0.4 * len(plain)  # the fewest behind a zero layer
     rounding = 1e-7 * max(value.norm() for value in plain.values())  # some are zero but for it
     for key, value in plain.items():
         assert (others[key] - value).norm() <= 1e-5 * value.norm() + rounding, key
