@@ -163,10 +163,10 @@ def describe_system(task: Task, system: System, ddim_steps: int = 50) -> Workflo
 def hint_nodes(task: Task) -> list[Node]:
     """Return the nodes that steer the source prompt and the edited one by the clip's edges, a hint for each frame."""
     assert task.control_net is not None
-    given = {"negative": EMPTY, "control_net": "ControlNet", "image": "Edges"}
+    given = {"control_net": "ControlNet", "image": "Edges"}
     return [
         task.control_net,
         Node("Edges", "Canny", image=task.pixels),
-        Node("Steer source", "ControlNetApplyAdvanced", positive=SOURCE, **given),
-        Node("Steer edit", "ControlNetApplyAdvanced", positive=EDITED, **given),
+        Node("Steer source", "ControlNetApplyAdvanced", positive=SOURCE, negative=SOURCE, **given),
+        Node("Steer edit", "ControlNetApplyAdvanced", positive=EDITED, negative=EMPTY, **given),
     ]

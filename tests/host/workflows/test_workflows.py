@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from consistent_video.scripts.descriptions import DEMO_TASK, MAKE, OWN_DEMO_TASKS, SD15_TASK, workflows
+from consistent_video.scripts.descriptions import DEMO_TASK, MAKE, OWN_DEMO_TASKS, PRESETS, SD15_TASK, workflows
 from consistent_video.scripts.environment import ROOT
 from consistent_video.scripts.graph import build
 from consistent_video.scripts.host import Host
@@ -16,8 +16,8 @@ from .graphs import SD15
 def test_every_workflow_is_run_by_a_test() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py"))
     names = {path.stem for path in (ROOT / "workflows").glob("*.json")}
-    assert not {name for name in names if f'"{name}"' not in text} - SD15.keys()
-    assert len(names) <= 16 and SD15.keys() == MAKE.keys()
+    assert not {name for name in names if f'"{name}"' not in text} - SD15.keys() - PRESETS.keys()
+    assert len(names - PRESETS.keys()) <= 16 and SD15.keys() == MAKE.keys() and PRESETS.keys() <= names
 
 
 def test_every_saved_video_has_the_sources_sound() -> None:
@@ -27,18 +27,18 @@ def test_every_saved_video_has_the_sources_sound() -> None:
 
 
 SAMPLES = {"SmoothSample", "SamplerCustomAdvanced"}
-LEARNS = {"OneShotTune", "TunePromptTokens"}
+LEARNS = {"OneShotTune", "TunePromptTokens", "NullTextOptimization"}
 JUDGES = {"InversionStability", "ReconstructionReport", "CovariateShiftReport", "CompareGrid", "EditScorecard"}
 COSTLY = SAMPLES | LEARNS | JUDGES | {"INRBidirectionalDDIMInversion", "ClipMotion", "FitPlanner"}
 EDITS = {"Edit", "Edit plain", "Edit tied", "Grid", "Scorecard"}
-OF_INVERSION = EDITS | {"Stability", "Reconstruct", "Reconstruction"}
+OF_INVERSION = EDITS | {"Stability", "Reconstruct", "Reconstruction", "Null text"}
 ALL_BUT_MOTION = OF_INVERSION | {"Invert", "Invert to reconstruct", "Shift"}
 # What may run again where a node is changed, of what is costly: what reads it, and nothing that it has no effect on.
 RUNS = {
     "Edited prompt": EDITS | {"Stability"},
     "Edited text": EDITS | {"Stability"},
     "Source prompt": ALL_BUT_MOTION | {"Tune", "Tokens"},
-    "Empty prompt": EDITS | {"Invert"},  # it may be a negative prompt
+    "Empty prompt": EDITS | {"Invert", "Null text"},  # it may be a negative prompt
     "Preview prompt": ALL_BUT_MOTION | {"Tune"},  # the preview is part of the tuning
     "Tune": ALL_BUT_MOTION | {"Tune"},
     "Tokens": ALL_BUT_MOTION | {"Tokens"},
@@ -47,11 +47,15 @@ RUNS = {
     "Windows": ALL_BUT_MOTION,
     "Motion": EDITS | {"Motion"},
     "Relation": EDITS,
-    "Invert": EDITS | {"Invert", "Stability", "Reconstruct", "Reconstruction"},
+    "Invert": OF_INVERSION | {"Invert"},
+    "Slices": OF_INVERSION | {"Invert"},
+    "Null text": EDITS | {"Null text"},
     "Invert to reconstruct": {"Invert to reconstruct", "Reconstruction"},
     "Control": EDITS,
     "Steer": EDITS,
-    "Edges": EDITS,
+    "Steer source": ALL_BUT_MOTION | {"Tune"},
+    "Steer edit": EDITS,
+    "Edges": ALL_BUT_MOTION | {"Tune"},
     "Guide": EDITS,
     "Sampler": EDITS,
     "Edit": EDITS,
