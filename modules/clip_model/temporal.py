@@ -63,7 +63,7 @@ class TemporalConfig:
         spectral: divide W_v and the output matrix by their largest singular value.
         zero_init: start the output matrix at zero, with nn.Linear's random bias (Tune-A-Video); otherwise the matrix
             starts random and the bias at zero (EI²).
-        place: what of each block it follows. After the self-attention (ControlVideo, section 3.2) it attends to what
+        place: what of each block it follows. After the self-attention (ControlVideo, as in its code) it attends to what
             that attends to, the block's own norm of the tokens; it starts with the self-attention's weights, followed
             by a linear layer that starts at zero, and the middle block of the UNet has none.
 

@@ -13,7 +13,7 @@ OWN_CORRELATIONS = {"independent": 0.0, "mixed": 1.0, "progressive": 2.0}  # PYo
 def draw_noise(
     shape: torch.Size, generator: torch.Generator, noise: Noise = "independent", alpha: float = 0.0
 ) -> Tensor:
-    """Draw noise of mean 0 and variance 1 for the frames of a clip: PYoCo (Ge et al., ICCV 2023), section 4.
+    """Draw noise of mean 0 and variance 1 for the frames of a clip: PYoCo (Ge et al., ICCV 2023, arXiv 2305.10474).
 
     With a = alpha / sqrt(1 + alpha^2) and b = 1 / sqrt(1 + alpha^2), eta_i independent,
 
