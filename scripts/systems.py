@@ -74,7 +74,7 @@ VIDEO_P2P = System(
     "Liu et al., CVPR 2024",
     {"preset": "Tune-A-Video", "spatial": "first-frame"},
     tuning={},
-    control={"cross_end": 0.4, "self_end": 0.6, "local_blend": True, "recipe": "Video-P2P"},
+    control={"cross_end": 0.2, "self_end": 0.5, "local_blend": True, "recipe": "Video-P2P"},
 )
 SYSTEMS: dict[str, System] = {
     "Tune-A-Video": TUNE_A_VIDEO,
