@@ -61,16 +61,16 @@ def test_queries_and_keys_may_be_of_other_tokens() -> None:
     """z + M(other) V(z) W_L + b, as the module's equation with the maps of other tokens."""
     module = make_module()
     fill(module, 0.7)
-    x, seen = draw(4, 3, DIM), draw(4, 3, DIM, seed=5)
-    ours = module(x, 4, seen=seen).detach()
+    x, other = draw(4, 3, DIM), draw(4, 3, DIM, seed=5)
+    ours = module(x, 4, steering=other).detach()
     for position in range(3):
-        own, other = (module.normalise(y[:, position]) for y in (x, seen))
-        projected = module.to_q(other), module.to_k(other), module.to_v(own)
+        own, leading = (module.normalise(y[:, position]) for y in (x, other))
+        projected = module.to_q(leading), module.to_k(leading), module.to_v(own)
         q, k, v = (rearrange(y, "f (h d) -> h f d", h=HEADS) for y in projected)
         maps = (q @ k.transpose(1, 2) / (DIM // HEADS) ** 0.5).softmax(-1)
         expected = x[:, position] + module.to_out(rearrange(maps @ v, "h f d -> f (h d)"))
         torch.testing.assert_close(ours[:, position], expected.detach(), rtol=1e-5, atol=1e-5)
-    assert torch.equal(module(x, 4, seen=x), module(x, 4))
+    assert torch.equal(module(x, 4, steering=x), module(x, 4))
 
 
 def test_the_tune_a_video_module_is_layer_norm_and_attention() -> None:
