@@ -129,7 +129,10 @@ def make_document(
         headings = ["system", "edits", *measures, *(f"{key}, published" for key in known)]
         lines += [f"## {table.title}", "", table.note, "", write_table(headings, body), ""]
     lines += ["## Settings", "", "As they ran, where they differ from the nodes' defaults.", ""]
-    lines += [f"- **{name}** ({COMPARED[name].by}): {settings_of(name, rows)}." for name in cards]
+    lines += [
+        f"- **{name}** ({COMPARED[name].by}): {settings_of(name, rows)}. {COMPARED[name].differs}".strip()
+        for name in cards
+    ]
     lines += list_failures(failures)
     return "\n".join(lines) + "\n"
 

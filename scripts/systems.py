@@ -42,6 +42,7 @@ class System:
         null_text: inputs of Null-Text Optimization, None = the negative stays as it is.
         control: inputs of Attention Control, None = no control.
         cfg: guidance of the edit, away from the empty prompt.
+        differs: what its own code does that the parts here do not.
     """
 
     by: str
@@ -55,6 +56,7 @@ class System:
     null_text: Inputs | None = None
     control: Inputs | None = None
     cfg: float = 7.5
+    differs: str = ""
 
 
 def inr_on(system: System, **changes: Any) -> System:
@@ -63,12 +65,27 @@ def inr_on(system: System, **changes: Any) -> System:
 
 
 UNTUNED: Inputs = {"temporal": "none"}
-TUNE_A_VIDEO = System("Wu et al., ICCV 2023", {"preset": "Tune-A-Video"}, tuning={}, inverted_with=EMPTY, cfg=12.5)
-CONTROL_VIDEO = System("Zhao et al., arXiv 2305.17098", {"preset": "ControlVideo"}, tuning={}, hints=True, cfg=12.0)
+TUNE_A_VIDEO = System(
+    "Wu et al., ICCV 2023",
+    {"preset": "Tune-A-Video"},
+    tuning={},
+    inverted_with=EMPTY,
+    cfg=12.5,
+    differs="Its checkpointing leaves the encoder blocks untrained.",
+)
+CONTROL_VIDEO = System(
+    "Zhao et al., arXiv 2305.17098",
+    {"preset": "ControlVideo"},
+    tuning={},
+    hints=True,
+    cfg=12.0,
+    differs="It trains the ControlNet's self-attention as well, which sees the key frame there.",
+)
 FATE_ZERO = System(
     "Qi et al., ICCV 2023",
     {"spatial": "middle-frame", **UNTUNED},
     control={"cross_end": 0.8, "self_end": 0.8, "recipe": "FateZero"},
+    differs="Its settings are another for each clip; these are of a style, without the tenfold weight of its words.",
 )
 VIDEO_P2P = System(
     "Liu et al., CVPR 2024",
@@ -83,7 +100,10 @@ SYSTEMS: dict[str, System] = {
     "ControlVideo": CONTROL_VIDEO,
     "Video-P2P": VIDEO_P2P,
     "Vid2Vid-zero": System(
-        "Wang et al., arXiv 2303.17599", {"spatial": "full", **UNTUNED}, null_text={"inner_steps": 1}
+        "Wang et al., arXiv 2303.17599",
+        {"spatial": "full", **UNTUNED},
+        null_text={"inner_steps": 1},
+        differs="It also guides the latent so that cross-attention stays near the source's.",
     ),
     "FateZero": FATE_ZERO,
     "Slicedit": System(
@@ -91,9 +111,17 @@ SYSTEMS: dict[str, System] = {
         {"spatial": "sparse-causal", **UNTUNED},
         slices={"blend": "square roots"},
         inversion={**PLAIN, "method": "edit-friendly DDPM", "cfg": 3.5, "denoise": 0.84},
+        control={"cross": "none", "self_end": 0.85},
         cfg=10.0,
+        differs="Its frames attend to three key frames, and all have the same noise in the inversion.",
     ),
-    "STEM-Inversion": replace(FATE_ZERO, by="Li et al., CVPR 2024", inversion={**PLAIN, "method": "STEM"}),
+    "STEM-Inversion": replace(
+        FATE_ZERO,
+        by="Li et al., CVPR 2024",
+        inversion={**PLAIN, "method": "STEM"},
+        control={"cross_end": 0.8, "self_end": 0.8},
+        differs="It is put on TokenFlow and FateZero; here prompt-to-prompt controls the attention of the edit.",
+    ),
     "INR on Tune-A-Video": inr_on(TUNE_A_VIDEO, tuning={"smoothing": "INR"}),
     "INR on ControlVideo": inr_on(CONTROL_VIDEO, tuning={"smoothing": "INR", "smoothing_weight": 0.2}),
     "INR on FateZero": inr_on(FATE_ZERO, inversion={"gamma": 1.0, "direction": "both"}),
@@ -129,7 +157,7 @@ def describe_system(task: Task, system: System, ddim_steps: int = 50) -> Workflo
     empty: Link = EMPTY
     parts: list[Group | Node] = [
         *task.nodes(with_empty=True),
-        Group("2 Clip model", f"The published settings: {system.by}."),
+        Group("2 Clip model", f"The published settings: {system.by}. {system.differs}".strip()),
         INFLATE,
         PATCH.but(**system.patch),
     ]
