@@ -171,16 +171,21 @@ def attach_control(
 
 def check_recipe(control: Control) -> None:
     """Raise ValueError where the settings or the inversion have what a recipe does not know."""
-    settings, refinements = control.settings, control.inversion.settings.refinements
+    settings, made = control.settings, control.inversion.settings
     if control.recipe.follows == "temporal" and settings.self_attention == "fusion":
         raise ValueError(
             f"self_attention is fusion, which mixes attention within frames, and recipe {settings.recipe} leaves that "
             "to the edit and controls attention over frames. Set self_attention to replace, or choose another recipe."
         )
-    if control.recipe.calls == "inversion" and refinements:
+    if control.recipe.calls == "inversion" and made.refinements:
         raise ValueError(
-            f"recipe {settings.recipe} takes attention from the inversion's own calls, one for each step, and "
-            f"inversion made {refinements} more, its refinements. Invert with refinements 0, or choose another recipe."
+            f"recipe {settings.recipe} takes attention from the inversion's own calls, one for each step, and inversion "
+            f"made {made.refinements} more, its refinements. Invert with refinements 0, or choose another recipe."
+        )
+    if control.recipe.calls == "inversion" and made.method == "STEM":
+        raise ValueError(
+            f"recipe {settings.recipe} takes attention from the inversion's own calls, and those of method STEM attend "
+            "to bases instead of tokens. Invert by DDIM, or choose another recipe."
         )
 
 

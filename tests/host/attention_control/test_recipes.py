@@ -192,6 +192,9 @@ def test_what_a_recipe_does_not_know_is_refused(lively, model, inversion, latent
     refined = invert_clip(model, SOURCE, SOURCE, latent, replace(PLAIN, steps=2, refinements=1))
     with pytest.raises(ValueError, match="inversion made 1 more, its refinements"):
         controlled(model, refined, ControlSettings(recipe="FateZero"))
+    by_bases = invert_clip(model, SOURCE, SOURCE, latent, replace(PLAIN, steps=2, method="STEM", bases=5))
+    with pytest.raises(ValueError, match="method STEM attend to bases"):
+        controlled(model, by_bases, ControlSettings(recipe="FateZero"))
     with pytest.raises(ValueError, match="self_attention is fusion"):
         controlled(model, inversion, ControlSettings(self_attention="fusion", recipe="Video-P2P"))
     bare = controlled(attach(inflate(lively), *method(PER_FRAME)), inversion, ControlSettings(recipe="Video-P2P"))
