@@ -179,8 +179,9 @@ def check_recipe(control: Control) -> None:
         )
     if control.recipe.calls == "inversion" and made.refinements:
         raise ValueError(
-            f"recipe {settings.recipe} takes attention from the inversion's own calls, one for each step, and inversion "
-            f"made {made.refinements} more, its refinements. Invert with refinements 0, or choose another recipe."
+            f"recipe {settings.recipe} takes attention from the inversion's own calls, one for each step, and "
+            f"inversion made {made.refinements} more, its refinements. Invert with refinements 0, or choose another "
+            "recipe."
         )
     if control.recipe.calls == "inversion" and made.method == "STEM":
         raise ValueError(
