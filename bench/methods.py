@@ -111,6 +111,7 @@ DEFAULT, FREE_CONTROL = "FFAM + relation, motion", "FFAM + prompt-to-prompt"  # 
 OLD, GUIDED = "FFAM, from the highest level, empty negative", "FFAM, guided to the end"
 EMPTY, FREER = f"{DEFAULT}, empty negative", f"{DEFAULT}, freer"
 DDPM, TIED_DDPM = "FFAM, DDPM inversion", f"{DEFAULT}, DDPM inversion"
+SHARED_DDPM = f"{DEFAULT}, DDPM inversion, shared noise"
 WAYS: tuple[Direction, ...] = ("forward", "backward", "both")
 BASE: dict[str, Any] = {"model": untuned(), "relation": "motion"}
 
@@ -134,6 +135,7 @@ METHODS: dict[str, Method] = {
     FREER: Method(own=(("denoise", 0.8), ("cfg", 5.0), ("cfg_end", 0.6)), quick=False, **BASE),
     DDPM: Method(untuned(), inversion="edit-friendly DDPM", quick=False),
     TIED_DDPM: Method(inversion="edit-friendly DDPM", quick=False, **BASE),
+    SHARED_DDPM: Method(inversion="edit-friendly DDPM, shared noise", quick=False, **BASE),
     FREE_CONTROL: Method(untuned(), control="replace", takes="control_end"),
     "FFAM + FateZero's fusion": Method(untuned(), control="fusion", takes="control_end", quick=False),
     "FFAM + prompt-to-prompt + relation": Method(control="replace", takes="control_end", quick=False, **BASE),

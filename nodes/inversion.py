@@ -136,7 +136,8 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     tooltip="What is inverted. DDIM: deterministic sampling. Edit-friendly DDPM: ancestral sampling, "
                     "whose noise of each step is found for this clip; it reconstructs exactly at CFG 1, whatever the "
                     "number of steps. Each frame's noise is its own: edits follow the prompt more, above all in the "
-                    "background, and flicker more. Its seed is the one above. STEM: DDIM, by a model in which all "
+                    "background, and flicker more; with shared noise, as in Slicedit, it begins alike in all frames. "
+                    "Its seed is the one above. STEM: DDIM, by a model in which all "
                     "frames attend to the same few bases of the clip instead of to tokens; the edit has the model's "
                     "own attention.",
                 ),

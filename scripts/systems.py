@@ -110,10 +110,10 @@ SYSTEMS: dict[str, System] = {
         "Cohen et al., ICML 2024",
         {"spatial": "sparse-causal", **UNTUNED},
         slices={"blend": "square roots"},
-        inversion={**PLAIN, "method": "edit-friendly DDPM", "cfg": 3.5, "denoise": 0.84},
+        inversion={**PLAIN, "method": "edit-friendly DDPM, shared noise", "cfg": 3.5, "denoise": 0.84},
         control={"cross": "none", "self_end": 0.85},
         cfg=10.0,
-        differs="Its frames attend to three key frames, and all have the same noise in the inversion.",
+        differs="Its frames attend to three key frames.",
     ),
     "STEM-Inversion": replace(
         FATE_ZERO,

@@ -10,13 +10,14 @@ from torch import Tensor
 from .ddim import Denoiser, ddim_step, latent_to_state, split_step
 
 
-def noised_states(clean: Tensor, sigmas: Tensor, seed: int) -> Tensor:
+def noised_states(clean: Tensor, sigmas: Tensor, seed: int, is_shared: bool = False) -> Tensor:
     """Return a state of a clip at each noise level, each with noise of its own, noise first.
 
     Args:
-        clean: clean latent, the end of the walk.
+        clean: clean latent, the end of the walk, shape (f, ...).
         sigmas: noise levels, descending, steps + 1 of them.
         seed: of the noise, which is drawn on the CPU.
+        is_shared: whether all frames have the same noise, as in Slicedit's code.
 
     Returns:
         Shape (steps + 1, ...).
@@ -25,7 +26,7 @@ def noised_states(clean: Tensor, sigmas: Tensor, seed: int) -> Tensor:
     states = clean.new_empty(len(sigmas), *clean.shape)
     states[-1] = latent_to_state(clean, sigmas[-1])
     for i, sigma in enumerate(sigmas[:-1]):
-        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        noise = torch.randn(clean[:1].shape if is_shared else clean.shape, generator=generator).to(clean)
         states[i] = states[-1] + (sigma**2 - sigmas[-1] ** 2).sqrt() * noise
     return states
 
@@ -49,15 +50,17 @@ def step_noise(states: Tensor, noises: Tensor, sigmas: Tensor, step: int) -> Ten
 
 
 @torch.no_grad()
-def sample_ddpm_inversion(model, x, sigmas, extra_args=None, callback=None, disable=None, *, options, seed):
+def sample_ddpm_inversion(
+    model, x, sigmas, extra_args=None, callback=None, disable=None, *, options, seed, is_shared=False
+):
     """Predict the noise of a clip's states; arguments as those of `ddim.sample_ddim_inversion`, and returns as it does.
 
     Args:
         x: clean latent.
-        seed: of the states' noise.
+        seed, is_shared: of the states' noise.
     """
     denoiser = Denoiser(model, extra_args, options.prediction)
-    states = noised_states(x, sigmas.flip(0), seed).flip(0)
+    states = noised_states(x, sigmas.flip(0), seed, is_shared).flip(0)
     for i, sigma in enumerate(sigmas[1:]):
         # Predict.
         eps = options.on_eps(i, states[i], denoiser.eps(states[i + 1], sigma))

@@ -13,7 +13,7 @@ from .noise_relation import Direction, Reading, implied_noise, smooth_noise, wit
 
 Noise = Literal["implied", "Gaussian"]
 Start = Literal["inverted latent", "clean latent", "every step"]
-Method = Literal["DDIM", "edit-friendly DDPM", "STEM"]
+Method = Literal["DDIM", "edit-friendly DDPM", "STEM", "edit-friendly DDPM, shared noise"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,12 @@ class InversionSettings:
     @property
     def is_ancestral(self) -> bool:
         """Whether sampling adds noise at each step, that of the clip."""
-        return self.method == "edit-friendly DDPM"
+        return self.method.startswith("edit-friendly DDPM")
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether that noise begins alike in all frames."""
+        return self.method == "edit-friendly DDPM, shared noise"
 
     def relates(self, frames: int) -> bool:
         """Whether the noise relation changes anything in a clip of some frames; else it is plain DDIM inversion."""

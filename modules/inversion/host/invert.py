@@ -28,10 +28,10 @@ from .stem import with_bases
 
 
 @torch.no_grad()
-def invert_latent(model, x, sigmas, *given, seed=None, **named):
+def invert_latent(model, x, sigmas, *given, seed=None, is_shared=False, **named):
     """Invert a clean latent, which is how the host hands a clip in, by DDIM or, with a seed, by DDPM; see there."""
     if seed is not None:
-        return sample_ddpm_inversion(model, x, sigmas, *given, seed=seed, **named)
+        return sample_ddpm_inversion(model, x, sigmas, *given, seed=seed, is_shared=is_shared, **named)
     return sample_ddim_inversion(model, latent_to_state(x, sigmas[0]), sigmas, *given, **named)
 
 
@@ -63,7 +63,7 @@ def invert_clip(
     relation = Relation(settings, sigmas.flip(0))
     options = InversionOptions(prediction_of(model), settings.label, settings.refinements, relation)
     seed = settings.seed if settings.is_ancestral else None
-    sampler = ClipSampler(invert_latent, {"options": options, "seed": seed})
+    sampler = ClipSampler(invert_latent, {"options": options, "seed": seed, "is_shared": settings.shares_noise})
     inverting = with_bases(model, settings.bases, len(samples)) if settings.method == "STEM" else model
     start = run_sampler(inverting, samples, sampler, sigmas.flip(0), settings.cfg, positive, negative)
     if settings.relates(len(samples)) and settings.start != "every step":
@@ -79,7 +79,8 @@ def trajectory(model: BaseModel, inversion: Inversion) -> Tensor:
     """Return the states that the inversion went through, model latent, one for each of its sigmas, noise first."""
     clean = model.process_latent_in(inversion.source.float())
     if inversion.settings.is_ancestral:
-        return noised_states(clean, inversion.sigmas, inversion.settings.seed)
+        settings = inversion.settings
+        return noised_states(clean, inversion.sigmas, settings.seed, settings.shares_noise)
     return ddim_trajectory(clean, inversion.noises, inversion.sigmas)
 
 

@@ -47,6 +47,13 @@ def invert(model: FakeModel, clean: Tensor, sigmas: Tensor, prediction: Predicti
     return torch.stack(noises[::-1])
 
 
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_shared_noise_is_the_same_in_all_frames(is_shared: bool) -> None:
+    clean, sigmas = draw(3, 3, 5, 4), ddim_sigmas(TABLE, STEPS)
+    noise = noised_states(clean, sigmas, SEED, is_shared) - latent_to_state(clean, sigmas[-1])
+    assert torch.allclose(noise[:, 0], noise[:, 1], atol=1e-5) == is_shared and noise[0].std() > 1
+
+
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("to_one", [False, True])
 def test_an_edit_takes_the_clips_own_noise_at_each_step(to_one: bool, prediction: Prediction) -> None:
