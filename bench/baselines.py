@@ -47,10 +47,11 @@ def naive_temporal(
     num_frames: int,
     strength: float = 1.0,
     recompute: bool = False,
+    *others: None,
     attend: Attend = softmax_attention,
 ) -> Tensor:
     """Mix frames as `TemporalModule` does, with the whole matrix of scores, as Tune-A-Video's code always does it."""
-    assert not recompute, "its code never does"
+    assert not recompute and not any(others), "its code never does"
     z = rearrange(x, "(b f) l d -> (b l) f d", f=num_frames)
     normed = module.normalise(z)
     attended = attend(module.to_q(normed), module.to_k(normed), module.to_v(normed), module.heads)

@@ -5,6 +5,7 @@ Without real clips the drawn ones are edited with the demo model, and the world 
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,6 +15,7 @@ from typing import Any
 from ..demo.clips import RATE, save_video
 from ..demo.reader import ShapeReader
 from ..scripts.clips import read_clip
+from ..scripts.environment import say
 from ..scripts.systems import COMPARED, DIRECTIONS, NORMS, RATIOS
 from .clip_case import CAPTION, DEMO_MODEL, KINDS, VIDEO, Case
 from .clips import complete, list_failures
@@ -73,6 +75,7 @@ def draw_clips(options: argparse.Namespace) -> None:
     """Draw clips of the kinds that the demo model knows, as files with a table of prompts; they become the folder."""
     options.folder, options.prompts = options.state / "drawn", options.state / "drawn" / "prompts.json"
     options.checkpoint, options.frames = Path(DEMO_MODEL), FRAMES
+    options.output /= f"drawn_{options.steps}_{options.learning_rate:g}_{options.ddim_steps}"  # judged again later
     options.folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for name, task in chosen_tasks(options).items():
@@ -97,12 +100,16 @@ def measure_papers(options: argparse.Namespace) -> int:
     is_drawn = options.folder is None
     if is_drawn:
         draw_clips(options)
+    elif options.checkpoint is None or options.prompts is None:
+        sys.exit("--folder needs --checkpoint and --prompts.")
     tables = [table for table in TABLES if not options.tables or any(part in table.title for part in options.tables)]
     options.methods = list(dict.fromkeys(name for table in tables for name in table.systems))
     rows, failures = complete(options)
     if is_drawn:
         judge_drawn(rows, options)
+    options.document.parent.mkdir(parents=True, exist_ok=True)
     options.document.write_text(make_document(tables, rows, failures, options), encoding="utf-8")
+    say(f"Wrote {options.document}")
     return int(bool(failures))
 
 
@@ -152,7 +159,7 @@ def introduce(options: argparse.Namespace, clips: int) -> str:
         f"Written by `python -m bench papers`: {clips} {what}, {options.frames} frames of {options.size} x "
         f"{options.size}; {options.checkpoint.name}, tuned for {options.steps} steps at {options.learning_rate:g}, "
         f"{options.ddim_steps} DDIM steps. A cell holds the mean over edits ± its standard error. Published figures "
-        "are of other clips, and of Stable Diffusion 1.4 or 1.5; an empty cell was not at hand."
+        "are of other clips, and of Stable Diffusion 1.4 or 1.5; an empty cell is one that we do not know."
     )
 
 

@@ -137,8 +137,8 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     "whose noise of each step is found for this clip; it reconstructs exactly at CFG 1, whatever the "
                     "number of steps. Each frame's noise is its own: edits follow the prompt more, above all in the "
                     "background, and flicker more; with shared noise, as in Slicedit, it begins alike in all frames. "
-                    "Its seed is the one above. STEM: DDIM, by a model in which all "
-                    "frames attend to the same few bases of the clip instead of to tokens; the edit has the model's "
+                    "Its seed is the one above. STEM: DDIM with a model whose frames "
+                    "all attend to the same few bases of the clip instead of to tokens; the edit has the model's "
                     "own attention.",
                 ),
                 io.Conditioning.Input(

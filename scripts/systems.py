@@ -1,7 +1,4 @@
-"""The systems that the papers compare: each a composition of the pack's parts, with its published settings.
-
-Where a system's code and its paper differ, the settings are the code's; the help pages of the parts say how.
-"""
+"""The systems that the papers compare: each a composition of the pack's parts, with the settings of its own code."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
@@ -76,7 +73,7 @@ TUNE_A_VIDEO = System(
 CONTROL_VIDEO = System(
     "Zhao et al., arXiv 2305.17098",
     {"preset": "ControlVideo"},
-    tuning={},
+    tuning={"steps": 80},
     hints=True,
     cfg=12.0,
     differs="It trains the ControlNet's self-attention as well, which sees the key frame there.",
@@ -96,14 +93,18 @@ VIDEO_P2P = System(
 SYSTEMS: dict[str, System] = {
     "Tune-A-Video": TUNE_A_VIDEO,
     "EI²": System("Zhang et al., NeurIPS 2023", tuning={}, inverted_with=EMPTY),
-    "SmoothVideo": replace(TUNE_A_VIDEO, by="Peng et al., arXiv 2311.17536", tuning={"smoothing": "SmoothVideo"}),
+    "SmoothVideo": replace(
+        TUNE_A_VIDEO, by="Peng et al., arXiv 2311.17536", tuning={"smoothing": "SmoothVideo"}, cfg=7.5
+    ),
     "ControlVideo": CONTROL_VIDEO,
     "Video-P2P": VIDEO_P2P,
     "Vid2Vid-zero": System(
         "Wang et al., arXiv 2303.17599",
         {"spatial": "full", **UNTUNED},
+        inverted_with=EMPTY,
         null_text={"inner_steps": 1},
-        differs="It also guides the latent so that cross-attention stays near the source's.",
+        control={"cross_end": 0.4, "self_end": 0.4},
+        differs="It inverts with attention within frames, and its optimised negatives serve half of the steps.",
     ),
     "FateZero": FATE_ZERO,
     "Slicedit": System(
@@ -113,17 +114,17 @@ SYSTEMS: dict[str, System] = {
         inversion={**PLAIN, "method": "edit-friendly DDPM, shared noise", "cfg": 3.5, "denoise": 0.84},
         control={"cross": "none", "self_end": 0.85},
         cfg=10.0,
-        differs="Its frames attend to three key frames.",
+        differs="Its frames attend to three key frames, and it replaces attention in decoder blocks alone.",
     ),
     "STEM-Inversion": replace(
         FATE_ZERO,
         by="Li et al., CVPR 2024",
         inversion={**PLAIN, "method": "STEM"},
         control={"cross_end": 0.8, "self_end": 0.8},
-        differs="It is put on TokenFlow and FateZero; here prompt-to-prompt controls the attention of the edit.",
+        differs="Its code edits by TokenFlow; prompt-to-prompt with FateZero's ends stands in for it.",
     ),
     "INR on Tune-A-Video": inr_on(TUNE_A_VIDEO, tuning={"smoothing": "INR"}),
-    "INR on ControlVideo": inr_on(CONTROL_VIDEO, tuning={"smoothing": "INR", "smoothing_weight": 0.2}),
+    "INR on ControlVideo": inr_on(CONTROL_VIDEO, tuning={"steps": 80, "smoothing": "INR", "smoothing_weight": 0.2}),
     "INR on FateZero": inr_on(FATE_ZERO, inversion={"gamma": 1.0, "direction": "both"}),
     "INR on Video-P2P": inr_on(VIDEO_P2P, inversion={"gamma": 0.5, "direction": "both"}),
 }
@@ -157,7 +158,7 @@ def describe_system(task: Task, system: System, ddim_steps: int = 50) -> Workflo
     empty: Link = EMPTY
     parts: list[Group | Node] = [
         *task.nodes(with_empty=True),
-        Group("2 Clip model", f"The published settings: {system.by}. {system.differs}".strip()),
+        Group("2 Clip model", f"{system.by}: the settings of its code. {system.differs}".strip()),
         INFLATE,
         PATCH.but(**system.patch),
     ]
@@ -175,7 +176,8 @@ def describe_system(task: Task, system: System, ddim_steps: int = 50) -> Workflo
         parts += [ours("Slices", "SliceDenoiser", model=model, empty=EMPTY, **system.slices)]
         model = "Slices"
     guided = {"negative": empty} if "cfg" in system.inversion else {}
-    parts += [Group("3 Invert"), invert("Invert", model, source, steps=ddim_steps, **system.inversion, **guided)]
+    steps = round(ddim_steps * system.inversion.get("denoise", 1.0))  # of a part of the levels as many as of them all
+    parts += [Group("3 Invert"), invert("Invert", model, source, steps=steps, **system.inversion, **guided)]
     if system.null_text is not None:
         given = {"model": model, "inversion": "Invert", "positive": source, "negative": empty, "cfg": system.cfg}
         parts += [ours("Null text", "NullTextOptimization", **given, **system.null_text)]
@@ -194,7 +196,7 @@ def hint_nodes(task: Task) -> list[Node]:
     given = {"control_net": "ControlNet", "image": "Edges"}
     return [
         task.control_net,
-        Node("Edges", "Canny", image=task.pixels),
+        Node("Edges", "Canny", image=task.pixels, low_threshold=0.39, high_threshold=0.39),  # 100 of 255
         Node("Steer source", "ControlNetApplyAdvanced", positive=SOURCE, negative=SOURCE, **given),
         Node("Steer edit", "ControlNetApplyAdvanced", positive=EDITED, negative=EMPTY, **given),
     ]

@@ -8,7 +8,7 @@ Name = Literal["general", "FateZero", "Video-P2P"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an Attention Control does where its other settings leave it open.
+    """What an Attention Control does that its other settings leave open.
 
     Attributes:
         calls: of which calls of the UNet the source's attention is: "sampling" = of one at the state and noise level
@@ -62,9 +62,10 @@ GENERAL = Recipe(whole_steps=False, by_position=False, resize="bilinear")
 # over its steps; and blends after steps int(0.2 N) to int(0.8 N) - 2 the state that the inversion had before the step.
 FATEZERO = Recipe(calls="inversion", fine_cross=False, sums_source=False, blend=(0.2, 0.8), blends_noisier=True)
 
-# Video-P2P's code (Liu et al., CVPR 2024, arXiv 2303.04761) samples the source beside the edit; lets cross-attention
-# and attention over frames follow in layers of all sizes and attention within frames nowhere; and makes its masks of
-# maps at 16 x 16, summed over the steps of both, the edit's after control, for a blend from step int(0.2 N) on.
+# Video-P2P's code (Liu et al., CVPR 2024, arXiv 2303.04761) samples the source together with the edit; lets
+# cross-attention and attention over frames follow in layers of all sizes and attention within frames nowhere; and makes
+# its masks of maps at 16 x 16, summed over the steps of both, the edit's after control, for a blend from step
+# int(0.2 N) on.
 # Its guidance is decoupled: the embedding that null-text optimisation finds, which takes the source's branch along the
 # states of its inversion, is the source's alone, and the edit's branch has that of the empty text. Here the source is
 # at these states exactly, without an optimisation, and the edit has the negative prompt that it is sampled with.

@@ -1,6 +1,7 @@
 """The temporal modules: of EI² (STAM, arXiv 2305.17431), Tune-A-Video (2212.11565) and ControlVideo (2305.17098)."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,7 +14,7 @@ from .attention import scaled_dot_product
 from .chunks import apply_in_chunks
 
 Norm = Literal["instance centering", "instance norm", "layer norm", "layer norm without affine", "none"]
-Place = Literal["feed-forward", "self-attention"]
+Follows = Literal["feed-forward", "self-attention"]
 POWER_ITERATIONS = 5  # of the spectral norm at each tuning step
 INNER = 10  # activations for each of its input: z twice in float32, normed, q, k, v, attended, projected
 MAX_ROWS = 2**15  # NVIDIA's SDPA kernels refuse larger batches
@@ -41,7 +42,7 @@ def trained_with(config: "TemporalConfig | None") -> tuple[str, ...]:
 
     The queries of both attentions (EI², Tune-A-Video), or self-attention's output (ControlVideo's code).
     """
-    if config is not None and config.place == "self-attention":
+    if config is not None and config.follows == "self-attention":
         return ("attn1.to_out.0",)
     return ("attn1.to_q", "attn2.to_q")
 
@@ -63,33 +64,33 @@ class TemporalConfig:
         spectral: divide W_v and the output matrix by their largest singular value.
         zero_init: start the output matrix at zero, with nn.Linear's random bias (Tune-A-Video); otherwise the matrix
             starts random and the bias at zero (EI²).
-        place: what of each block it follows. After the self-attention (ControlVideo, as in its code) it attends to what
-            that attends to, the block's own norm of the tokens; it starts with the self-attention's weights, followed
-            by a linear layer that starts at zero, and the middle block of the UNet has none.
+        follows: what of each block it follows. After the self-attention (ControlVideo, as in its code) it attends to
+            what that attends to, the block's own norm of the tokens; it starts with the self-attention's weights,
+            followed by a linear layer that starts at zero, and the middle block of the UNet has none.
 
     Raises:
-        ValueError: unknown norm or place, or a zero output matrix that is to be divided by its norm.
+        ValueError: unknown norm or layer to follow, or a zero output matrix that is to be divided by its norm.
     """
 
     norm: Norm = "instance centering"
     spectral: bool = True
     zero_init: bool = False
-    place: Place = "feed-forward"
+    follows: Follows = field(default="feed-forward", repr=False)  # digests of models without it are older
 
     def __post_init__(self) -> None:
-        if self.norm not in get_args(Norm) or self.place not in get_args(Place):
+        if self.norm not in get_args(Norm) or self.follows not in get_args(Follows):
             raise ValueError(f"unknown temporal module: {self}")
         if self.spectral and self.zero_init:
             raise ValueError(f"a zero output matrix has no spectral norm to divide by: {self}")
 
     def noted(self) -> dict[str, Any]:
-        """Return what files note of it: the place only where it is not the one that older files mean."""
-        return {name: value for name, value in asdict(self).items() if name != "place" or value != "feed-forward"}
+        """Return what files note of it: what it follows only where that is not what older files mean."""
+        return {name: value for name, value in asdict(self).items() if name != "follows" or value != "feed-forward"}
 
 
 STAM = TemporalConfig()
 TUNE_A_VIDEO = TemporalConfig(norm="layer norm without affine", spectral=False, zero_init=True)
-CONTROL_VIDEO = TemporalConfig(norm="none", spectral=False, place="self-attention")
+CONTROL_VIDEO = TemporalConfig(norm="none", spectral=False, follows="self-attention")
 
 
 class TemporalModule(nn.Module):
@@ -111,7 +112,7 @@ class TemporalModule(nn.Module):
         self.heads, self.config = heads, config
         self.to_q, self.to_k, self.to_v = (skip_init(nn.Linear, dim, dim, bias=False) for _ in range(3))
         self.to_out = skip_init(nn.Linear, dim, dim)
-        self.zero_out = skip_init(nn.Linear, dim, dim) if config.place == "self-attention" else None
+        self.zero_out = skip_init(nn.Linear, dim, dim) if config.follows == "self-attention" else None
         self.norm = nn.LayerNorm(dim) if config.norm == "layer norm" else None
         if generator is not None:
             self.draw_weights(generator)
@@ -130,12 +131,10 @@ class TemporalModule(nn.Module):
         self.finish_weights()
 
     @torch.no_grad()
-    def copy_weights(self, attention: nn.Module) -> None:
-        """Set the projections to those of a block's self-attention, as they are before tuning."""
-        for name in ("to_q", "to_k", "to_v"):
-            getattr(self, name).weight.copy_(getattr(attention, name).weight)
-        self.to_out.weight.copy_(attention.to_out[0].weight)
-        self.to_out.bias.copy_(attention.to_out[0].bias)
+    def copy_weights(self, attention: Mapping[str, Tensor]) -> None:
+        """Set the projections to those of a block's self-attention, by their names there, as they are before tuning."""
+        for name in ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "to_out.0.bias"):
+            self.get_parameter(name.replace(".0", "")).copy_(attention[name])
         self.finish_weights()
 
     def finish_weights(self) -> None:
@@ -159,16 +158,15 @@ class TemporalModule(nn.Module):
         affine = (self.norm.weight.float(), self.norm.bias.float()) if self.norm is not None else (None, None)
         return F.layer_norm(exact, z.shape[-1:], *affine).to(z.dtype)
 
-    def branch(self, z: Tensor, seen: Tensor | None = None, steering: Tensor | None = None) -> Tensor:
-        """Return what the module adds to z, shape (n, f, d) -> (n, f, d), n = positions of all clips; see `forward`."""
-        z = z if seen is None else seen
-        with torch.autocast(z.device.type, enabled=False):  # tuning finds sigma_max of these here, in float32
+    def branch(self, attended: Tensor, qk_tokens: Tensor | None = None) -> Tensor:
+        """Return what the module adds, shape (n, f, d) -> (n, f, d), n = positions of all clips; see `forward`."""
+        with torch.autocast(attended.device.type, enabled=False):  # tuning finds sigma_max of these here, in float32
             w_v, w_out = self.to_v.weight, self.to_out.weight
-        normed = self.normalise(z)
-        looking = normed if steering is None else self.normalise(steering)
-        q, k, v = self.to_q(looking), self.to_k(looking), F.linear(normed, w_v)
-        attended = F.linear(attend_frames(q, k, v, self.heads), w_out, self.to_out.bias)
-        return attended if self.zero_out is None else self.zero_out(attended)
+        normed = self.normalise(attended)
+        led = normed if qk_tokens is None else self.normalise(qk_tokens)
+        q, k, v = self.to_q(led), self.to_k(led), F.linear(normed, w_v)
+        mixed = F.linear(attend_frames(q, k, v, self.heads), w_out, self.to_out.bias)
+        return mixed if self.zero_out is None else self.zero_out(mixed)
 
     def forward(
         self,
@@ -176,8 +174,8 @@ class TemporalModule(nn.Module):
         num_frames: int,
         strength: float = 1.0,
         recompute: bool = False,
-        seen: Tensor | None = None,
-        steering: Tensor | None = None,
+        attended: Tensor | None = None,
+        qk_tokens: Tensor | None = None,
     ) -> Tensor:
         """Mix frames at each position, at as many at a time as CHUNK_BYTES allows.
 
@@ -186,17 +184,18 @@ class TemporalModule(nn.Module):
             num_frames: f.
             strength: factor of what the module adds; 0 returns x itself.
             recompute: whether the backward pass recomputes the activations instead of keeping them.
-            seen: tokens that it attends to instead of x, of the same shape.
-            steering: tokens that queries and keys are computed from instead, of the same shape.
+            attended: tokens that it attends to, of the same shape; None = x.
+            qk_tokens: tokens that queries and keys are computed from, of the same shape; None = those attended to.
         """
         if strength == 0:
             return x
+        given = {name: y for name, y in (("attended", attended), ("qk_tokens", qk_tokens)) if y is not None}
 
-        def mix(z: Tensor, *given: Tensor) -> Tensor:
-            return z + strength * self.branch(z, **dict(zip(others, given, strict=True)))
+        def mix(z: Tensor, *others: Tensor) -> Tensor:
+            named = dict(zip(given, others, strict=True))
+            return z + strength * self.branch(**{"attended": z, **named})
 
-        others = {name: y for name, y in (("seen", seen), ("steering", steering)) if y is not None}
-        z = (rearrange(tokens, "(b f) l d -> (b l) f d", f=num_frames) for tokens in (x, *others.values()))
+        z = (rearrange(tokens, "(b f) l d -> (b l) f d", f=num_frames) for tokens in (x, *given.values()))
         z = apply_in_chunks(mix, *z, inner=INNER, recompute=recompute)
         return rearrange(z, "(b l) f d -> (b f) l d", l=x.shape[1])
 

@@ -213,7 +213,7 @@ def check_exportable(info: Mapping[str, Any]) -> None:
         "blocks without a temporal module": not info["temporal"],
         f"{temporal['norm']} in a temporal module (it has layer norm)": temporal["norm"] not in NORMS,
         "spectral norm": temporal["spectral"],
-        "a temporal module after self-attention": temporal.get("place") == "self-attention",
+        "a temporal module after self-attention": temporal.get("follows") == "self-attention",
         "strengths other than 1": (info["spatial_strength"], info["temporal_strength"]) != (1, 1),
         "parts of sampling": tuple(info.get("percents", (0, 1))) != (0, 1),
     }

@@ -108,7 +108,8 @@ def attach(
     spatial = spatial if spatial_strength > 0 else None
     bank = None
     if temporal is not None and temporal_strength > 0:
-        bank = TemporalBank(blocks, temporal, tensors, clone.model.diffusion_model)
+        weights = checkpoint_weights(clone) if temporal.follows == "self-attention" and tensors is None else None
+        bank = TemporalBank(blocks, temporal, tensors, weights)
         bank.to(clone.model.get_dtype_inference()).eval().requires_grad_(False)
     refuse_conflicts(clone, ClipSettings(spatial=spatial, temporal=bank))
     if spatial is not None:
@@ -157,3 +158,9 @@ def detach(model: ModelPatcher) -> ModelPatcher:
     attached = clip_settings(model)  # a tune's query projections stay
     options[KEY] = ClipSettings(attached.num_frames, tunes=attached.tunes, tuned_frames=attached.tuned_frames)
     return clone
+
+
+def checkpoint_weights(model: ModelPatcher) -> dict[str, Tensor]:
+    """Return the weights of a UNet by their names there, without the patches that the host may have put into them."""
+    found = model.get_key_patches("diffusion_model.")
+    return {name.removeprefix("diffusion_model."): patched[0][0] for name, patched in found.items()}

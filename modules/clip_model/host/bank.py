@@ -36,13 +36,14 @@ def transformer_blocks(unet: nn.Module) -> list[Block]:
 
 
 class TemporalBank(nn.Module):
-    """The temporal modules of a UNet, one for each transformer block that has one, see TemporalConfig.place.
+    """The temporal modules of a UNet, one for each transformer block that has one, see TemporalConfig.follows.
 
     Args:
         blocks: of the UNet.
         config: of every module.
         tensors: their weights, named as `tensors` returns them; None = as they are before tuning, always the same.
-        unet: whose self-attentions' weights modules that follow these start with.
+        weights: of the UNet by their names there, as in its checkpoint; modules that follow self-attention start with
+            those of it. Needed by these where there are no tensors.
 
     Attributes:
         origin: the tensors given, exact where the modules are cast to half precision.
@@ -53,10 +54,10 @@ class TemporalBank(nn.Module):
         blocks: list[Block],
         config: TemporalConfig,
         tensors: Mapping[str, Tensor] | None = None,
-        unet: nn.Module | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ):
         super().__init__()
-        blocks = with_module(blocks, config)
+        blocks = blocks_with_module(blocks, config)
         generator = torch.Generator().manual_seed(0) if tensors is None else None
         self.config, self.is_tuned, self.origin = config, tensors is not None, tensors
         self.paths = [block.path for block in blocks]
@@ -65,8 +66,11 @@ class TemporalBank(nn.Module):
         for path, module in zip(self.paths, self.bank, strict=True):
             if tensors is not None:
                 module.load_state_dict({name: tensors[temporal_key(path, name)] for name in module.state_dict()})
-            elif config.place == "self-attention" and unet is not None:
-                module.copy_weights(unet.get_submodule(f"{path}.attn1"))
+            elif config.follows == "self-attention":
+                assert weights is not None, "it starts with self-attention's"
+                prefix = f"{path}.attn1."
+                own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+                module.copy_weights(own)
 
     def at(self, place: tuple[str, int], index: int) -> TemporalModule | None:
         """Return the module of a block, None where it has none."""
@@ -82,9 +86,9 @@ class TemporalBank(nn.Module):
         }
 
 
-def with_module(blocks: list[Block], config: TemporalConfig) -> list[Block]:
+def blocks_with_module(blocks: list[Block], config: TemporalConfig) -> list[Block]:
     """Return the blocks that have a temporal module: ControlVideo's code gives the middle block none."""
-    return [block for block in blocks if config.place == "feed-forward" or block.place[0] != "middle"]
+    return [block for block in blocks if config.follows == "feed-forward" or block.place[0] != "middle"]
 
 
 def temporal_key(path: str, name: str) -> str:

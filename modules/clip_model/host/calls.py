@@ -113,11 +113,11 @@ def run_transformer(layer: SpatialTransformer, x: Tensor, emb, context, transfor
         output = call[-1]
         if module.to_out.bias.device != output.device:  # the host leaves it behind where not all weights fit
             module.to(output.device)
-        seen = normed.pop() if normed else None
-        steering = None
+        attended = normed.pop() if normed else None
+        qk_tokens = None
         if steer is not None:
-            steering = steer((*place, index), output if seen is None else seen, transformer_options)
-        return module(output, frames, strength, settings.recompute, seen, steering)
+            qk_tokens = steer((*place, index), output if attended is None else attended, transformer_options)
+        return module(output, frames, strength, settings.recompute, attended, qk_tokens)
 
     with ExitStack() as afterwards:
         for index, block in enumerate(layer.transformer_blocks):
@@ -141,9 +141,9 @@ def hook_module(block: nn.Module, module: TemporalModule, follow: Callable[..., 
         follow: (module, what it attends to if that is not the output, hooked layer, its inputs, output) -> output.
     """
     normed: list[Tensor] = []
-    if module.config.place == "self-attention":
+    if module.config.follows == "self-attention":
         yield block.norm1.register_forward_hook(lambda *call: normed.append(call[-1]))
-    followed = block if module.config.place == "feed-forward" else block.attn1.to_out
+    followed = block if module.config.follows == "feed-forward" else block.attn1.to_out
     yield followed.register_forward_hook(partial(follow, module, normed))
 
 

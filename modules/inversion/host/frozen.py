@@ -27,8 +27,10 @@ def frozen_copies(*models: ModelPatcher, gradient_checkpointing: bool = True) ->
         check_tunable(model)
     comfy.model_management.unload_all_models()  # while their inference tensors may still be moved
     memory = Memory(gradient_checkpointing=gradient_checkpointing)
-    with torch.inference_mode(False), ExitStack() as copies:
-        yield [caller(copies.enter_context(private_copy(model)), model, memory) for model in models]
+    with torch.inference_mode(False), ExitStack() as held:
+        copies = [held.enter_context(private_copy(model)) for model in models]
+        comfy.model_management.load_models_gpu(copies, force_full_load=True)  # a later one may have moved an earlier
+        yield [caller(copy, model, memory) for copy, model in zip(copies, models, strict=True)]
 
 
 def caller(copy: ModelPatcher, model: ModelPatcher, memory: Memory) -> Caller:

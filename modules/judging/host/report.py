@@ -60,7 +60,8 @@ def acting_modules(clip: ClipSettings, percent: float, sigma: float) -> Temporal
     if clip.temporal is None:
         raise ValueError(
             "model has no temporal modules, which are what this node measures. Connect STAM/FFAM Patch with a preset "
-            "that has one (EI², Tune-A-Video, full attention) and temporal_strength above 0, or Apply Tune."
+            "that has one (EI², Tune-A-Video, ControlVideo, full attention) and temporal_strength above 0, or Apply "
+            "Tune."
         )
     if not is_active(clip, {"sigmas": torch.tensor([sigma])}):
         raise ValueError(

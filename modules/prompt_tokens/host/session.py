@@ -64,8 +64,9 @@ class PromptTuning(Session[PromptAdapter]):
     ):
         self.prompt, self.embeddings = prompt, embeddings
         super().__init__(copy, model, inputs, settings)
-        embedding = 0 if embeddings is None else embeddings.shape[-1]
-        self.info |= {**asdict(prompt), "embedding": embedding, "width": self.given[CONTEXT].shape[-1]}
+        self.info |= {**asdict(prompt), "width": self.given[CONTEXT].shape[-1]}
+        if embeddings is not None:
+            self.info["embedding"] = embeddings.shape[-1]
 
     def learn(self, model: ModelPatcher, settings: TuneSettings) -> tuple[LearnedPrompt, TemporalBank | None]:
         """Return tokens and low-rank adapters before they are learned, and the temporal modules as they are."""

@@ -6,7 +6,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...clip_model.attention.spatial import SpatialConfig
 from ...clip_model.host.attach import attach, inflate
-from ...clip_model.host.bank import temporal_key, transformer_blocks, with_module
+from ...clip_model.host.bank import blocks_with_module, temporal_key, transformer_blocks
 from ...clip_model.host.settings import KEY, ClipSettings, clip_settings
 from ...clip_model.temporal import TemporalConfig, TemporalModule, trained_with
 from ..weights import DIFFERENCES, Tune
@@ -85,7 +85,7 @@ def check_structure(model: ModelPatcher, tune: Tune, temporal: TemporalConfig | 
         ends = {name: end for name, end in DIFFERENCES.items() if f"{key}.{name}" in weights}
         expected |= {f"{key}.{end}": tuple(weights[f"{key}.{name}"].shape) for name, end in ends.items()}
     if temporal is not None:
-        for block in with_module(blocks, temporal):
+        for block in blocks_with_module(blocks, temporal):
             module = TemporalModule(block.dim, block.heads, temporal, None)
             shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
             expected |= {temporal_key(block.path, name): shape for name, shape in shapes.items()}

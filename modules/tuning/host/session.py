@@ -123,10 +123,10 @@ class Session(ABC, Generic[Kept]):
         if not kept.state:
             raise ValueError(self.NO_STATE)
         for key in self.MUST_AGREE:
-            if kept.info.get(key) != self.info[key]:
+            if kept.info.get(key) != self.info.get(key):
                 raise ValueError(
-                    f"resume was tuned with {key} = {kept.info.get(key)}, and here it is {self.info[key]}. Use what it "
-                    "was begun with."
+                    f"resume was tuned with {key} = {kept.info.get(key)}, and here it is {self.info.get(key)}. Use "
+                    "what it was begun with."
                 )
         if kept.info.get("model_hash") != self.info["model_hash"]:
             raise ValueError("resume was begun on another model, or with other LoRA. Connect the one it was begun on.")

@@ -130,7 +130,7 @@ def tune_model(
     progress: TuningProgress,
     keep: Keep[Tune] | None = None,
 ) -> Tune:
-    """Tune an inflated model on one clip: the query projections of both attentions and the temporal modules.
+    """Tune an inflated model on one clip: what its temporal modules are trained with, and these themselves.
 
     Args:
         model: inflated and patched model; neither it nor its base is changed.

@@ -28,7 +28,7 @@ def test_exactly_its_parameters_are_trained(made: Tune) -> None:
     assert set(made.tensors) == outputs | set(start) and not any("middle" in key for key in start)
     assert all(made.tensors[key].abs().max() > 0 for key in outputs)
     assert all(not torch.equal(made.tensors[key], value) for key, value in start.items())
-    assert made.info["preset"] == CONTROL_VIDEO_PRESET and made.info["temporal"]["place"] == "self-attention"
+    assert made.info["preset"] == CONTROL_VIDEO_PRESET and made.info["temporal"]["follows"] == "self-attention"
 
 
 def test_a_file_of_it_is_applied_and_resumed_to_the_bit(made: Tune, latent, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_what_does_not_fit_is_refused(made: Tune, tune: Tune) -> None:
     mixed = Tune(made.tensors, {**made.info, "temporal": tune.info["temporal"]})
     with pytest.raises(ValueError, match=r"attn1.to_q.diff is absent in the tune"):
         apply_tune(lively_model(), mixed)
-    newer = Tune(made.tensors, {**made.info, "temporal": {**made.info["temporal"], "place": "cross-attention"}})
+    newer = Tune(made.tensors, {**made.info, "temporal": {**made.info["temporal"], "follows": "cross-attention"}})
     with pytest.raises(ValueError, match="newer version"):
         apply_tune(lively_model(), newer)
     with pytest.raises(ValueError, match="resume was tuned with"):

@@ -23,7 +23,7 @@ def make_attention() -> nn.Module:
 
 def started(attention: nn.Module) -> TemporalModule:
     module = make_module(CONTROL_VIDEO)
-    module.copy_weights(attention)
+    module.copy_weights(dict(attention.named_parameters()))
     return module
 
 

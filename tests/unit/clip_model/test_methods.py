@@ -49,7 +49,7 @@ def test_controlvideo_attends_to_the_first_frame_and_its_module_follows_self_att
     spatial, temporal = method("ControlVideo")
     assert spatial == SpatialConfig("key-frame")
     assert temporal == TemporalConfig(norm="none", spectral=False, zero_init=False, place="self-attention")
-    assert temporal.noted()["place"] == "self-attention" and "place" not in STAM.noted()
+    assert temporal.noted()["follows"] == "self-attention" and "follows" not in STAM.noted()
 
 
 def test_full_attention_is_ei2_with_every_token_of_the_other_frames() -> None:

@@ -62,7 +62,7 @@ def test_queries_and_keys_may_be_of_other_tokens() -> None:
     module = make_module()
     fill(module, 0.7)
     x, other = draw(4, 3, DIM), draw(4, 3, DIM, seed=5)
-    ours = module(x, 4, steering=other).detach()
+    ours = module(x, 4, qk_tokens=other).detach()
     for position in range(3):
         own, leading = (module.normalise(y[:, position]) for y in (x, other))
         projected = module.to_q(leading), module.to_k(leading), module.to_v(own)
@@ -70,7 +70,7 @@ def test_queries_and_keys_may_be_of_other_tokens() -> None:
         maps = (q @ k.transpose(1, 2) / (DIM // HEADS) ** 0.5).softmax(-1)
         expected = x[:, position] + module.to_out(rearrange(maps @ v, "h f d -> f (h d)"))
         torch.testing.assert_close(ours[:, position], expected.detach(), rtol=1e-5, atol=1e-5)
-    assert torch.equal(module(x, 4, steering=x), module(x, 4))
+    assert torch.equal(module(x, 4, qk_tokens=x), module(x, 4))
 
 
 def test_the_tune_a_video_module_is_layer_norm_and_attention() -> None:
