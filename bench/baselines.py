@@ -51,7 +51,7 @@ def naive_temporal(
     attend: Attend = softmax_attention,
 ) -> Tensor:
     """Mix frames as `TemporalModule` does, with the whole matrix of scores, as Tune-A-Video's code always does it."""
-    assert not recompute and not any(others), "its code never does"
+    assert not recompute and all(other is None for other in others), "its code never does"
     z = rearrange(x, "(b f) l d -> (b l) f d", f=num_frames)
     normed = module.normalise(z)
     attended = attend(module.to_q(normed), module.to_k(normed), module.to_v(normed), module.heads)

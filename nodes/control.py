@@ -95,7 +95,7 @@ class AttentionControl(io.ComfyNode):
                     **ADVANCED,
                     tooltip="Whose code decides the rest. general: this pack's reading of prompt-to-prompt, for every "
                     "clip model. FateZero: attention of the inversion's own calls, the source's mask of one step. "
-                    "Video-P2P: attention over frames follows instead of attention within them; needs temporal modules.",
+                    "Video-P2P: attention over frames follows, not attention within them; needs temporal modules.",
                 ),
             ],
             outputs=[io.Model.Output("clip_model", tooltip="For Smooth Sample. The input is unchanged.")],

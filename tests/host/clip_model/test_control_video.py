@@ -35,6 +35,19 @@ def test_it_starts_as_self_attention_and_the_middle_block_has_none(base) -> None
             assert torch.equal(module.get_parameter(name.replace(".0", "")), attn1.get_parameter(name))
 
 
+def test_it_starts_from_the_checkpoint_whatever_patches_are_loaded(base, latent) -> None:
+    expected = clip_settings(attach(inflate(base), *method(CONTROL_VIDEO_PRESET))).temporal.tensors()
+    patched = inflate(base).clone()
+    key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_out.0.weight"
+    weight = patched.model.get_submodule(key.removesuffix(".weight")).weight
+    before = weight.detach().clone()
+    assert patched.add_patches({key: (torch.ones_like(before),)}) == [key]
+    sample(patched, latent)
+    assert not torch.equal(weight, before), "the host puts patches into the weights that all clones share"
+    found = clip_settings(attach(inflate(base), *method(CONTROL_VIDEO_PRESET))).temporal.tensors()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 @torch.no_grad()
 def test_it_stands_after_self_attention(base, latent) -> None:
     """A block written out from its own layers, with key-frame attention and the module on what its norm returns."""

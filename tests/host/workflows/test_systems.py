@@ -12,7 +12,7 @@ from consistent_video.scripts.systems import COMPARED, SYSTEMS
 
 from .graphs import PATIENCE, load_workflow, saved_frames
 
-OWN_QUICK = {"vid2vid_zero": {"Null text.inner_steps": 1}, "stem_inversion": {"Invert.bases": 8}}
+OWN_QUICK = {"stem_inversion": {"Invert.bases": 8}}
 
 
 def test_every_system_is_a_workflow_and_every_table_is_of_systems() -> None:
@@ -22,9 +22,19 @@ def test_every_system_is_a_workflow_and_every_table_is_of_systems() -> None:
     assert all(table.published.keys() <= set(table.systems) for table in TABLES)
 
 
+def sources_of(prompt: dict, node: str) -> set[str]:
+    """Return the nodes that a node of a prompt depends on, itself too."""
+    links = [value[0] for value in prompt[node]["inputs"].values() if isinstance(value, list)]
+    return {node}.union(*(sources_of(prompt, link) for link in links))
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_system_runs(host: Host, demo_clip: Path, name: str) -> None:
     given = OWN_QUICK.get(name, {})
     prompt = load_workflow(host, f"demo_{name}", 2, **given)
     run = host.run(prompt, patience=PATIENCE)
+    titles = {key: node["_meta"]["title"] for key, node in prompt.items()}
+    own = {"Tune", "Slices", "Null text", "Control", "Steer source", "Steer edit"} & set(titles.values())
+    assert own and own <= {titles[key] for key in sources_of(prompt, find_node(prompt, "Edit"))}
+    assert own <= {titles[key] for key in run.seconds}
     assert saved_frames(host, prompt, run, "Save edit").shape == read_clip(demo_clip)[0].shape
