@@ -22,7 +22,7 @@ from ...clip_model.temporal import trained_with
 from ..settings import Memory
 from ..weights import DIFFERENCES
 from .attached import apply_apart
-from .control import Control
+from .control_nets import ControlNets
 
 LAYERS = "forward_timestep_embed_patch"
 
@@ -50,7 +50,7 @@ class Caller:
         sigmas = sigma * x.new_ones(len(x))
         options = {**self.options, "sigmas": sigmas, **options}  # noise levels as the host's sampler tells them
         given = {
-            key: value.residuals(x, sigmas, given, options) if isinstance(value, Control) else value
+            key: value.residuals(x, sigmas, given, options) if isinstance(value, ControlNets) else value
             for key, value in given.items()
         }
         with self.computing:

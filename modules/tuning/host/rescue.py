@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...clip_model.host.settings import clip_settings
 from ..settings import TuneSettings
-from .control import with_controls
+from .control_nets import with_controls
 from .fit import OutOfMemory, memory_advice
 from .private_copy import check_tunable, private_copy, reproducible
 from .session import Kept, Session

@@ -19,7 +19,7 @@ from .preview import Preview, PreviewSettings
 from .progress import TuningProgress
 from .rescue import Keep, on_private_copy
 from .session import Session
-from .tune_inputs import CONTROL, TuneInputs, condition, rows_of
+from .tune_inputs import CONTROL_NETS, TuneInputs, condition, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Tuning(Session[Tune]):
         "resume has no state of its tuning. Save it with with_state on; or connect Apply Tune before One-Shot Tune to "
         "begin a new tuning from its weights."
     )
-    ALLOWED = CONTROL
+    ALLOWED = CONTROL_NETS
     learned: Learned
 
     def __init__(self, copy: ModelPatcher, model: ModelPatcher, inputs: TuneInputs, settings: TuneSettings):
@@ -47,7 +47,7 @@ class Tuning(Session[Tune]):
             "temporal": config.noted() if config else None,
             "temporal_strength": clip.temporal_strength,
             "percents": list(clip.percents),
-            "control": self.given[CONTROL].notes() if CONTROL in self.given else [],
+            "control": self.given[CONTROL_NETS].notes() if CONTROL_NETS in self.given else [],
             **({"tunes": list(clip.tunes)} if clip.tunes else {}),
         }
         self.snapshots = {0: halved(self.learned.temporal_tensors())} if settings.snapshots else {}
@@ -78,7 +78,7 @@ class Tuning(Session[Tune]):
         """Return what draws the edit as it would be now, of the clip's first frames, as many as a step takes."""
         seen = slice(self.tuner.settings.memory.frames_of(len(self.x_0)))
         sides = {
-            name: rows_of(condition(self.copy, getattr(settings, name), self.x_0, name, CONTROL), seen)
+            name: rows_of(condition(self.copy, getattr(settings, name), self.x_0, name, CONTROL_NETS), seen)
             for name in ("positive", "negative")
         }
         denoisers = {name: partial(self.preview_call, given=given) for name, given in sides.items()}

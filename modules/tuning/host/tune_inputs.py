@@ -11,11 +11,11 @@ from torch import Tensor
 from ...diffusion.host.latent import to_positions
 from ...diffusion.host.run import check_prompts
 from ..weights import Tune
-from .control import Control, control_of
+from .control_nets import ControlNets, control_of
 from .preview import PreviewSettings
 
-CONTROL = "control"
-SAMPLED_WITH = (CONTROL, "mask", "area", "gligen", "hooks", "start_percent", "end_percent", "concat_latent_image")
+CONTROL_NETS = "control"
+SAMPLED_WITH = (CONTROL_NETS, "mask", "area", "gligen", "hooks", "start_percent", "end_percent", "concat_latent_image")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def condition(
 ) -> dict[str, Any]:
     """Return the UNet's keyword arguments for a conditioning, one row for each frame.
 
-    Where CONTROL is `allowed`, its ControlNets are among them as a Control, of which a Caller asks the residuals.
+    Where CONTROL_NETS is `allowed`, its ControlNets are among them, of which a Caller asks the residuals.
     """
     check_plain(positive, len(x_0), name, allowed)
     conds = encode_model_conds(model.model.extra_conds, convert_cond(positive), x_0, x_0.device, "positive")
@@ -76,12 +76,12 @@ def condition(
     # Gradients may not pass tensors made in inference mode, but their copies.
     given = {key: v.to(x_0.device).clone() if isinstance(v, Tensor) else v for key, v in given.items()}
     control = control_of(positive, len(x_0), name)
-    return given if control is None else {**given, CONTROL: control}
+    return given if control is None else {**given, CONTROL_NETS: control}
 
 
 def rows_of(given: dict[str, Any], frames: slice) -> dict[str, Any]:
     """Return the rows of some frames of what `condition` returned."""
-    return {key: value[frames] if isinstance(value, (Tensor, Control)) else value for key, value in given.items()}
+    return {key: value[frames] if isinstance(value, (Tensor, ControlNets)) else value for key, value in given.items()}
 
 
 def latent_mask(mask: Tensor | None, x_0: Tensor) -> Tensor | None:

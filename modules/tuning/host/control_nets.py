@@ -32,7 +32,7 @@ class Residual(Tensor):
 
 
 @dataclass(frozen=True)
-class Control:
+class ControlNets:
     """ControlNets, T2I adapters and other such of ComfyUI, with the hints of some frames of a clip.
 
     Attributes:
@@ -43,9 +43,9 @@ class Control:
     last: ControlBase
     frames: range
 
-    def __getitem__(self, frames: slice) -> "Control":
+    def __getitem__(self, frames: slice) -> "ControlNets":
         """Return the same for some of the frames."""
-        return Control(self.last, self.frames[frames])
+        return ControlNets(self.last, self.frames[frames])
 
     @property
     def chain(self) -> list[ControlBase]:
@@ -87,7 +87,7 @@ class Control:
         ]
 
 
-def control_of(conditioning: list, frames: int, name: str) -> Control | None:
+def control_of(conditioning: list, frames: int, name: str) -> ControlNets | None:
     """Return the ControlNets of a conditioning for a clip, None = it has none.
 
     Raises:
@@ -97,7 +97,7 @@ def control_of(conditioning: list, frames: int, name: str) -> Control | None:
     if values.get("control") is None:
         return None
     check_hints({name: [values]}, frames)
-    return Control(values["control"], range(frames))
+    return ControlNets(values["control"], range(frames))
 
 
 def check_kinds(found: list[ControlBase]) -> None:
