@@ -153,7 +153,7 @@ COMPARED = {**SYSTEMS, **NORMS, **RATIOS, **DIRECTIONS}
 def describe_system(task: Task, system: System, ddim_steps: int = 50) -> Workflow:
     """Return the graph of a system, to the latent of its edit."""
     model = "Patch"
-    source: Link = system.inverted_with
+    source: Link = SOURCE
     edited: Link = EDITED
     empty: Link = EMPTY
     parts: list[Group | Node] = [
@@ -175,9 +175,10 @@ def describe_system(task: Task, system: System, ddim_steps: int = 50) -> Workflo
     if system.slices is not None:
         parts += [ours("Slices", "SliceDenoiser", model=model, empty=EMPTY, **system.slices)]
         model = "Slices"
+    inverted = source if system.inverted_with == SOURCE else system.inverted_with
     guided = {"negative": empty} if "cfg" in system.inversion else {}
     steps = round(ddim_steps * system.inversion.get("denoise", 1.0))  # of a part of the levels as many as of them all
-    parts += [Group("3 Invert"), invert("Invert", model, source, steps=steps, **system.inversion, **guided)]
+    parts += [Group("3 Invert"), invert("Invert", model, inverted, steps=steps, **system.inversion, **guided)]
     if system.null_text is not None:
         given = {"model": model, "inversion": "Invert", "positive": source, "negative": empty, "cfg": system.cfg}
         parts += [ours("Null text", "NullTextOptimization", **given, **system.null_text)]

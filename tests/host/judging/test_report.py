@@ -61,8 +61,8 @@ def captured(model: ModelPatcher):
     forwards = []
     for path, module in zip(bank.paths, bank.bank, strict=True):
 
-        def forward(x, num_frames, strength, recompute, path=path, own=module.forward):
-            out = own(x, num_frames, strength, recompute)
+        def forward(x, *others, path=path, own=module.forward):
+            out = own(x, *others)
             features.setdefault(path, []).append((x.clone(), out.clone()))
             return out
 
