@@ -50,17 +50,15 @@ def step_noise(states: Tensor, noises: Tensor, sigmas: Tensor, step: int) -> Ten
 
 
 @torch.no_grad()
-def sample_ddpm_inversion(
-    model, x, sigmas, extra_args=None, callback=None, disable=None, *, options, seed, is_shared=False
-):
+def sample_ddpm_inversion(model, x, sigmas, extra_args=None, callback=None, disable=None, *, options, noise):
     """Predict the noise of a clip's states; arguments as those of `ddim.sample_ddim_inversion`, and returns as it does.
 
     Args:
         x: clean latent.
-        seed, is_shared: of the states' noise.
+        noise: its seed, and whether all frames have the same, see `noised_states`.
     """
     denoiser = Denoiser(model, extra_args, options.prediction)
-    states = noised_states(x, sigmas.flip(0), seed, is_shared).flip(0)
+    states = noised_states(x, sigmas.flip(0), *noise).flip(0)
     for i, sigma in enumerate(sigmas[1:]):
         # Predict.
         eps = options.on_eps(i, states[i], denoiser.eps(states[i + 1], sigma))

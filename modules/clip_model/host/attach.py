@@ -108,9 +108,7 @@ def attach(
     spatial = spatial if spatial_strength > 0 else None
     bank = None
     if temporal is not None and temporal_strength > 0:
-        weights = checkpoint_weights(clone) if temporal.follows == "self-attention" and tensors is None else None
-        bank = TemporalBank(blocks, temporal, tensors, weights)
-        bank.to(clone.model.get_dtype_inference()).eval().requires_grad_(False)
+        bank = make_bank(clone, temporal, tensors)
     refuse_conflicts(clone, ClipSettings(spatial=spatial, temporal=bank))
     if spatial is not None:
         for place in dict.fromkeys(block.place for block in blocks):
@@ -160,7 +158,12 @@ def detach(model: ModelPatcher) -> ModelPatcher:
     return clone
 
 
-def checkpoint_weights(model: ModelPatcher) -> dict[str, Tensor]:
-    """Return the weights of a UNet by their names there, without the patches that the host may have put into them."""
-    found = model.get_key_patches("diffusion_model.")
-    return {name.removeprefix("diffusion_model."): patched[0][0] for name, patched in found.items()}
+def make_bank(model: ModelPatcher, temporal: TemporalConfig, tensors: Mapping[str, Tensor] | None) -> TemporalBank:
+    """Return the temporal modules of a model, of its type and not to be trained; arguments as those of `attach`."""
+    unet, weights = model.model.diffusion_model, None
+    if temporal.follows == "self-attention" and tensors is None:
+        # As in the checkpoint: without the patches that the host may have put into the weights.
+        found = model.get_key_patches("diffusion_model.")
+        weights = {name.removeprefix("diffusion_model."): patched[0][0] for name, patched in found.items()}
+    bank = TemporalBank(transformer_blocks(unet), temporal, tensors, weights)
+    return bank.to(model.model.get_dtype_inference()).eval().requires_grad_(False)

@@ -28,10 +28,10 @@ from .stem import with_bases
 
 
 @torch.no_grad()
-def invert_latent(model, x, sigmas, *given, seed=None, is_shared=False, **named):
-    """Invert a clean latent, which is how the host hands a clip in, by DDIM or, with a seed, by DDPM; see there."""
-    if seed is not None:
-        return sample_ddpm_inversion(model, x, sigmas, *given, seed=seed, is_shared=is_shared, **named)
+def invert_latent(model, x, sigmas, *given, noise=None, **named):
+    """Invert a clean latent, which is how the host hands a clip in, by DDIM or, with noise, by DDPM; see there."""
+    if noise is not None:
+        return sample_ddpm_inversion(model, x, sigmas, *given, noise=noise, **named)
     return sample_ddim_inversion(model, latent_to_state(x, sigmas[0]), sigmas, *given, **named)
 
 
@@ -62,8 +62,8 @@ def invert_clip(
     sigmas = ddim_sigmas(table, settings.steps, settings.denoise, settings.set_alpha_to_one)
     relation = Relation(settings, sigmas.flip(0))
     options = InversionOptions(prediction_of(model), settings.label, settings.refinements, relation)
-    seed = settings.seed if settings.is_ancestral else None
-    sampler = ClipSampler(invert_latent, {"options": options, "seed": seed, "is_shared": settings.shares_noise})
+    noise = (settings.seed, settings.shares_noise) if settings.is_ancestral else None
+    sampler = ClipSampler(invert_latent, {"options": options, "noise": noise})
     inverting = with_bases(model, settings.bases, len(samples)) if settings.method == "STEM" else model
     start = run_sampler(inverting, samples, sampler, sigmas.flip(0), settings.cfg, positive, negative)
     if settings.relates(len(samples)) and settings.start != "every step":

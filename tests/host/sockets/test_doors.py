@@ -309,14 +309,15 @@ def test_masks_of_prompts_that_select_nothing_or_other_frames_are_refused(node: 
     TAKES_PROMPTS[node](model, latent, plain, with_values(mask=torch.ones(4, 64, 48), mask_strength=1.0))
 
 
-@pytest.mark.parametrize("node", [node for node in TAKES_PROMPTS if node not in SAMPLING])
-@pytest.mark.parametrize("key", ["control", "mask", "area", "gligen", "hooks", "end_percent", "concat_latent_image"])
+UNHEARD = ("control", "mask", "area", "gligen", "hooks", "end_percent", "concat_latent_image")
+LEARNING = [(node, key) for node in TAKES_PROMPTS if node not in SAMPLING for key in UNHEARD]
+LEARNING.remove(("One-Shot Tune", "control"))  # which it tunes with
+
+
+@pytest.mark.parametrize(("node", "key"), LEARNING)
 def test_what_only_sampling_uses_is_refused(node: str, key: str, model, latent, plain) -> None:
     with pytest.raises(ValueError, match=f"ositive carries {key}, which would have no effect here"):
         TAKES_PROMPTS[node](model, latent, plain, with_values(**{key: None}))
-
-
-# Caches of steps.
 
 
 @pytest.mark.parametrize("node", [EasyCacheNode, LazyCacheNode])

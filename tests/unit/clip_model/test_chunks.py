@@ -88,7 +88,7 @@ def test_a_temporal_module_mixes_a_few_positions_at_a_time(recompute: bool, monk
     whole = module(x, frames, 0.7)
     expected = torch.autograd.grad(whole, [x, *module.parameters()], g)
     seen, branch = [], module.branch
-    monkeypatch.setattr(module, "branch", lambda z: (seen.append(len(z)), branch(z))[1])
+    monkeypatch.setattr(module, "branch", lambda attended: (seen.append(len(attended)), branch(attended))[1])
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 4 * 10 * frames * 8 * 4)
     found = module(x, frames, 0.7, recompute)
     assert seen == [4, 3, 3]

@@ -48,7 +48,7 @@ def test_tune_a_video_is_sparse_causal_attention_and_a_zero_initialised_module()
 def test_controlvideo_attends_to_the_first_frame_and_its_module_follows_self_attention() -> None:
     spatial, temporal = method("ControlVideo")
     assert spatial == SpatialConfig("key-frame")
-    assert temporal == TemporalConfig(norm="none", spectral=False, zero_init=False, place="self-attention")
+    assert temporal == TemporalConfig(norm="none", spectral=False, zero_init=False, follows="self-attention")
     assert temporal.noted()["follows"] == "self-attention" and "follows" not in STAM.noted()
 
 

@@ -42,7 +42,7 @@ def invert(model: FakeModel, clean: Tensor, sigmas: Tensor, prediction: Predicti
         return eps
 
     options = InversionOptions(prediction, on_eps=note)
-    end = sample_ddpm_inversion(model, clean, sigmas.flip(0), options=options, seed=SEED)
+    end = sample_ddpm_inversion(model, clean, sigmas.flip(0), options=options, noise=(SEED, False))
     assert torch.equal(end, noised_states(clean, sigmas, SEED)[0])
     return torch.stack(noises[::-1])
 
