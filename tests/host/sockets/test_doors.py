@@ -331,9 +331,6 @@ def test_caches_are_refused_where_steps_rise_or_all_are_needed(node, model, late
     assert edit(cached, plain).isfinite().all()
 
 
-# Texts.
-
-
 @pytest.mark.parametrize("labels", ["a" * 1_000_000, "a\nb", "\ud800", "\0", "a" * 1000 + ", " + "a" * 1000 + "b"])
 def test_labels_of_any_length_and_kind_leave_the_grid_its_size(labels: str) -> None:
     plain, strip = CompareGrid.execute(PICTURES, edit_1=PICTURES, edit_2=PICTURES).args
