@@ -9,6 +9,7 @@ from consistent_video.bench import papers
 from consistent_video.bench.clip_case import Case
 from consistent_video.bench.table import load_rows
 from consistent_video.scripts.host import Host
+from consistent_video.scripts.systems import COMPARED
 
 
 @pytest.fixture
@@ -22,16 +23,13 @@ def options(tmp_path: Path, host: Host) -> argparse.Namespace:
 
 def test_our_figures_stand_beside_the_published_ones(options: argparse.Namespace, monkeypatch) -> None:
     table = papers.TABLES[0]
-    monkeypatch.setattr(papers, "TABLES", (papers.Table(table.title, ("Tune-A-Video", "EI²"), table.published),))
+    monkeypatch.setattr(papers, "TABLES", (papers.Table(table.title, ("FateZero", "EI²"), table.published),))
     assert papers.measure_papers(options) == 0
     document = options.document.read_text(encoding="utf-8")
     lines = {line.split(" | ")[0]: line for line in document.splitlines() if line.startswith("| ")}
-    assert lines["| Tune-A-Video"].endswith("| 28.72 | 96.64 |") and lines["| EI²"].endswith("| 29.84 | 95.94 |")
+    assert lines["| FateZero"].endswith("|  |  |") and lines["| EI²"].endswith("| 29.84 | 95.94 |")
     assert "obeyed" in lines["| system"] and "warp error, 10⁻³" in lines["| system"]
-    assert "- **Tune-A-Video** (Wu et al., ICCV 2023): " in document
-    assert "Edit: cfg 12.5" in document and "preset Tune-A-Video" in document and "steps 2" in document
+    assert "- **FateZero** (Qi et al., ICCV 2023): " in document and COMPARED["FateZero"].differs in document
+    assert "spatial middle-frame" in document and "recipe FateZero" in document and "steps 2" in document
     rows = load_rows(options.state / "clips.jsonl", Case).values()
-    assert {row["method"]: row["settings"].get("Edit", {}).get("cfg") for row in rows} == {
-        "Tune-A-Video": 12.5,
-        "EI²": None,
-    }
+    assert {row["method"]: "Tune" in row["settings"] for row in rows} == {"FateZero": False, "EI²": True}

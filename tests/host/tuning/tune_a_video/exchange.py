@@ -38,7 +38,7 @@ def draw_tune(model: ModelPatcher, preset: str = TUNE_A_VIDEO_PRESET) -> Tune:
         if key.endswith("to_q.weight"):
             shapes[key.replace(".weight", ".diff")] = value.shape
     tensors = {key: 0.3 * value for key, value in lively_weights(shapes, torch.float32).items()}
-    info = {"spatial": vars(spatial), "spatial_strength": 1.0, "temporal": vars(temporal), "temporal_strength": 1.0}
+    info = {"spatial": vars(spatial), "spatial_strength": 1.0, "temporal": temporal.noted(), "temporal_strength": 1.0}
     return Tune(tensors, info)
 
 
