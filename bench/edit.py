@@ -16,7 +16,7 @@ from .edit_document import CURVE, PUBLISHED, PUBLISHED_ROWS, write_document
 from .edit_rows import Case, Rows
 from .edit_run import Bench, make_case
 from .methods import BOUNDS, CHOICES, CHOSEN, CLOSE, METHODS, SHARED, SHOWN, Choice
-from .tasks import KINDS, list_tasks
+from .tasks import KINDS, list_tasks, number_of
 from .world import Row, World
 
 
@@ -89,7 +89,9 @@ def list_cases(options: argparse.Namespace, chosen: Mapping[str, float]) -> Iter
             if seed == 0:
                 yield from (make_case(name, clip, True, 0, options, chosen) for name in BOUNDS)
             for name in selected(options):
-                if METHODS[name].is_measured_on(clip) and (seed == 0 or METHODS[name].draws):
+                how = METHODS[name]
+                is_few = how.draws and number_of(clip) >= options.tuned_clips_of_kind
+                if how.is_measured_on(clip) and not is_few and (seed == 0 or how.draws):
                     yield make_case(name, clip, True, seed, options, chosen)
 
 

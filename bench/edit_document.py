@@ -93,7 +93,7 @@ def command_options(options: argparse.Namespace) -> str:
     """Return the options that a run was asked with."""
     if options.quick:
         return "--quick"
-    names = ("clips_of_kind", "seeds", "validation", "steps", "ddim_steps", "timed")
+    names = ("clips_of_kind", "tuned_clips_of_kind", "seeds", "validation", "steps", "ddim_steps", "timed")
     given = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names]
     lists = {"--kinds": options.kinds, "--methods": [f'"{name}"' for name in options.methods]}
     return " ".join([*given, *(part for name, values in lists.items() if values for part in (name, *values))])
@@ -172,10 +172,14 @@ def table_lines(
     """Return the table of some methods, numbered as in the plot, with some columns; cells sum up the clips' figures."""
     numbers = {name: number for number, name in enumerate(groups, start=1)}
     body = [
-        [f"{numbers[name]} {name}", *(cell(list(clip_means(groups[name], key).values())) for key in columns)]
+        [
+            f"{numbers[name]} {name}",
+            str(len({row["clip"] for row in groups[name]})),
+            *(cell(list(clip_means(groups[name], key).values())) for key in columns),
+        ]
         for name in names
     ]
-    return write_table(["method", *(COLUMNS[key] for key in columns)], body)
+    return write_table(["method", "clips", *(COLUMNS[key] for key in columns)], body)
 
 
 def summary(groups: Mapping[str, Sequence[Row]], chosen: Mapping[str, float], clips: int) -> str:
@@ -184,7 +188,7 @@ def summary(groups: Mapping[str, Sequence[Row]], chosen: Mapping[str, float], cl
     shown = [name for name in SHOWN if name in groups]
     return "\n\n".join(
         [
-            f"Means over {clips} drawn clips that the demo model never saw, ± their standard errors:",
+            f"Means over {clips} drawn clips that the demo model never saw, or some of them, ± their standard errors:",
             table_lines(groups, shown, BRIEF),
             "Medians and quartiles of the same:",
             table_lines(groups, shown, CURVE, median_and_quartiles),
@@ -208,7 +212,8 @@ def introduction(tasks: Mapping[str, Task], chosen: Mapping[str, float], options
         f"{chosen['denoise']:g}, {chosen['passes']:g} passes of the relation to {chosen['end']:g} of the steps, tuning "
         f"for {options.steps} steps at {chosen['rate']:g}. {timed}A cell holds the mean over clips ± its standard "
         "error, each clip the mean of its seeds. The rows of some ablations are measured on every third clip of a "
-        f"kind. Every row lies in [{PUBLISHED_ROWS.name}]({PUBLISHED_ROWS.name})."
+        f"kind, methods that draw on {options.tuned_clips_of_kind} of each kind at most. Every row lies in "
+        f"[{PUBLISHED_ROWS.name}]({PUBLISHED_ROWS.name})."
     )
 
 

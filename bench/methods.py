@@ -15,6 +15,7 @@ from ..modules.inversion.inversion import Start
 from ..modules.inversion.noise_relation import Direction, Reading
 from ..modules.tuning.losses.smoothing import Smoothing
 from ..scripts.parts import CFG, CFG_END, RELATION
+from .tasks import number_of
 from .verdict import Claim, Part
 
 DO_NOTHING = "do nothing"
@@ -83,7 +84,7 @@ class Method:
 
     def is_measured_on(self, clip: str) -> bool:
         """Whether a held-out clip is one of its."""
-        return not self.third or int(clip.rsplit("_", 1)[1]) % 3 == 0
+        return not self.third or number_of(clip) % 3 == 0
 
 
 def untuned(**patch: str) -> Tuned:

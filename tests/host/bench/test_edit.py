@@ -22,8 +22,8 @@ def editing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespa
     """Options of the smallest measurement of edits: one short clip, few steps."""
     monkeypatch.setattr(tasks, "FRAMES", 4)
     return argparse.Namespace(
-        quick=True, clips_of_kind=1, kinds=("colour",), methods=(), seeds=2, validation=1, steps=2, ddim_steps=2,
-        timed=1, state=tmp_path / "state", document=tmp_path / "benchmark.md",
+        quick=True, clips_of_kind=1, tuned_clips_of_kind=1, kinds=("colour",), methods=(), seeds=2, validation=1,
+        steps=2, ddim_steps=2, timed=1, state=tmp_path / "state", document=tmp_path / "benchmark.md",
     )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     given: list[tuple] = []
     monkeypatch.setattr(edit, "write_document", lambda *all: (given.append(all), edit_document.write_document(*all)))
     edit.measure_edit(editing)
-    assert "| 1 do nothing | 0 |" in brief["benchmark"] and "- Not measured: INR Smooth" in brief["benchmark"]
+    assert "| 1 do nothing | 1 | 0 |" in brief["benchmark"] and "- Not measured: INR Smooth" in brief["benchmark"]
     rows = [row for own in given[0][2].values() for row in own]
     drawn = [(row["method"], row["seed"]) for row in rows]
     assert len(set(drawn)) == len(drawn)
@@ -62,7 +62,7 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     moved = by_name[methods.MOTION]
     assert (moved["passes"], moved["end"]) == (TAKEN["passes"], TAKEN["end"]) and moved["denoise"] == methods.MATCHED
     written = editing.document.read_text(encoding="utf-8")
-    assert "- **(d) Not measured.** INR Smooth" in written and "| 1 do nothing | 0 |" in written
+    assert "- **(d) Not measured.** INR Smooth" in written and "| 1 do nothing | 1 | 0 |" in written
     assert "Nothing was chosen by measurement" in written
     for name in ("benchmark.png", "benchmark_colour.webp"):
         assert name in written and (editing.document.parent / name).stat().st_size > 1000
@@ -173,11 +173,11 @@ def test_methods_that_nobody_asks_for_are_neither_tuned_nor_chosen_for(editing) 
         edit.selected(editing)
 
 
-def test_ablations_are_measured_on_every_third_clip(editing) -> None:
-    editing.quick, editing.clips_of_kind, editing.seeds = False, 5, 1
+def test_ablations_are_measured_on_every_third_clip_and_tunings_on_as_many_as_asked(editing) -> None:
+    editing.quick, editing.clips_of_kind, editing.tuned_clips_of_kind, editing.seeds = False, 5, 4, 1
     cases = list(edit.list_cases(editing, FIRST))
     clips = {name: [case.clip for case in cases if case.method == name] for name in (methods.LAYER_NORM, methods.EI2)}
-    assert clips[methods.LAYER_NORM] == ["colour_0", "colour_3"] and len(clips[methods.EI2]) == 5
+    assert clips[methods.LAYER_NORM] == ["colour_0", "colour_3"] and len(clips[methods.EI2]) == 4
 
 
 @pytest.mark.parametrize("name", [methods.FFAM, methods.GUIDED])
