@@ -54,7 +54,7 @@ def test_the_call_that_a_step_of_sampling_undoes(label: Label, end: float) -> No
 def test_ancestral_inversion_called_at_each_state() -> None:
     model, clean = Recording(), draw_clip()
     options = InversionOptions(on_eps=model.note)
-    sample_ddpm_inversion(model, clean, SIGMAS.flip(0), options=options, seed=2)
+    sample_ddpm_inversion(model, clean, SIGMAS.flip(0), options=options, noise=(2, False))
     settings = InversionSettings(3, method="edit-friendly DDPM")
     inversion = Inversion(SIGMAS, torch.stack(model.noises[::-1]), clean, clean, settings, "ab")
     for step, call in enumerate(reversed(model.calls)):
