@@ -38,7 +38,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     monkeypatch.setattr(memory, "FRAMES", (4,))
     monkeypatch.setattr(memory, "RS", (4,))
     monkeypatch.setattr(memory, "SIZES", (1.0,))
-    monkeypatch.setattr(memory, "CURVES", {name: memory.CURVES[name] for name in (memory.SAMPLING, tune.OURS_LEAST)})
+    monkeypatch.setattr(memory, "CURVES", {name: memory.CURVES[name] for name in (memory.SAMPLING,)})
     monkeypatch.setattr(tune, "WAYS", {name: tune.WAYS[name] for name in (tune.OURS, tune.SMOOTHED)})
     memory.base_model.cache_clear()
     monkeypatch.setattr(tune, "FULL_SIZE", 8)

@@ -95,7 +95,7 @@ def test_kappa_is_what_the_adapter_changes(model, inversion, found) -> None:
     generator = torch.Generator().manual_seed(8)
     width = UNET["context_dim"]
     tokens = PromptAdapter(torch.randn(3, width, generator=generator), torch.randn(FRAMES, 2, width), {})
-    other = measure(model, inversion, apply_prompt_tokens(SOURCE, tokens, FRAMES))
+    other = measure(model, inversion, apply_prompt_tokens(SOURCE, tokens, FRAMES), 1)
     assert min(other.kappa) > 0 and other.bound[0] > other.bound_without[0] and other.measured[0] > found.measured[0]
     assert all(m <= b for m, b in zip(other.measured, other.bound, strict=True))
     same = measure(model, inversion, SOURCE, 1)

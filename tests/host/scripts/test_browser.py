@@ -10,13 +10,15 @@ from collections.abc import Iterator
 import pytest
 
 from consistent_video.scripts.browser import Editor
+from consistent_video.scripts.descriptions import PRESETS
 from consistent_video.scripts.environment import ROOT, comfyui_tree
 from consistent_video.scripts.host import PACK, Host, device_arguments
 from consistent_video.scripts.workflow import to_prompt
 
 from ..workflows.graphs import small_clip
 
-WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+FEW = ("controlvideo", "slicedit")  # of the papers' systems, which are of the same nodes
+WORKFLOWS = sorted({path.stem for path in (ROOT / "workflows").glob("*.json")} - PRESETS.keys() | {*FEW})
 HELP = sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md"))
 SHOTS = ROOT / "output" / "browser"
 PATIENCE = 900_000  # milliseconds; a loaded machine is many times slower

@@ -195,7 +195,7 @@ def test_what_is_planned_with_a_loss_can_be_tuned_with_it(model, monkeypatch) ->
     assert tune.info["smoothing_weight"] == 0.2, "its paper's, as a number"
 
 
-@pytest.mark.parametrize("family", ["SD2.x", "SDXL"])
+@pytest.mark.parametrize("family", ["SDXL"])
 def test_other_families_are_counted(family: str) -> None:
     model = attach(inflate(family_model(family)), *method(EI2, 2))
     assert tuning_peak(model, SHAPE, SETTINGS, "fp32") > sampling_peak(model, SHAPE) > 0

@@ -43,21 +43,14 @@ def saved_frames(host: Host, prompt: dict, run, title: str):
     return read_clip(file)[0]
 
 
-SD15 = {  # in this order: the first save what the others load
+SD15 = {  # those by real loaders or of the most frames, in this order: the first save what the others load
     "edit": {},
     "ei2": {},
     "saved_tune": {},
-    "attention_control": {},
-    "reconstruction": {"Stability.iterations": 1},
     "tuning_settings": {"Tune.steps": 2, "Tune.snapshots": "", "Options.warmup_steps": 1, "Save tune.with_state": True}
     | {"Region.x": 8, "Region.y": 8}
     | {f"{title}.{side}": 64 for title in ("Nothing", "Rectangle") for side in ("width", "height")},
     "resume_tune": {"Load tune.tune_name": "clip_00002_.safetensors", "Tune.steps": 3, "Tune.snapshots": ""},
-    "tune_a_video": {},
-    "import_tune_a_video": {},
-    "prompt_tokens": {"Tokens.advise_learning_rate": False},
     "controlnet": {},
-    "custom_sampler": {},
-    "inr_smooth": {},
     "long_clip": {"Windows.context_length": 2, "Windows.context_overlap": 1},
 }
