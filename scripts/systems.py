@@ -31,7 +31,7 @@ class System:
     Attributes:
         by: who published it, and where.
         patch: inputs of STAM/FFAM Patch.
-        tuning, options: inputs of One-Shot Tune and of Tuning Options; without the first the model is not tuned.
+        tuning: inputs of One-Shot Tune, None = the model is not tuned.
         hints: whether a ControlNet steers tuning, inversion and edit.
         slices: inputs of Slice Denoiser, None = no slices.
         inversion: inputs of the inversion.
@@ -45,7 +45,6 @@ class System:
     by: str
     patch: Inputs = field(default_factory=dict)
     tuning: Inputs | None = None
-    options: Inputs = field(default_factory=dict)
     hints: bool = False
     slices: Inputs | None = None
     inversion: Inputs = field(default_factory=lambda: PLAIN)
@@ -167,7 +166,7 @@ def describe_system(task: Task, system: System, ddim_steps: int = 50) -> Workflo
         source, edited, empty = ("Steer source", "positive"), ("Steer edit", "positive"), ("Steer edit", "negative")
     if system.tuning is not None:
         parts += [
-            task.tuning_options(**system.options),
+            task.tuning_options(),
             task.tune(options="Options", positive=source, **system.tuning),
             task.save_tune(),
         ]

@@ -41,7 +41,7 @@ def test_votes_are_blind_and_become_a_table(options: argparse.Namespace) -> None
         page = browser.new_page()
         page.goto((options.page / "vote.html").as_uri())
         lefts = set()
-        for _ in range(20):  # sides are drawn anew each time: that 20 fall alike is one in 500,000
+        for _ in range(20):  # sides are drawn each time: that 20 fall alike is one in 500,000
             page.reload(wait_until="domcontentloaded")
             lefts.add(page.get_attribute("#left", "src"))
             if len(lefts) == 2:
