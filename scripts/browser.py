@@ -113,7 +113,7 @@ class Editor:
     def open_node(self, kind: str) -> None:
         """Open a graph of one node with the values that it has from the start, close enough to read."""
         self.open({"nodes": [], "links": [], "groups": [], "version": 0.4})
-        self.page.evaluate("kind => app.graph.add(LiteGraph.createNode(kind))", kind)
+        self.page.evaluate("kind => { app.graph.add(LiteGraph.createNode(kind)) }", kind)
         ((_, box),) = self.boxes("nodes")
         self.show(box, 200)
 
