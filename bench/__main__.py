@@ -44,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_performance(commands.add_parser(ALL, help=f"{', '.join(PERFORMANCE)}: one after another"))
     add_clips(commands.add_parser("clips", help="real clips, by any SD1.x checkpoint in running ComfyUI servers"))
     add_papers(commands.add_parser("papers", help="the systems and tables of the papers, on drawn or on real clips"))
+    add_adapters(commands.add_parser("adapters", help="prompt adapters: their consistency loss and its bounds"))
     add_vote(commands.add_parser("vote", help="a page for a blind vote between the edits that `clips` made"))
     add_edit(commands.add_parser("edit", help="every method on drawn clips that the model never saw, and verdicts"))
     return parser
@@ -105,6 +106,15 @@ def add_papers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tables", nargs="+", default=[], help="part of the title of each (default all)")
     add_runs(command, steps=100, learning_rate=3e-4, size=128, ddim_steps=20)
     add_outputs(command, DOCS / "papers.md")
+
+
+def add_adapters(command: argparse.ArgumentParser) -> None:
+    """Add what `adapters` takes."""
+    command.add_argument("--clips-of-kind", type=int, default=1, help="drawn clips of each kind (default 1)")
+    command.add_argument("--kinds", nargs="+", default=(), help="of edits: colour, shape, ... (default all)")
+    command.add_argument("--steps", type=int, default=60, help="of each tuning (default 60)")
+    command.add_argument("--ddim-steps", type=int, default=12, help="of inversion and sampling (default 12)")
+    add_outputs(command, DOCS / "adapters.md")
 
 
 def add_runs(command: argparse.ArgumentParser, steps: int, learning_rate: float, size: int, ddim_steps: int) -> None:
