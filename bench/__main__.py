@@ -19,6 +19,8 @@ PERFORMANCE = {
     "windows": "long clips in context windows: whether their joints show, and memory over frames",
     "tune": "time and memory of a tuning step, beside Tune-A-Video's",
     "memory": "memory of sampling and tuning over frames, r and resolution, with a plot",
+    "cost": "time and memory of EI²'s Table 1, beside its published figures",
+    "options": "compiling, memory layout and optimisers, beside what is on by itself",
 }
 ALL = "performance"
 EDITS, QUICK_EDITS = DOCS / "benchmark.md", environment.ROOT / "output" / "benchmark.md"
@@ -42,6 +44,9 @@ def make_parser() -> argparse.ArgumentParser:
     for name, says in PERFORMANCE.items():
         add_performance(commands.add_parser(name, help=says, description=f"Measure {says}; writes its section."))
     add_performance(commands.add_parser(ALL, help=f"{', '.join(PERFORMANCE)}: one after another"))
+    add_gpu(
+        commands.add_parser("gpu", help="all that only a GPU can tell, in the order of its worth, within some minutes")
+    )
     add_clips(commands.add_parser("clips", help="real clips, by any SD1.x checkpoint in running ComfyUI servers"))
     add_papers(commands.add_parser("papers", help="the systems and tables of the papers, on drawn or on real clips"))
     add_adapters(commands.add_parser("adapters", help="prompt adapters: their consistency loss and its bounds"))
@@ -65,6 +70,14 @@ def add_performance(command: argparse.ArgumentParser) -> None:
     command.add_argument("--frames", type=int, default=0, help="of the clip; of memory the most (default by device)")
     command.add_argument("--rounds", type=int, default=0, help="of each timing (default by device)")
     command.add_argument("--again", action="store_true", help="measure again what is done")
+    add_outputs(command, DOCS / "performance.md")
+
+
+def add_gpu(command: argparse.ArgumentParser) -> None:
+    """Add what `gpu` takes."""
+    command.add_argument("--minutes", type=float, default=8.0, help="after which what runs is stopped (default 8)")
+    command.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a small form, to try it")
+    command.add_argument("--parts", nargs="+", default=[], help="of: tests, performance parts (default: by worth)")
     add_outputs(command, DOCS / "performance.md")
 
 
