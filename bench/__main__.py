@@ -85,7 +85,7 @@ def add_edit(command: argparse.ArgumentParser) -> None:
     """Add what `edit` takes."""
     command.add_argument("--quick", action="store_true", help="some minutes, few clips; to output/benchmark.md")
     command.add_argument("--clips-of-kind", type=int, default=4, help="held-out clips of each kind (default 4)")
-    command.add_argument("--tuned-clips-of-kind", type=int, default=4, help="of methods that tune (default 4)")
+    command.add_argument("--tuned-clips", type=int, default=24, help="of all kinds, for methods that tune (default 24)")
     command.add_argument("--kinds", nargs="+", default=(), help="of edits: colour, shape, ... (default all)")
     command.add_argument("--methods", nargs="+", default=(), help="by name (default all)")
     command.add_argument("--seeds", type=int, default=2, help="how many tunings of each clip (default 2)")
