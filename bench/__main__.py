@@ -19,6 +19,8 @@ PERFORMANCE = {
     "windows": "long clips in context windows: whether their joints show, and memory over frames",
     "tune": "time and memory of a tuning step, beside Tune-A-Video's",
     "memory": "memory of sampling and tuning over frames, r and resolution, with a plot",
+    "cost": "time and memory of EI²'s Table 1, beside its published figures",
+    "options": "compiling, memory layout and optimisers, beside what is on by itself",
 }
 ALL = "performance"
 EDITS, QUICK_EDITS = DOCS / "benchmark.md", environment.ROOT / "output" / "benchmark.md"
@@ -42,8 +44,12 @@ def make_parser() -> argparse.ArgumentParser:
     for name, says in PERFORMANCE.items():
         add_performance(commands.add_parser(name, help=says, description=f"Measure {says}; writes its section."))
     add_performance(commands.add_parser(ALL, help=f"{', '.join(PERFORMANCE)}: one after another"))
+    add_gpu(
+        commands.add_parser("gpu", help="all that only a GPU can tell, in the order of its worth, within some minutes")
+    )
     add_clips(commands.add_parser("clips", help="real clips, by any SD1.x checkpoint in running ComfyUI servers"))
     add_papers(commands.add_parser("papers", help="the systems and tables of the papers, on drawn or on real clips"))
+    add_adapters(commands.add_parser("adapters", help="prompt adapters: their consistency loss and its bounds"))
     add_vote(commands.add_parser("vote", help="a page for a blind vote between the edits that `clips` made"))
     add_edit(commands.add_parser("edit", help="every method on drawn clips that the model never saw, and verdicts"))
     return parser
@@ -67,11 +73,19 @@ def add_performance(command: argparse.ArgumentParser) -> None:
     add_outputs(command, DOCS / "performance.md")
 
 
+def add_gpu(command: argparse.ArgumentParser) -> None:
+    """Add what `gpu` takes."""
+    command.add_argument("--minutes", type=float, default=8.0, help="after which what runs is stopped (default 8)")
+    command.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a small form, to try it")
+    command.add_argument("--parts", nargs="+", default=[], help="of: tests, performance parts (default: by worth)")
+    add_outputs(command, DOCS / "performance.md")
+
+
 def add_edit(command: argparse.ArgumentParser) -> None:
     """Add what `edit` takes."""
     command.add_argument("--quick", action="store_true", help="some minutes, few clips; to output/benchmark.md")
     command.add_argument("--clips-of-kind", type=int, default=4, help="held-out clips of each kind (default 4)")
-    command.add_argument("--tuned-clips-of-kind", type=int, default=4, help="of methods that tune (default 4)")
+    command.add_argument("--tuned-clips", type=int, default=24, help="of all kinds, for methods that tune (default 24)")
     command.add_argument("--kinds", nargs="+", default=(), help="of edits: colour, shape, ... (default all)")
     command.add_argument("--methods", nargs="+", default=(), help="by name (default all)")
     command.add_argument("--seeds", type=int, default=2, help="how many tunings of each clip (default 2)")
@@ -105,6 +119,15 @@ def add_papers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tables", nargs="+", default=[], help="part of the title of each (default all)")
     add_runs(command, steps=100, learning_rate=3e-4, size=128, ddim_steps=20)
     add_outputs(command, DOCS / "papers.md")
+
+
+def add_adapters(command: argparse.ArgumentParser) -> None:
+    """Add what `adapters` takes."""
+    command.add_argument("--clips-of-kind", type=int, default=1, help="drawn clips of each kind (default 1)")
+    command.add_argument("--kinds", nargs="+", default=(), help="of edits: colour, shape, ... (default all)")
+    command.add_argument("--steps", type=int, default=60, help="of each tuning (default 60)")
+    command.add_argument("--ddim-steps", type=int, default=12, help="of inversion and sampling (default 12)")
+    add_outputs(command, DOCS / "adapters.md")
 
 
 def add_runs(command: argparse.ArgumentParser, steps: int, learning_rate: float, size: int, ddim_steps: int) -> None:

@@ -12,6 +12,9 @@ TITLES = {
     "windows": "Long clips",
     "tune": "Tuning",
     "memory": "Memory",
+    "cost": "EI²'s Table 1",
+    "options": "What might be faster",
+    "gpu": "Tests on a GPU",
 }
 INTRODUCTION = (
     "Each section is written by a command of its own and holds what was last measured, beside where that was. SD1.5's "

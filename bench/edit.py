@@ -16,7 +16,7 @@ from .edit_document import CURVE, PUBLISHED, PUBLISHED_ROWS, write_document
 from .edit_rows import Case, Rows
 from .edit_run import Bench, make_case
 from .methods import BOUNDS, CHOICES, CHOSEN, CLOSE, METHODS, SHARED, SHOWN, Choice
-from .tasks import KINDS, list_tasks, number_of
+from .tasks import KINDS, list_tasks
 from .world import Row, World
 
 
@@ -84,14 +84,14 @@ def selected(options: argparse.Namespace) -> list[str]:
 
 def list_cases(options: argparse.Namespace, chosen: Mapping[str, float]) -> Iterator[Case]:
     """Return every held-out case, all of a clip and seed before the next; what nothing is drawn for once."""
+    clips = list(list_tasks(options.clips_of_kind, held_out=True, kinds=options.kinds or KINDS))
     for seed in range(options.seeds):
-        for clip in list_tasks(options.clips_of_kind, held_out=True, kinds=options.kinds or KINDS):
+        for number, clip in enumerate(clips):
             if seed == 0:
                 yield from (make_case(name, clip, True, 0, options, chosen) for name in BOUNDS)
             for name in selected(options):
                 how = METHODS[name]
-                is_few = how.draws and number_of(clip) >= options.tuned_clips_of_kind
-                if how.is_measured_on(clip) and not is_few and (seed == 0 or how.draws):
+                if (number < options.tuned_clips and how.draws) or (seed == 0 and not how.draws):
                     yield make_case(name, clip, True, seed, options, chosen)
 
 

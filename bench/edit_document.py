@@ -93,7 +93,7 @@ def command_options(options: argparse.Namespace) -> str:
     """Return the options that a run was asked with."""
     if options.quick:
         return "--quick"
-    names = ("clips_of_kind", "tuned_clips_of_kind", "seeds", "validation", "steps", "ddim_steps", "timed")
+    names = ("clips_of_kind", "tuned_clips", "seeds", "validation", "steps", "ddim_steps", "timed")
     given = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in names]
     lists = {"--kinds": options.kinds, "--methods": [f'"{name}"' for name in options.methods]}
     return " ".join([*given, *(part for name, values in lists.items() if values for part in (name, *values))])
@@ -211,9 +211,8 @@ def introduction(tasks: Mapping[str, Task], chosen: Mapping[str, float], options
         f"methods that draw nothing are measured once. {options.ddim_steps} DDIM steps, CFG {chosen['cfg']:g}, denoise "
         f"{chosen['denoise']:g}, {chosen['passes']:g} passes of the relation to {chosen['end']:g} of the steps, tuning "
         f"for {options.steps} steps at {chosen['rate']:g}. {timed}A cell holds the mean over clips ± its standard "
-        "error, each clip the mean of its seeds. The rows of some ablations are measured on every third clip of a "
-        f"kind, methods that draw on {options.tuned_clips_of_kind} of each kind at most. Every row lies in "
-        f"[{PUBLISHED_ROWS.name}]({PUBLISHED_ROWS.name})."
+        f"error, each clip the mean of its seeds. Methods that draw are measured on the first {options.tuned_clips} "
+        f"clips at most. Every row lies in [{PUBLISHED_ROWS.name}]({PUBLISHED_ROWS.name})."
     )
 
 

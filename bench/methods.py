@@ -15,7 +15,6 @@ from ..modules.inversion.inversion import Start
 from ..modules.inversion.noise_relation import Direction, Reading
 from ..modules.tuning.losses.smoothing import Smoothing
 from ..scripts.parts import CFG, CFG_END, RELATION
-from .tasks import number_of
 from .verdict import Claim, Part
 
 DO_NOTHING = "do nothing"
@@ -59,7 +58,6 @@ class Method:
         takes: name of the hyper-parameter in CHOICES that is its own, "" = none.
         own: hyper-parameters in which it differs from what was chosen, by name.
         quick: whether --quick measures it.
-        third: whether it is measured on every third clip of a kind only.
     """
 
     model: Tuned = field(default_factory=Tuned)
@@ -75,16 +73,11 @@ class Method:
     takes: str = ""
     own: tuple[tuple[str, float], ...] = ()
     quick: bool = True
-    third: bool = False
 
     @property
     def draws(self) -> bool:
         """Whether its result depends on the seed."""
         return self.model.tuned or self.tokens
-
-    def is_measured_on(self, clip: str) -> bool:
-        """Whether a held-out clip is one of its."""
-        return not self.third or number_of(clip) % 3 == 0
 
 
 def untuned(**patch: str) -> Tuned:
@@ -100,7 +93,7 @@ def norm_rows() -> dict[str, Method]:
             if (norm, spectral) != ("instance centering", "on"):
                 name = f"EI² with {norm}, {'with' if spectral == 'on' else 'no'} spectral norm"
                 patch = (("name", EI2), ("norm", norm), ("spectral_norm", spectral))
-                rows[name] = Method(Tuned(patch), quick=name in (LAYER_NORM, CENTERING), third=True)
+                rows[name] = Method(Tuned(patch), quick=name in (LAYER_NORM, CENTERING))
     return rows
 
 
@@ -141,27 +134,25 @@ METHODS: dict[str, Method] = {
     "FFAM + FateZero's fusion": Method(untuned(), control="fusion", takes="control_end", quick=False),
     "FFAM + prompt-to-prompt + relation": Method(control="replace", takes="control_end", quick=False, **BASE),
     **{
-        gamma_row(way, gamma): Method(gamma=gamma, direction=way, quick=gamma == 0.5, third=gamma == 1, **BASE)
+        gamma_row(way, gamma): Method(gamma=gamma, direction=way, quick=gamma == 0.5, **BASE)
         for gamma in (0.5, 1.0)
         for way in WAYS
     },
-    f"{DEFAULT}, gamma 0.5 sum": Method(gamma=0.5, direction="both", reading="sum", quick=False, third=True, **BASE),
+    f"{DEFAULT}, gamma 0.5 sum": Method(gamma=0.5, direction="both", reading="sum", quick=False, **BASE),
     f"{DEFAULT}, gamma 0.5 complementary": Method(
-        gamma=0.5, direction="both", reading="complementary", quick=False, third=True, **BASE
+        gamma=0.5, direction="both", reading="complementary", quick=False, **BASE
     ),
     f"{DEFAULT}, gamma 0.5 from the clean latent": Method(
-        gamma=0.5, direction="both", start="clean latent", quick=False, third=True, **BASE
+        gamma=0.5, direction="both", start="clean latent", quick=False, **BASE
     ),
-    "per frame + prompt tokens": Method(
-        Tuned((("name", PER_FRAME),), tuned=False), tokens=True, quick=False, third=True
-    ),
-    "FFAM + prompt tokens": Method(untuned(), tokens=True, quick=False, third=True),
+    "per frame + prompt tokens": Method(Tuned((("name", PER_FRAME),), tuned=False), tokens=True, quick=False),
+    "FFAM + prompt tokens": Method(untuned(), tokens=True, quick=False),
     TUNE_A_VIDEO_PRESET: Method(Tuned((("name", TUNE_A_VIDEO_PRESET),))),
     "Tune-A-Video + INR": Method(Tuned((("name", TUNE_A_VIDEO_PRESET),), smoothing="INR"), takes="weight", quick=False),
     "Tune-A-Video + prompt-to-prompt": Method(
         Tuned((("name", TUNE_A_VIDEO_PRESET),)), control="replace", takes="control_end", quick=False
     ),
-    "full attention": Method(Tuned((("name", FULL),)), quick=False, third=True),
+    "full attention": Method(Tuned((("name", FULL),)), quick=False),
     **norm_rows(),
     EI2: Method(),
     INR: Method(Tuned(smoothing="INR"), takes="weight"),
@@ -170,7 +161,7 @@ METHODS: dict[str, Method] = {
     MOTION: Method(relation="motion"),
     "EI² + prompt-to-prompt": Method(control="replace", takes="control_end", quick=False),
     "EI² + prompt-to-prompt + relation": Method(relation="motion", control="replace", takes="control_end", quick=False),
-    "EI² + prompt tokens": Method(tokens=True, quick=False, third=True),
+    "EI² + prompt tokens": Method(tokens=True, quick=False),
 }
 
 

@@ -115,11 +115,6 @@ def draw_task(kind: str, number: int, held_out: bool) -> Task:
     return Task(kind, replace(wanted, **before), wanted)
 
 
-def number_of(clip: str) -> int:
-    """Return which of its kind a clip is, by the name that `draw_task` gave it."""
-    return int(clip.rsplit("_", 1)[1])
-
-
 def list_tasks(count: int, held_out: bool, kinds: tuple[str, ...] = KINDS) -> dict[str, Task]:
     """Return so many edits of each kind by their names.
 

@@ -23,7 +23,7 @@ from ..modules.tuning.host.private_copy import private_copy, reproducible
 from ..modules.tuning.host.training import Tuning
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.losses.smoothing import Smoothing
-from ..modules.tuning.settings import Precision, TuneSettings
+from ..modules.tuning.settings import OptimizerName, Precision, TuneSettings
 from .baselines import naive_temporal, norms_in_float32, softmax_attention
 from .document import judge, write_section
 from .memory_count import GIB, measured_peak
@@ -43,7 +43,7 @@ class Way:
 
     Attributes:
         preset: the clip model's.
-        smoothing, chunking, checkpointing: of the tuning.
+        smoothing, chunking, checkpointing, optimizer: of the tuning.
         kernel: as Tune-A-Video's code does it: float32 weights, temporal attention with the matrix of scores, and this
             for the other attentions; None = as we do it.
     """
@@ -52,6 +52,7 @@ class Way:
     smoothing: Smoothing = "none"
     chunking: bool = False
     checkpointing: bool = False
+    optimizer: OptimizerName = "AdamW"
     kernel: Attend | None = None
 
 
@@ -111,6 +112,7 @@ def settings_of(way: Way, precision: Precision = "auto") -> TuneSettings:
         smoothing=way.smoothing,
         chunking=way.chunking,
         gradient_checkpointing=way.checkpointing,
+        optimizer=way.optimizer,
     )
 
 

@@ -11,6 +11,7 @@ from .learning_rate import learning_rate_factor
 from .settings import Optimization
 
 NUMBER = ":number"  # ends the flat name of a value that is no tensor
+FUSED = ("cpu", "cuda")  # where AdamW's element-wise passes are one: a third of their time
 LEAST_SCALE = 2.0**-10  # of float16 gradients; what is not finite below it will not become so
 
 
@@ -90,7 +91,7 @@ def make_optimizer(parameters: list[nn.Parameter], settings: Optimization) -> to
         return torch.optim.SGD(parameters, settings.learning_rate)
     given = {"lr": settings.learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
     if settings.optimizer == "AdamW":
-        return torch.optim.AdamW(parameters, **given)
+        return torch.optim.AdamW(parameters, **given, fused=parameters[0].device.type in FUSED)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:

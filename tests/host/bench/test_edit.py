@@ -22,7 +22,7 @@ def editing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespa
     """Options of the smallest measurement of edits: one short clip, few steps."""
     monkeypatch.setattr(tasks, "FRAMES", 4)
     return argparse.Namespace(
-        quick=True, clips_of_kind=1, tuned_clips_of_kind=1, kinds=("colour",), methods=(), seeds=2, validation=1,
+        quick=True, clips_of_kind=1, tuned_clips=1, kinds=("colour",), methods=(), seeds=2, validation=1,
         steps=2, ddim_steps=2, timed=1, state=tmp_path / "state", document=tmp_path / "benchmark.md",
     )  # fmt: skip
 
@@ -173,11 +173,12 @@ def test_methods_that_nobody_asks_for_are_neither_tuned_nor_chosen_for(editing) 
         edit.selected(editing)
 
 
-def test_ablations_are_measured_on_every_third_clip_and_tunings_on_as_many_as_asked(editing) -> None:
-    editing.quick, editing.clips_of_kind, editing.tuned_clips_of_kind, editing.seeds = False, 5, 4, 1
+def test_tunings_are_measured_on_as_many_clips_as_asked_one_of_each_kind_first(editing) -> None:
+    editing.quick, editing.kinds, editing.clips_of_kind, editing.tuned_clips, editing.seeds = False, (), 2, 8, 1
     cases = list(edit.list_cases(editing, FIRST))
-    clips = {name: [case.clip for case in cases if case.method == name] for name in (methods.LAYER_NORM, methods.EI2)}
-    assert clips[methods.LAYER_NORM] == ["colour_0", "colour_3"] and len(clips[methods.EI2]) == 4
+    clips = {name: [case.clip for case in cases if case.method == name] for name in (methods.FFAM, methods.EI2)}
+    assert len(clips[methods.FFAM]) == 12 and clips[methods.EI2] == clips[methods.FFAM][:8]
+    assert [clip.rsplit("_", 1)[1] for clip in clips[methods.EI2]] == ["0"] * 6 + ["1"] * 2
 
 
 @pytest.mark.parametrize("name", [methods.FFAM, methods.GUIDED])

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from consistent_video.bench import attention, memory, sample, sd15, temporal, tune, windows
+from consistent_video.bench import attention, cost, gpu, memory, options, sample, sd15, temporal, tune, windows
 from consistent_video.bench.document import TITLES, UNKNOWN, read_sections
 from consistent_video.bench.memory_count import Held, Peak
 from consistent_video.scripts.environment import ROOT
@@ -40,6 +41,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     monkeypatch.setattr(memory, "SIZES", (1.0,))
     monkeypatch.setattr(memory, "CURVES", {name: memory.CURVES[name] for name in (memory.SAMPLING,)})
     monkeypatch.setattr(tune, "WAYS", {name: tune.WAYS[name] for name in (tune.OURS, tune.SMOOTHED)})
+    monkeypatch.setattr(cost, "COMPARED", {name: cost.COMPARED[name] for name in (cost.EI2, cost.CODE)})
+    few = {name: options.OPTIONS[name] for name in (options.AS_IT_IS, "AdamW, not fused", "channels-last")}
+    monkeypatch.setattr(options, "OPTIONS", few)
     memory.base_model.cache_clear()
     monkeypatch.setattr(tune, "FULL_SIZE", 8)
     return argparse.Namespace(
@@ -48,7 +52,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("part", [attention, temporal, sample, windows, tune, memory])
+@pytest.mark.parametrize("part", [attention, temporal, sample, windows, tune, memory, cost, options])
 def test_a_performance_benchmark_writes_its_section_from_its_rows(part, tiny, monkeypatch) -> None:
     name = part.__name__.rsplit(".", 1)[1]
     measure = getattr(part, f"measure_{name}")
@@ -57,7 +61,9 @@ def test_a_performance_benchmark_writes_its_section_from_its_rows(part, tiny, mo
     sections = read_sections(written)
     own = sections.pop(TITLES[name])
     assert set(sections.values()) == {UNKNOWN}
-    assert own.startswith(f"Written by `python -m bench {name}`.") and "| target | met |" in own
+    assert own.startswith(f"Written by `python -m bench {name}`.") and (
+        "| target | met |" in own or part in (cost, options)
+    )
     assert not re.search(r"\bnan\b|\binf\b|/home|/work|/tmp", own)
     rows = [json.loads(line) for path in tiny.state.iterdir() for line in path.read_text().splitlines()]
     assert rows and all(row["frames"] <= 4 and row["size"] <= 8 for row in rows)
@@ -70,7 +76,7 @@ def test_performance_runs_every_part(monkeypatch) -> None:
     monkeypatch.syspath_prepend(ROOT)
     command = importlib.import_module("consistent_video.bench.__main__")
     ran = []
-    for part in (attention, temporal, sample, windows, tune, memory):
+    for part in (attention, temporal, sample, windows, tune, memory, cost, options):
         name = part.__name__.rsplit(".", 1)[1]
         monkeypatch.setattr(part, f"measure_{name}", lambda _, name=name: ran.append(name) or name == "tune")
     for what in ("stop_on_signals", "enter", "register_pack"):
@@ -117,3 +123,32 @@ def test_tune_a_videos_code_learns_the_same(tiny) -> None:
             made.tuner.advance()
             losses.append(made.tuner.losses["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[2] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_what_a_gpu_is_asked_is_kept_and_goes_on(tiny, monkeypatch, capfd) -> None:
+    """Parts end well, fail, run out of time or are not reached; only the first is not done again."""
+    done, failed, slow = (
+        [sys.executable, "-c", code] for code in ("print('3 passed')", "1 / 0", "import time; time.sleep(60)")
+    )
+    commands = {"tests": done, "cost": failed, "memory": slow}
+    monkeypatch.setattr(gpu, "command_of", lambda part, _: commands[part])
+    chosen = argparse.Namespace(device="cpu", minutes=4 / 60, parts=[], state=tiny.state, document=tiny.document)
+    assert gpu.measure_gpu(chosen) == 1
+    own = read_sections(tiny.document.read_text(encoding="utf-8"))[TITLES["gpu"]]
+    assert re.search(r"\| tests \| done \| \d+ \| 3 passed \|", own) and "| cost | failed (1) |" in own
+    assert f"| memory | {gpu.OUT_OF_TIME} |" in own and "| attention | not begun |" in own
+    assert "ZeroDivisionError" in capfd.readouterr().out
+    commands |= {"tests": slow, "cost": done, "memory": done}
+    chosen.parts, chosen.minutes = ["tests", "cost", "memory"], 1
+    assert gpu.measure_gpu(chosen) == 0, "what was done is not done again, the others are"
+    chosen.parts = ["coffee"]
+    with pytest.raises(SystemExit, match="--parts coffee"):
+        gpu.measure_gpu(chosen)
+
+
+def test_the_parts_of_gpu_are_commands_that_there_are() -> None:
+    command = importlib.import_module("consistent_video.bench.__main__")
+    options = argparse.Namespace(device="cpu", state=Path("state"), document=Path("performance.md"))
+    for part in set(gpu.PARTS) - {gpu.TESTS}:
+        parsed = command.make_parser().parse_args(gpu.command_of(part, options)[3:])
+        assert (parsed.command, parsed.device, parsed.size) == (part, "cpu", gpu.SMALL["size"])

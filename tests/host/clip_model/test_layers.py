@@ -75,6 +75,7 @@ def test_layers_in_chunks_give_what_they_give_at_once(model, latent, name, monke
     assert all(max(seen) > 1 for seen in sizes.values()), "what is not patched is the host's own"
 
 
+@pytest.mark.gpu
 def test_layers_whose_weights_are_fetched_are_known() -> None:
     x = torch.zeros(1)
     assert not is_far(torch.nn.Linear(2, 3), x) and is_far(torch.nn.Linear(2, 3, device="meta"), x)

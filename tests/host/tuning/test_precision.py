@@ -11,6 +11,8 @@ from consistent_video.modules.tuning.host.private_copy import choose_precision
 from ..small import random_model, sample
 from .tuned import LONG, SETTINGS, assert_same, assert_same_tuning, lively_model, patched, run
 
+pytestmark = pytest.mark.gpu
+
 
 def test_half_precision_models_are_tuned_in_float32(latent) -> None:
     base = random_model(dtype=torch.float16) if torch.cuda.is_available() else random_model(dtype=torch.bfloat16)
