@@ -41,7 +41,7 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     given: list[tuple] = []
     monkeypatch.setattr(edit, "write_document", lambda *all: (given.append(all), edit_document.write_document(*all)))
     edit.measure_edit(editing)
-    assert "| 1 do nothing | 1 | 0 |" in brief["benchmark"] and "- Not measured: INR Smooth" in brief["benchmark"]
+    assert "| 2 as drawn | 1 | 1 |" in brief["benchmark"] and "| 1 do nothing |" not in brief["benchmark"]
     rows = [row for own in given[0][2].values() for row in own]
     drawn = [(row["method"], row["seed"]) for row in rows]
     assert len(set(drawn)) == len(drawn)
