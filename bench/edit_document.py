@@ -199,14 +199,16 @@ def table_lines(
     return write_table(["method", "clips", *(COLUMNS[key] for key in columns)], body)
 
 
-def summary(groups: Mapping[str, Sequence[Row]], clips: int) -> str:
-    """Return what the README shows: some methods, by the figures that say the most."""
+def summary(groups: Mapping[str, Sequence[Row]]) -> str:
+    """Return what the README shows: some methods, by the figures that say the most, on the clips that all of them have."""
     shown = [name for name in BRIEF_ROWS if name in groups]
+    clips = set.intersection(*({row["clip"] for row in groups[name]} for name in shown))
+    common = {name: [row for row in rows if row["clip"] in clips] for name, rows in groups.items()}
     return "\n\n".join(
         [
-            f"Means over {clips} drawn clips that the demo model never saw, or the first of them, ± their standard "
-            "errors; *as drawn* is what a perfect edit would score:",
-            table_lines(groups, shown, BRIEF),
+            f"Means over {len(clips)} drawn clips that the demo model never saw, ± their standard errors; *as drawn* is "
+            "what a perfect edit would score:",
+            table_lines(common, shown, BRIEF),
         ]
     )
 
@@ -272,4 +274,4 @@ def write_document(
     ]
     document.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     if document == PUBLISHED:
-        write_region("benchmark", summary(groups, len(tasks)))
+        write_region("benchmark", summary(groups))
