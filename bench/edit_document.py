@@ -200,14 +200,14 @@ def table_lines(
 
 
 def summary(groups: Mapping[str, Sequence[Row]]) -> str:
-    """Return what the README shows: some methods, by the figures that say the most, on the clips that all of them have."""
+    """Return what the README shows: some methods on the clips that all of them have, by what says the most."""
     shown = [name for name in BRIEF_ROWS if name in groups]
     clips = set.intersection(*({row["clip"] for row in groups[name]} for name in shown))
     common = {name: [row for row in rows if row["clip"] in clips] for name, rows in groups.items()}
     return "\n\n".join(
         [
-            f"Means over {len(clips)} drawn clips that the demo model never saw, ± their standard errors; *as drawn* is "
-            "what a perfect edit would score:",
+            f"Means over {len(clips)} drawn clips that the demo model never saw, ± their standard errors; *as drawn* "
+            "is what a perfect edit would score:",
             table_lines(common, shown, BRIEF),
         ]
     )
