@@ -8,6 +8,7 @@ import pytest
 
 from consistent_video.modules.files.host import register_folder
 from consistent_video.nodes import NODES
+from consistent_video.scripts.environment import ROOT
 from consistent_video.scripts.host import Host
 from consistent_video.scripts.texts import LOCALES, english, list_inputs
 
@@ -15,6 +16,9 @@ FILES = ("main.json", "nodeDefs.json")
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?")
 CODE = re.compile(r"[\w.-]*[_/][\w./-]*\w|\b[\w-]*[A-Z][\w-]*[A-Z][\w-]*|--\w+")  # ids, paths, names like LoRA
+HELP = ROOT / "web" / "docs"
+SPAN = re.compile(r"`[^`\n]+`")
+PICTURE = re.compile(r"!\[.*\]\((\S+)\)")
 Key = tuple[str, ...]
 
 
@@ -31,6 +35,22 @@ def flatten(texts: dict, key: Key = ()) -> Iterator[tuple[Key, str]]:
             yield (*key, name), value
 
 
+def read_help(name: str) -> list[str]:
+    """Return a node's help page in English and in Chinese."""
+    return [(HELP / page).read_text(encoding="utf-8") for page in (f"{name}.md", f"{name}/zh.md")]
+
+
+def outline(page: str) -> list[int]:
+    """Return the number of bars, between which cells are, in each heading, row and formula of a help page."""
+    return [line.count("|") for line in page.splitlines() if line.startswith(("#", "|", "    "))]
+
+
+def split_titles(text: str, titles: dict[str, str]) -> tuple[set[str], str]:
+    """Return the Chinese titles of the nodes that an English text names, and the text without them."""
+    anything = re.compile("|".join(rf"\b{re.escape(title)}\b" for title in sorted(titles, key=len, reverse=True)))
+    return {titles[title] for title in anything.findall(text)}, anything.sub(" ", text)
+
+
 @pytest.fixture(scope="module")
 def infos() -> list[dict]:
     register_folder()
@@ -42,6 +62,12 @@ def pairs() -> dict[Key, tuple[str, str]]:
     """English and Chinese of each text."""
     chinese = dict(flatten(read("zh")))
     return {key: (text, chinese[key]) for key, text in flatten(read("en"))}
+
+
+@pytest.fixture(scope="module")
+def titles(pairs: dict[Key, tuple[str, str]]) -> dict[str, str]:
+    """The Chinese title of each node by its English one."""
+    return {text: translated for key, (text, translated) in pairs.items() if key[-1] == "display_name"}
 
 
 def is_prose(key: Key) -> bool:
@@ -80,15 +106,38 @@ def test_chinese_keeps_the_numbers(pairs: dict) -> None:
     assert not changed
 
 
-def test_chinese_calls_nodes_as_their_titles_do_and_keeps_other_names(pairs: dict) -> None:
-    titles = {text: translated for key, (text, translated) in pairs.items() if key[-1] == "display_name"}
-    anything = re.compile("|".join(rf"\b{re.escape(title)}\b" for title in sorted(titles, key=len, reverse=True)))
+def test_chinese_calls_nodes_as_their_titles_do_and_keeps_other_names(pairs: dict, titles: dict[str, str]) -> None:
     lost = []
     for key, (text, translated) in pairs.items():
         if is_prose(key):
-            wanted = {titles[title] for title in anything.findall(text)}
-            wanted |= set(CODE.findall(anything.sub(" ", text)))
-            lost += [(key, name) for name in sorted(wanted) if name not in translated]
+            found, rest = split_titles(text, titles)
+            lost += [(key, name) for name in sorted(found | set(CODE.findall(rest))) if name not in translated]
+    assert not lost
+
+
+def test_chinese_help_says_all_that_the_english_says(titles: dict[str, str]) -> None:
+    """Tables, formulas, numbers, code and pictures are the English page's, and nodes have their titles."""
+    lost = []
+    for name in read("zh")["nodeDefs.json"]:
+        english, chinese = read_help(name)
+        for pattern in (NUMBER, SPAN, PICTURE):
+            lost += [(name, found) for found in set(pattern.findall(english)) ^ set(pattern.findall(chinese))]
+        if outline(english) != outline(chinese):
+            lost.append((name, "headings, formulas, rows and cells"))
+        lost += [(name, title) for title in split_titles(SPAN.sub(" ", english), titles)[0] if title not in chinese]
+    assert not lost
+
+
+def test_chinese_help_calls_inputs_and_outputs_by_both_their_names() -> None:
+    lost = []
+    for name, texts in read("zh")["nodeDefs.json"].items():
+        chinese = read_help(name)[1]
+        results = read("en")["nodeDefs.json"][name].get("outputs", {})
+        shown = [(text["name"], key) for key, text in texts.get("inputs", {}).items()]
+        shown += [(text["name"], results[index]["name"]) for index, text in texts.get("outputs", {}).items()]
+        lost += [(name, key) for label, key in shown if f"{label} `{key}`" not in chinese]
+        if not chinese.startswith(f"# {texts['display_name']}\n"):
+            lost.append((name, "heading"))
     assert not lost
 
 

@@ -134,13 +134,15 @@ def test_every_workflow_is_listed_and_served_as_a_template(host: Host) -> None:
         assert served == json.loads(file.read_text(encoding="utf-8"))
 
 
-def test_every_node_has_a_help_page_that_names_its_inputs(host: Host, infos: dict) -> None:
+def test_every_node_has_help_pages_that_name_its_inputs(host: Host, infos: dict) -> None:
+    """In English and in Chinese; the editor looks for the page of its language, then for the one without."""
     missing = []
     for name, info in infos.items():
-        try:
-            page = host.read(f"extensions/{PACK}/docs/{name}.md")
-        except HostError:
-            missing.append(name)
-            continue
-        missing += [f"{name}.{key}" for key in list_specs(info) if key not in page]
+        for page in (f"{name}.md", f"{name}/zh.md"):
+            try:
+                text = host.read(f"extensions/{PACK}/docs/{page}")
+            except HostError:
+                missing.append(page)
+                continue
+            missing += [f"{page}: {key}" for key in list_specs(info) if key not in text]
     assert not missing

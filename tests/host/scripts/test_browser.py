@@ -142,3 +142,23 @@ def test_a_help_page_is_shown_with_its_picture(editor: Editor, info: dict, kind:
     page.wait_for_function("name => document.querySelector(`img[src*='${name}']`).naturalWidth > 100", arg=kind)
     other_languages = [text for text in editor.complaints if text.endswith(f"{kind}/en.md")]  # asked for first
     assert editor.complaints == other_languages
+
+
+def test_help_is_shown_in_chinese(editor: Editor) -> None:
+    kind = "ConsistentVideo_AttentionControl"
+    texts = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    editor.open(saved("demo_edit"))
+    editor.page.evaluate("app.graph.nodes[0].english = true")
+    editor.set("Comfy.Locale", "zh")
+    try:
+        # The editor then opens the workflow again, its nodes named in the new language.
+        editor.page.wait_for_function("app.graph.nodes.length > 0 && !app.graph.nodes[0].english")
+        editor.open_node(kind)
+        editor.complaints.clear()
+        editor.open_help()
+        editor.page.get_by_role("heading", name=texts[kind]["display_name"], exact=True).wait_for()
+        editor.page.wait_for_function(f"document.querySelector(`img[src*='{kind}']`)?.naturalWidth > 100")
+        editor.picture().save(SHOTS / "help_in_chinese.png")
+        assert not editor.complaints
+    finally:
+        editor.set("Comfy.Locale", "en")
