@@ -19,7 +19,7 @@ from ..workflows.graphs import small_clip
 
 FEW = ("controlvideo", "slicedit")  # of the papers' systems, which are of the same nodes
 WORKFLOWS = sorted({path.stem for path in (ROOT / "workflows").glob("*.json")} - PRESETS.keys() | {*FEW})
-HELP = sorted(path.stem for path in (ROOT / "web" / "docs").glob("*.md"))
+HELP = tuple(f"ConsistentVideo_{name}" for name in ("AttentionControl", "InversionStability", "OneShotTune"))  # of all
 SHOTS = ROOT / "output" / "browser"
 PATIENCE = 900_000  # milliseconds; a loaded machine is many times slower
 
