@@ -16,6 +16,7 @@ from consistent_video.bench.document import TITLES, UNKNOWN, read_sections
 from consistent_video.bench.memory_count import Held, Peak
 from consistent_video.scripts.environment import ROOT
 
+CALLS = {solvers.DDIM: (4,), solvers.MIDPOINT: (3,), solvers.REFINED: (4,), solvers.DDPM: (2,)}
 NARROW = {
     **sd15.UNET,
     "model_channels": 32,
@@ -35,7 +36,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     small["LONG"] = {what: (8, (3, 4)) for what in windows.LONG}
     for name, value in small.items():
         monkeypatch.setattr(windows, name, value)
-    for name, value in {"KINDS": ("colour",), "CALLS": (3, 4), "TARGET": 3, "OF_DDIM": 4}.items():
+    for name, value in {"KINDS": ("colour",), "TARGET": 3, "OF_DDIM": 4, "CALLS": CALLS}.items():
         monkeypatch.setattr(solvers, name, value)
     monkeypatch.setattr(memory, "FRAMES", (4,))
     monkeypatch.setattr(memory, "RS", (4,))
