@@ -16,6 +16,7 @@ PERFORMANCE = {
     "attention": "time and memory of attention across frames, beside SDPA of as many pairs",
     "temporal": "time of a temporal module and its parts, beside a copy of what its attention reads and writes",
     "sample": "time of a guided UNet call of clip models, beside the image model",
+    "solvers": "reconstruction and edits over the UNet calls of each solver",
     "windows": "long clips in context windows: whether their joints show, and memory over frames",
     "tune": "time and memory of a tuning step, beside Tune-A-Video's",
     "memory": "memory of sampling and tuning over frames, r and resolution, with a plot",

@@ -9,6 +9,7 @@ TITLES = {
     "attention": "Attention across frames",
     "temporal": "Temporal modules",
     "sample": "Sampling",
+    "solvers": "Solvers",
     "windows": "Long clips",
     "tune": "Tuning",
     "memory": "Memory",

@@ -6,7 +6,7 @@ from typing import get_args
 from comfy_api.latest import io
 
 from ..modules.clip_model.attention.bases import BASES
-from ..modules.diffusion.ddim import Label
+from ..modules.diffusion.ddim import Label, Solver
 from ..modules.files.host import INVERSIONS, stamp
 from ..modules.files.strict_json import to_json
 from ..modules.inversion.host.invert import INVERSION, inversion_of, invert_clip, to_latent
@@ -152,6 +152,15 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
                     **ADVANCED,
                     tooltip="STEM only: number of bases of the clip in each layer. The paper uses 256. With as many as "
                     "the clip has tokens it is attention to all tokens of all frames.",
+                ),
+                io.Combo.Input(
+                    "solver",
+                    options=list(get_args(Solver)),
+                    default="DDIM",
+                    **ADVANCED,
+                    tooltip="How a step follows the predicted noise; Smooth Sample takes the inversion's. DDIM: along "
+                    "that at its beginning, as in the papers. midpoint: along that halfway, for one UNet call a step "
+                    "and one more: much closer to the clip at CFG 1 in half the steps.",
                 ),
             ],
             outputs=[

@@ -15,6 +15,7 @@ from .schedule import sigma_to_alpha_bar
 
 Prediction = Literal["eps", "v"]
 Label = Literal["next", "current"]
+Solver = Literal["DDIM", "midpoint"]
 OnEps = Callable[[int, Tensor, Tensor], Tensor]
 
 

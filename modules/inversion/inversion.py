@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..clip_model.attention.bases import BASES
-from ..diffusion.ddim import Label, relabelled, state_to_latent, told_level
+from ..diffusion.ddim import Label, Solver, relabelled, state_to_latent, told_level
 from .noise_relation import Direction, Reading, implied_noise, smooth_noise, with_std_of
 
 Noise = Literal["implied", "Gaussian"]
@@ -21,7 +21,7 @@ class InversionSettings:
     """Settings of an inversion.
 
     Attributes:
-        steps: number of UNet evaluations, without refinements.
+        steps: number of them, each a UNet evaluation, without refinements; midpoint begins with one more.
         gamma, direction, reading: of the interframe noise relation, see `noise_relation.smooth_noise`.
         noise: eps of (24, 25): implied by the inverted latent, or fresh Gaussian noise, after which each frame is
             scaled to the standard deviation of its predicted noise.
@@ -36,9 +36,11 @@ class InversionSettings:
         method: what is inverted, deterministic sampling or ancestral, whose noise the seed then is of as well; or
             deterministic sampling by a model whose frames attend to the bases of the clip, see `bases_attention`.
         bases: number of them, STEM only.
+        solver: of deterministic sampling and its inversion: DDIM's steps, or `midpoint.sample_midpoint`; sampling has
+            the inversion's.
 
     Raises:
-        ValueError: the method has no such settings, or there are no bases.
+        ValueError: the method or the solver has no such settings, or there are no bases.
     """
 
     steps: int = 50
@@ -55,16 +57,23 @@ class InversionSettings:
     set_alpha_to_one: bool = False
     method: Method = "DDIM"
     bases: int = BASES
+    solver: Solver = "DDIM"
 
     def __post_init__(self) -> None:
         given = {"label": (self.label, "next"), "refinements": (self.refinements, 0)}
         wrong = [f"{name} {value}" for name, (value, own) in given.items() if value != own]
-        wrong += ["start every step"] if self.start == "every step" else []
-        if self.is_ancestral and wrong:
+        walking = [*wrong, *(["start every step"] if self.start == "every step" else [])]
+        if self.is_ancestral and walking:
             raise ValueError(
-                f"{' and '.join(wrong)} belongs to DDIM inversion and has no meaning where method is {self.method}: it "
-                "walks along no predicted noise. Set label to next, refinements to 0 and start to inverted latent, or "
-                "method to DDIM."
+                f"{' and '.join(walking)} belongs to DDIM inversion and has no meaning where method is {self.method}: "
+                "it walks along no predicted noise. Set label to next, refinements to 0 and start to inverted latent, "
+                "or method to DDIM."
+            )
+        if self.solver == "midpoint" and (wrong or self.is_ancestral):
+            raise ValueError(
+                f"{' and '.join(wrong or [f'method {self.method}'])} does not combine with solver midpoint, which "
+                "calls the UNet halfway through each step and adds no noise. Set label to next, refinements to 0 and "
+                "method to DDIM or STEM, or solver to DDIM."
             )
         if self.bases < 1:
             raise ValueError(f"bases must be 1 or more, got {self.bases}.")

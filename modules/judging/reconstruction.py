@@ -55,6 +55,7 @@ def remedies(
     refinements: int,
     steps: int,
     method: str = "DDIM",
+    solver: str = "DDIM",
 ) -> list[str]:
     """Return what would make a reconstruction better, the likeliest first; empty where it is good (35 dB and more).
 
@@ -63,7 +64,7 @@ def remedies(
         cfg: guidance it was sampled with.
         inverted_cfg: guidance of the inversion.
         is_plain: whether the inversion was without the noise relation.
-        refinements, steps, method: of the inversion.
+        refinements, steps, method, solver: of the inversion.
     """
     if min(found.psnr) >= 35:
         return []
@@ -79,8 +80,8 @@ def remedies(
             advice.append(f"for cfg {cfg:g} connect the source prompt as negative, or that of Null-Text Optimization")
     elif cfg > 1:
         advice.append(f"set cfg to 1 in the inversion and here: guidance of {cfg:g} is hard to invert")
-    if refinements == 0:
-        advice.append("set refinements of the inversion to 2")
+    if refinements == 0 and solver == "DDIM":
+        advice.append("set refinements of the inversion to 2, or its solver to midpoint")
     if steps < 100:
         advice.append(f"raise steps of the inversion from {steps} to {2 * steps}")
     return [*advice, "use the prompt that the clip was inverted with"]

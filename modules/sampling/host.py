@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy
@@ -18,6 +19,7 @@ from ..diffusion.ddim import SamplingOptions, sample_ddim, state_to_latent
 from ..diffusion.ddpm import step_noise
 from ..diffusion.host.latent import to_positions
 from ..diffusion.host.run import ClipSampler, run_sampler, warn_of_frames
+from ..diffusion.midpoint import sample_midpoint
 from ..inversion.host.foreign import MASKED
 from ..inversion.host.identity import model_digest
 from ..inversion.host.invert import INVERSION, inversion_of, trajectory
@@ -206,7 +208,7 @@ def ending_guidance(guider: CFGGuider, end: float) -> Iterator[Callable[[float],
 
 
 class InvertedClipSampler(ClipSampler):
-    """DDIM from an inverted clip: refuses another latent, noise and other noise levels.
+    """From an inverted clip by the solver of its inversion: refuses another latent, noise and other noise levels.
 
     Args:
         inversion: what to start from.
@@ -218,7 +220,8 @@ class InvertedClipSampler(ClipSampler):
     """
 
     def __init__(self, inversion: Inversion, settings: SampleSettings | None = None, watch: Watch | None = None):
-        super().__init__(sample_ddim)
+        made = inversion.settings
+        super().__init__(sample_midpoint if made.solver == "midpoint" else sample_ddim, solver=made.solver)
         self.inversion, self.settings, self.watch = inversion, settings or SampleSettings(), watch
         start, end = self.settings.start_step, self.settings.end_step or inversion.steps
         if not 0 <= start < end <= inversion.steps:
@@ -227,10 +230,10 @@ class InvertedClipSampler(ClipSampler):
                 "of the inversion. The first is to be below the second, which ends with them or is 0. Set both to 0 "
                 "for all steps."
             )
-        if inversion.settings.is_ancestral and self.settings.eta:
+        if self.settings.eta and (made.is_ancestral or made.solver == "midpoint"):
             raise ValueError(
-                f"eta {self.settings.eta:g} adds noise at each step, and the inversion ({inversion.settings.method}) "
-                "holds the clip's own noise of each. Set eta to 0, or invert by DDIM."
+                f"eta {self.settings.eta:g} adds noise at each step, and the inversion ({made.method}, solver "
+                f"{made.solver}) holds each step's own, or has none. Set eta to 0, or invert by DDIM."
             )
         self.sigmas = inversion.sigmas[start : end + 1]
         self.report: dict[str, list[float]] = {}
@@ -274,11 +277,8 @@ class InvertedClipSampler(ClipSampler):
             generator, first = torch.Generator().manual_seed(settings.seed), settings.start_step
             options = SamplingOptions(relating, on_state, settings.eta, generator)
             if inversion.settings.is_ancestral:
-                options = replace(
-                    options,
-                    eta=1.0,
-                    noise_of=lambda step: step_noise(states, inversion.noises, inversion.sigmas, step + first),
-                )
+                own = partial(step_noise, states[first:], inversion.noises[first:], self.sigmas)
+                options = replace(options, eta=1.0, noise_of=own)
             self.extra_options = {"options": options}
             given = model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
             try:
@@ -318,7 +318,7 @@ def sample_clip(
     settings: SampleSettings,
     watch: Watch | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Sample an inverted clip with DDIM and classifier-free guidance.
+    """Sample an inverted clip with classifier-free guidance, by the solver that inverted it.
 
     Args:
         model: inflated model of the inversion's noise levels.

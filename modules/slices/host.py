@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..clip_model.host.settings import SLICES, clip_settings, count_frames
+from ..clip_model.host.settings import SLICES, UNSEEN, clip_settings, count_frames
 from ..clip_model.host.windows import MEMORY
 from ..tuning.host.tune_inputs import check_plain, condition
 from .slices import Axes, Blend, blend_noise, predict_slices
@@ -70,7 +70,7 @@ class SliceDenoiser:
         """Return the denoised rows of a call, as the host's `apply_model`."""
         options = transformer_options or {}
         denoised = executor(x, sigma, c_concat, c_crossattn, control, transformer_options, **extra)
-        if MEMORY in options and options[MEMORY].is_filling:
+        if UNSEEN in options or (MEMORY in options and options[MEMORY].is_filling):
             return denoised  # which nobody looks at
         frames, sides = count_frames(options, len(x)), x.chunk(len(options.get("cond_or_uncond", (0,))))
         if frames < 2:

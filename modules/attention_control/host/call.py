@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...clip_model.host.settings import CONTROL
 from ...diffusion.ddim import relabelled
+from ...diffusion.midpoint import midpoints
 from ...inversion.inversion import Inversion
 from ..maps import attend_by_maps, cross_maps, refine_maps, replace_maps, reweight, threshold_mask, word_map
 from ..recipe import RECIPES, Name, Recipe
@@ -25,7 +26,6 @@ SelfAttention = Literal["replace", "fusion"]
 Place = tuple[Any, ...]
 Maps = dict[tuple[int, int], Tensor]
 Inner = Callable[[Tensor, Tensor, Tensor], Tensor]
-MapsOf = Callable[[slice], Tensor]  # of some frames
 
 
 @dataclass(frozen=True)
@@ -93,25 +93,33 @@ class Control:
         """Whether self-attention follows the source outside of a mask only."""
         return self.settings.self_attention == "fusion" and self.settings.self_end > 0
 
-    @property
-    def needs_mask(self) -> bool:
-        """Whether a mask is made."""
-        return self.settings.local_blend or self.fuses
+    def blends_from(self, step: int) -> bool:
+        """Whether local blend acts after a step or a later one."""
+        later = range(step, self.steps)
+        return self.settings.local_blend and any(self.recipe.blends(each, self.steps) for each in later)
 
-    def step_at(self, sigma: float) -> int:
-        """Return the step that begins at a noise level.
+    def needs_mask(self, step: int = 0) -> bool:
+        """Whether a mask is made in a step or a later one."""
+        return self.blends_from(step) or (self.fuses and self.acts_on_self(step))
+
+    def find(self, sigma: float) -> tuple[int, Tensor]:
+        """Return the step in which the UNet is called at a noise level, and the source's state there.
 
         Raises:
-            ValueError: none does.
+            ValueError: there is none.
         """
-        apart = (self.sigmas[:-1] - sigma).abs()
-        step = int(apart.argmin())
-        if apart[step] > 1e-4 * max(1.0, sigma):
+        levels = self.sigmas[:-1]
+        if self.inversion.settings.solver == "midpoint":
+            levels = torch.cat([levels, midpoints(self.sigmas)])
+        apart = (levels - sigma).abs()
+        found = int(apart.argmin())
+        if apart[found] > 1e-4 * max(1.0, sigma):
             raise ValueError(
                 f"Attention Control knows the source at the {self.steps} noise levels of its inversion, not at "
                 f"{sigma:.4f}. Sample by Smooth Sample from the inversion that is connected to Attention Control."
             )
-        return step
+        step = found % self.steps
+        return step, self.states[step] if found < self.steps else (self.states[step] + self.states[step + 1]) / 2
 
     def acts_on_self(self, step: int) -> bool:
         """Whether self-attention follows the source in a step."""
@@ -256,26 +264,32 @@ class Call:
             check_tokens(k, prompts)
             if acts and control.settings.cross != "none":
                 self.capture(place, q, k)
-            self.note(self.run.source_maps, plain_maps(q, k, heads), prompts.source_words, options)
+            if prompts.source_words and control.needs_mask(self.step):
+                for i in range(len(q)):
+                    maps = cross_maps(q[i : i + 1], k[i : i + 1], heads)
+                    self.note(self.run.source_maps, maps, prompts.source_words, i, options)
             return attended
+        notes = bool(prompts.edited_words) and control.blends_from(self.step)
         rows = self.rows(options, len(q))
         if rows:
             check_tokens(k, prompts)
         if acts:
             attended = attended.clone()
-        for own in rows:
-            maps = plain_maps(q[own], k[own], heads)
-            controlled = partial(self.controlled_maps, place, maps, heads) if acts else maps
-            if acts:
-                each = [slice(i, i + 1) for i in range(len(self.frames))]
-                attended[own] = torch.cat([attend_by_maps(controlled(one), v[own][one]) for one in each])
-            noted = controlled if recipe.edit_after else maps
-            self.note(self.run.edited_maps, noted, prompts.edited_words, options)
+        for own in rows if acts or notes else ():
+            for i in range(len(self.frames)):
+                row = slice(own.start + i, own.start + i + 1)
+                maps = own_maps = cross_maps(q[row], k[row], heads)
+                if acts:
+                    maps = self.controlled_maps(place, own_maps, heads, slice(i, i + 1))
+                    attended[row] = attend_by_maps(maps, v[row])
+                if notes:
+                    noted = maps if recipe.edit_after else own_maps
+                    self.note(self.run.edited_maps, noted, prompts.edited_words, i, options)
         return attended
 
-    def controlled_maps(self, place: Place, maps_of: MapsOf, heads: int, one: slice) -> Tensor:
+    def controlled_maps(self, place: Place, maps: Tensor, heads: int, one: slice) -> Tensor:
         """Return maps of the edited prompt that follow the source's, of a frame."""
-        cross, prompts, maps = self.run.control.settings.cross, self.run.control.prompts, maps_of(one)
+        cross, prompts = self.run.control.settings.cross, self.run.control.prompts
         if cross != "none":
             assert self.source is not None, "this is the edit's call"
             q, k = self.source[place]
@@ -287,20 +301,13 @@ class Call:
                 maps = refine_maps(source, maps, prompts.alignment)
         return reweight(maps, prompts.weights)
 
-    def note(self, noted: Maps, maps_of: MapsOf, positions: tuple[int, ...], options: dict) -> None:
-        """Add to the word maps of the sampling, at the layer's size."""
-        if positions and self.run.control.needs_mask:
-            size = tuple(options["activations_shape"][-2:])
-            each = [maps_of(slice(i, i + 1)) for i in range(len(self.frames))]
-            looked = torch.cat([word_map(maps, positions, *size) for maps in each])
-            if size not in noted:
-                noted[size] = looked.new_zeros(self.run.control.states.shape[1], *looked.shape[1:])
-            noted[size][self.frames] += looked
-
-
-def plain_maps(q: Tensor, k: Tensor, heads: int) -> MapsOf:
-    """Return what computes the maps of some frames."""
-    return lambda one: cross_maps(q[one], k[one], heads)
+    def note(self, noted: Maps, maps: Tensor, positions: tuple[int, ...], frame: int, options: dict) -> None:
+        """Add the maps of a frame to the word maps of the sampling, at the layer's size."""
+        size = tuple(options["activations_shape"][-2:])
+        looked = word_map(maps, positions, *size)
+        if size not in noted:
+            noted[size] = looked.new_zeros(self.run.control.states.shape[1], *looked.shape[1:])
+        noted[size][self.frames[frame]] += looked[0]
 
 
 def check_tokens(k: Tensor, prompts: Prompts) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...clip_model.host.bank import transformer_blocks
 from ...clip_model.host.evolved import CONTEXT, WINDOWS, samples_in_windows
-from ...clip_model.host.settings import CONTROL, KEY, STEER
+from ...clip_model.host.settings import CONTROL, KEY, STEER, UNSEEN
 from ...clip_model.host.windows import WINDOW, frames_of_window
 from ...diffusion.host.run import CACHE
 from ...inversion.host.invert import inversion_of, trajectory
@@ -62,7 +62,7 @@ def check_run(control: Control, options: dict[str, Any], positive: list) -> None
             "another recipe, or set self_end to 0."
         )
     taken = options["transformer_options"].get("patches_replace", {}).get("attn2", {})
-    if taken and (control.changes_cross or control.needs_mask):
+    if taken and (control.changes_cross or control.needs_mask()):
         raise ValueError(
             "Another node (IPAdapter is one) replaces the model's cross-attention, which Attention Control has to. "
             "Remove it, or set cross to none with no weighted words and no mask."
@@ -73,7 +73,7 @@ def predict_controlled(executor, x, timestep, model_options=None, seed=None):
     """Wrap the prediction of a step: check that it is one of the source's, and blend the source in."""
     run: Run = model_options["transformer_options"][RUN]
     control = run.control
-    step = control.step_at(float(timestep[0]))
+    step, _ = control.find(float(timestep[0]))
     if x.shape != control.states[step].shape:
         raise ValueError(
             f"Attention Control holds a source of shape {tuple(control.states[step].shape)} and the clip that is "
@@ -90,13 +90,14 @@ def evaluate_controlled(executor, model, conds, x, timestep, model_options):
     options = model_options["transformer_options"]
     run: Run = options[RUN]
     control, settings = run.control, run.control.settings
-    step = control.step_at(float(timestep[0]))
+    step, states = control.find(float(timestep[0]))
     acts_on_self, acts_on_cross = control.acts_on_self(step), control.acts_on_cross(step)
-    if not (acts_on_self or acts_on_cross or settings.local_blend):
+    needs_mask = control.needs_mask(step)
+    if not (acts_on_self or acts_on_cross or needs_mask):
         return executor(model, conds, x, timestep, model_options)
     replaced = options.get("patches_replace", {}).get("attn1", {})
-    uses_cross = acts_on_cross or control.needs_mask
-    states, told = control.states[step], timestep
+    uses_cross = acts_on_cross or needs_mask
+    told = timestep
     if control.recipe.calls == "inversion":
         states, level = control.inversion.call_at(control.states, step)
         told = level.to(timestep).expand_as(timestep)
@@ -108,9 +109,10 @@ def evaluate_controlled(executor, model, conds, x, timestep, model_options):
 
     # Evaluate the source.
     call = Call(run, step, frames, replaced)
-    if acts_on_self or settings.cross != "none" or control.needs_mask:
-        seen = states[frames].to(x)
-        executor(model, [source, None], seen, told, with_patches(model_options, call, uses_cross))
+    if acts_on_self or settings.cross != "none" or needs_mask:
+        seen, given = states[frames].to(x), with_patches(model_options, call, uses_cross)
+        given["transformer_options"][UNSEEN] = True
+        executor(model, [source, None], seen, told, given)
 
     # Let the edit follow.
     edit = Call(run, step, frames, replaced, call.kept)
@@ -177,6 +179,13 @@ def check_recipe(control: Control) -> None:
             f"self_attention is fusion, which mixes attention within frames, and recipe {settings.recipe} leaves that "
             "to the edit and controls attention over frames. Set self_attention to replace, or choose another recipe."
         )
+    if made.solver != "DDIM" and (settings.local_blend or control.recipe.calls == "inversion"):
+        part = "local_blend" if settings.local_blend else f"recipe {settings.recipe}"
+        raise ValueError(
+            f"{part} belongs to steps of DDIM, at whose noise levels it has the source, and inversion was made with "
+            f"solver {made.solver}. Invert with solver DDIM, or "
+            f"{'set local_blend to false' if settings.local_blend else 'choose another recipe'}."
+        )
     if control.recipe.calls == "inversion" and made.refinements:
         raise ValueError(
             f"recipe {settings.recipe} takes attention from the inversion's own calls, one for each step, and "
@@ -198,7 +207,7 @@ def check_prompts(control: Control) -> None:
             "No words of source_text say where the mask of fusion is: there are none that the edited prompt has not. "
             "Name some in mask_words."
         )
-    if control.needs_mask and not prompts.source_words + prompts.edited_words:
+    if control.needs_mask() and not prompts.source_words + prompts.edited_words:
         raise ValueError("No words say where the mask is: the prompts have the same. Name some in mask_words.")
     if settings.cross == "replace" and prompts.replacement is None:
         raise ValueError(

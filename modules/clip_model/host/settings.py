@@ -15,6 +15,7 @@ KEY = "consistent_video"
 CONTROL = f"{KEY}_control"  # of Attention Control
 STEER = f"{KEY}_steer"  # what tells temporal modules the tokens that they compute queries and keys from
 SLICES = f"{KEY}_slices"  # of Slice Denoiser
+UNSEEN = f"{KEY}_unseen"  # there where nobody looks at what the UNet predicts
 ALWAYS = (math.inf, 0.0)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import comfy.sample
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from ...clip_model.host.evolved import refuse_other_starts, sets_guidance
 from ...clip_model.host.settings import KEY, clip_settings
+from ..ddim import Solver
+from ..midpoint import levels_called
 
 CACHE = "easycache"  # the host's name of what EasyCache and LazyCache attach
 
@@ -83,7 +86,16 @@ class ClipSampler(KSAMPLER):
     """A sampler of a clip: refuses what would have no effect on it, or cannot be.
 
     Its preview plays the clip, a frame with each step, where the host shows the first frame always.
+
+    Args:
+        function: of k-diffusion's sampler contract.
+        options: further arguments of it.
+        solver: at which noise levels it calls the UNet.
     """
+
+    def __init__(self, function: Callable[..., Tensor], options: dict[str, Any] | None = None, solver: Solver = "DDIM"):
+        super().__init__(function, options or {})
+        self.solver = solver
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
@@ -91,6 +103,10 @@ class ClipSampler(KSAMPLER):
         """Sample, see KSAMPLER."""
         options = extra_args["model_options"]
         self.check(model_wrap, options["transformer_options"], sigmas, len(noise))
+        if self.solver == "midpoint":  # the host tells the step by the level
+            called = {"sample_sigmas": torch.cat([levels_called(sigmas), sigmas[-1:]])}
+            told = {**options, "transformer_options": {**options["transformer_options"], **called}}
+            extra_args = {**extra_args, "model_options": told}
         plays = plays_itself(model_wrap.model_patcher)
 
         def show(step: int, x_0: Tensor, x: Tensor, total: int) -> None:
@@ -107,6 +123,9 @@ class ClipSampler(KSAMPLER):
             ValueError: naming them.
         """
         rises = bool(sigmas[0] < sigmas[-1])
+        levels = sigmas[1:] if rises else sigmas[:-1]
+        if self.solver == "midpoint":
+            levels = levels_called(sigmas)
         refuse_other_starts(guider.model_patcher)
         if rises and sets_guidance(guider.model_patcher):
             raise ValueError(
@@ -124,7 +143,7 @@ class ClipSampler(KSAMPLER):
                 check_prompts(cond.get("cross_attn"), counts, name)
             check_masks(conds, counts, name)
             if name != "negative" or getattr(guider, "cfg", 0) != 1:  # else the negative is not looked at
-                check_ranges(conds, sigmas[1:] if rises else sigmas[:-1], name)
+                check_ranges(conds, levels, name)
 
 
 def warn_of_frames(model: ModelPatcher, frames: int) -> None:

@@ -9,7 +9,13 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...clip_model.host.settings import clip_settings
-from ...diffusion.ddim import InversionOptions, ddim_trajectory, latent_to_state, sample_ddim_inversion
+from ...diffusion.ddim import (
+    InversionOptions,
+    SamplingOptions,
+    ddim_trajectory,
+    latent_to_state,
+    sample_ddim_inversion,
+)
 from ...diffusion.ddpm import noised_states, sample_ddpm_inversion
 from ...diffusion.host.latent import (
     INVERSION,
@@ -20,6 +26,7 @@ from ...diffusion.host.latent import (
     sigma_table,
 )
 from ...diffusion.host.run import ClipSampler, run_sampler, warn_of_frames
+from ...diffusion.midpoint import sample_midpoint
 from ...diffusion.schedule import ddim_sigmas, matched_denoise
 from ..inversion import Inversion, InversionSettings, Relation
 from .foreign import MASKED, remember
@@ -28,11 +35,15 @@ from .stem import with_bases
 
 
 @torch.no_grad()
-def invert_latent(model, x, sigmas, *given, noise=None, **named):
-    """Invert a clean latent, which is how the host hands a clip in, by DDIM or, with noise, by DDPM; see there."""
-    if noise is not None:
-        return sample_ddpm_inversion(model, x, sigmas, *given, noise=noise, **named)
-    return sample_ddim_inversion(model, latent_to_state(x, sigmas[0]), sigmas, *given, **named)
+def invert_latent(model, x, sigmas, *given, options, settings, **named):
+    """Invert a clean latent, which is how the host hands a clip in, by the method and solver of the settings."""
+    if settings.is_ancestral:
+        noise = settings.seed, settings.shares_noise
+        return sample_ddpm_inversion(model, x, sigmas, *given, options=options, noise=noise, **named)
+    state = latent_to_state(x, sigmas[0])
+    if settings.solver == "midpoint":
+        return sample_midpoint(model, state, sigmas, *given, options=SamplingOptions(options.on_eps), **named)
+    return sample_ddim_inversion(model, state, sigmas, *given, options=options, **named)
 
 
 def invert_clip(
@@ -62,8 +73,7 @@ def invert_clip(
     sigmas = ddim_sigmas(table, settings.steps, settings.denoise, settings.set_alpha_to_one)
     relation = Relation(settings, sigmas.flip(0))
     options = InversionOptions(prediction_of(model), settings.label, settings.refinements, relation)
-    noise = (settings.seed, settings.shares_noise) if settings.is_ancestral else None
-    sampler = ClipSampler(invert_latent, {"options": options, "noise": noise})
+    sampler = ClipSampler(invert_latent, {"options": options, "settings": settings}, settings.solver)
     inverting = with_bases(model, settings.bases, len(samples)) if settings.method == "STEM" else model
     start = run_sampler(inverting, samples, sampler, sigmas.flip(0), settings.cfg, positive, negative)
     if settings.relates(len(samples)) and settings.start != "every step":

@@ -97,11 +97,16 @@ def optimize_negative(
 
 
 def check_inversion(inversion: Inversion) -> None:
-    """Raise ValueError where an inversion is not of deterministic sampling, whose states alone a negative can reach."""
+    """Raise ValueError where an inversion is not of deterministic steps of DDIM, whose states a negative can reach."""
     if inversion.settings.is_ancestral:
         raise ValueError(
             f"inversion was made by {inversion.settings.method}: its states have noise of their own, and no negative "
             "leads from one to the next. Null-text optimisation is for DDIM: set method of the inversion to DDIM."
+        )
+    if inversion.settings.solver != "DDIM":
+        raise ValueError(
+            f"inversion was made with solver {inversion.settings.solver}, and so is the edit sampled. Null-text "
+            "optimisation follows steps of DDIM: set solver of the inversion to DDIM."
         )
 
 

@@ -92,7 +92,8 @@ def measure_stability(
 
 def check_plain(inversion: Inversion) -> None:
     """Raise ValueError where an inversion is not plain DDIM inversion, to which the bound belongs."""
-    settings, plain = inversion.settings, {"label": "next", "refinements": 0, "cfg": 1.0, "method": "DDIM"}
+    settings = inversion.settings
+    plain = {"label": "next", "refinements": 0, "cfg": 1.0, "method": "DDIM", "solver": "DDIM"}
     others = [
         f"{name} = {getattr(settings, name)}" for name, value in plain.items() if getattr(settings, name) != value
     ]
@@ -101,7 +102,7 @@ def check_plain(inversion: Inversion) -> None:
     if others:
         raise ValueError(
             f"inversion was made with {', '.join(others)}. The bound is on plain DDIM inversion: set gamma to 0, label "
-            "to next, refinements to 0, cfg to 1 and method to DDIM."
+            "to next, refinements to 0, cfg to 1, method to DDIM and solver to DDIM."
         )
 
 

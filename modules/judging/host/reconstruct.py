@@ -44,7 +44,8 @@ def reconstruct(
     frames, alone = (decode(vae, samples) for samples in (sampled["samples"], inversion.source))
     drifted = drift(torch.stack(states), trajectory(model.model, inversion)[1:])
     found = Reconstruction(psnr(frames, alone), ssim(frames, alone), drifted)
-    settings = inversion.settings
-    is_plain = not settings.relates(len(frames))
-    advice = remedies(found, cfg, settings.cfg, is_plain, settings.refinements, settings.steps, settings.method)
+    made = inversion.settings
+    is_plain = not made.relates(len(frames))
+    how = made.refinements, made.steps, made.method, made.solver
+    advice = remedies(found, cfg, made.cfg, is_plain, *how)
     return frames.movedim(1, -1), found, advice

@@ -10,15 +10,19 @@ from comfy.model_management import InterruptProcessingException
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_custom_sampler import DisableNoise, Guider_DualCFG, SamplerCustomAdvanced
 
+from consistent_video.modules.attention_control.host import call
 from consistent_video.modules.attention_control.host.call import CALL, CONTROL, RUN, ControlSettings
 from consistent_video.modules.attention_control.host.control import attach_control
 from consistent_video.modules.attention_control.host.prompts import read_prompts
 from consistent_video.modules.clip_model.host.attach import attach, inflate
+from consistent_video.modules.clip_model.host.bank import transformer_blocks
 from consistent_video.modules.clip_model.methods import EI2, PER_FRAME, method
 from consistent_video.modules.demo_model.host import load_demo_model
 from consistent_video.modules.inversion.host.invert import inversion_of, invert_clip
 from consistent_video.modules.inversion.inversion import InversionSettings
 from consistent_video.modules.sampling.host import InvertedClipSampler, SampleSettings, sample_clip
+from consistent_video.modules.slices import host
+from consistent_video.modules.slices.host import SliceSettings, attach_slices
 from consistent_video.nodes.control import AttentionControl
 
 from ..small import EDIT, EMPTY, FRAMES, SOURCE, TOKENS, clip_latent, control_net, in_windows, prompt
@@ -88,6 +92,24 @@ def test_an_interrupt_in_the_sources_call_leaves_nothing(model, inversion) -> No
         sample(watched(clone, mock.Mock(side_effect=InterruptProcessingException)), inversion)
     assert torch.equal(sample(clone, inversion), expected)
     assert not {RUN, CALL} & set(clone.model_options["transformer_options"])
+
+
+def test_nothing_is_computed_that_nothing_follows(model, inversion, monkeypatch) -> None:
+    """The source is called while something follows it, each map is computed once a call, and no slices of it."""
+    calls = list[torch.Tensor]()
+    faded = ControlSettings("refine", 0.4, "replace", 0.2, local_blend=True, recipe="FateZero")  # it blends after 1, 2
+    sample(watched(controlled(model, inversion, faded), calls.append), inversion)
+    assert len(calls) == 3
+
+    maps, slices = mock.Mock(side_effect=call.cross_maps), mock.Mock(side_effect=host.predict_slices)
+    monkeypatch.setattr(call, "cross_maps", maps)
+    monkeypatch.setattr(host, "predict_slices", slices)
+    sliced = attach_slices(model, EMPTY, SliceSettings())
+    blending = controlled(sliced, inversion, ControlSettings("refine", 1.0, "replace", 1.0, local_blend=True))
+    sample(blending, inversion, cfg=1.0)
+    layers = len(list(transformer_blocks(model.model.diffusion_model)))
+    assert maps.call_count == 3 * STEPS * layers * FRAMES  # the source's for the mask, then both prompts' to mix
+    assert slices.call_count == STEPS
 
 
 @pytest.mark.parametrize("fix", [True, False])

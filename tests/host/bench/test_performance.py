@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
+<<<<<<< HEAD
 from consistent_video.bench import attention, cost, gpu, memory, options, sample, sd15, temporal, tune, windows
+=======
+from consistent_video.bench import attention, memory, sample, sd15, solvers, temporal, tune, windows
+>>>>>>> solver
 from consistent_video.bench.document import TITLES, UNKNOWN, read_sections
 from consistent_video.bench.memory_count import Held, Peak
 from consistent_video.scripts.environment import ROOT
 
+CALLS = {solvers.DDIM: (4,), solvers.MIDPOINT: (3,), solvers.REFINED: (4,), solvers.DDPM: (2,)}
 NARROW = {
     **sd15.UNET,
     "model_channels": 32,
@@ -36,6 +41,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     small["LONG"] = {what: (8, (3, 4)) for what in windows.LONG}
     for name, value in small.items():
         monkeypatch.setattr(windows, name, value)
+    for name, value in {"KINDS": ("colour",), "TARGET": 3, "OF_DDIM": 4, "CALLS": CALLS}.items():
+        monkeypatch.setattr(solvers, name, value)
     monkeypatch.setattr(memory, "FRAMES", (4,))
     monkeypatch.setattr(memory, "RS", (4,))
     monkeypatch.setattr(memory, "SIZES", (1.0,))
@@ -52,7 +59,11 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     )  # fmt: skip
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("part", [attention, temporal, sample, windows, tune, memory, cost, options])
+=======
+@pytest.mark.parametrize("part", [attention, temporal, sample, solvers, windows, tune, memory])
+>>>>>>> solver
 def test_a_performance_benchmark_writes_its_section_from_its_rows(part, tiny, monkeypatch) -> None:
     name = part.__name__.rsplit(".", 1)[1]
     measure = getattr(part, f"measure_{name}")
@@ -76,7 +87,11 @@ def test_performance_runs_every_part(monkeypatch) -> None:
     monkeypatch.syspath_prepend(ROOT)
     command = importlib.import_module("consistent_video.bench.__main__")
     ran = []
+<<<<<<< HEAD
     for part in (attention, temporal, sample, windows, tune, memory, cost, options):
+=======
+    for part in (attention, temporal, sample, solvers, windows, tune, memory):
+>>>>>>> solver
         name = part.__name__.rsplit(".", 1)[1]
         monkeypatch.setattr(part, f"measure_{name}", lambda _, name=name: ran.append(name) or name == "tune")
     for what in ("stop_on_signals", "enter", "register_pack"):

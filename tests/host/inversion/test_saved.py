@@ -38,6 +38,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
         {"gamma": 0.6, "start": "every step", "noise": "Gaussian"},
         {"method": "edit-friendly DDPM", "seed": 3},
         {"method": "STEM", "bases": 5},
+        {"solver": "midpoint"},
     ],
 )
 def test_a_saved_inversion_is_sampled_as_the_one_that_was_saved(model, latent, folder, how: dict) -> None:

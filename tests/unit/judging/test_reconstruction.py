@@ -87,6 +87,7 @@ def test_other_attention_on_the_way_back_is_the_first_to_change() -> None:
     found = Reconstruction([30.0], [0.9], [0.1])
     first, *others = remedies(found, 1.0, 1.0, True, 2, 100, "STEM")
     assert first.startswith("set method of the inversion to DDIM") and others == remedies(found, 1.0, 1.0, True, 2, 100)
+    assert remedies(found, 1.0, 1.0, True, 0, 100, "DDIM", "midpoint") == others, "it has no refinements"
 
 
 def test_the_report_names_the_worst_frame_the_drift_and_what_helps() -> None:
