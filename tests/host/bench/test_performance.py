@@ -12,11 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-<<<<<<< HEAD
-from consistent_video.bench import attention, cost, gpu, memory, options, sample, sd15, temporal, tune, windows
-=======
-from consistent_video.bench import attention, memory, sample, sd15, solvers, temporal, tune, windows
->>>>>>> solver
+from consistent_video.bench import attention, cost, gpu, memory, options, sample, sd15, solvers, temporal, tune, windows
 from consistent_video.bench.document import TITLES, UNKNOWN, read_sections
 from consistent_video.bench.memory_count import Held, Peak
 from consistent_video.scripts.environment import ROOT
@@ -59,11 +55,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     )  # fmt: skip
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("part", [attention, temporal, sample, windows, tune, memory, cost, options])
-=======
-@pytest.mark.parametrize("part", [attention, temporal, sample, solvers, windows, tune, memory])
->>>>>>> solver
+@pytest.mark.parametrize("part", [attention, temporal, sample, solvers, windows, tune, memory, cost, options])
 def test_a_performance_benchmark_writes_its_section_from_its_rows(part, tiny, monkeypatch) -> None:
     name = part.__name__.rsplit(".", 1)[1]
     measure = getattr(part, f"measure_{name}")
@@ -87,11 +79,7 @@ def test_performance_runs_every_part(monkeypatch) -> None:
     monkeypatch.syspath_prepend(ROOT)
     command = importlib.import_module("consistent_video.bench.__main__")
     ran = []
-<<<<<<< HEAD
-    for part in (attention, temporal, sample, windows, tune, memory, cost, options):
-=======
-    for part in (attention, temporal, sample, solvers, windows, tune, memory):
->>>>>>> solver
+    for part in (attention, temporal, sample, solvers, windows, tune, memory, cost, options):
         name = part.__name__.rsplit(".", 1)[1]
         monkeypatch.setattr(part, f"measure_{name}", lambda _, name=name: ran.append(name) or name == "tune")
     for what in ("stop_on_signals", "enter", "register_pack"):
