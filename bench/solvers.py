@@ -88,7 +88,8 @@ def run_case(case: Case) -> Row:
         settings = InversionSettings(case.steps, 0.0, "none", **SOLVERS[case.solver])
         inversion, up = invert_clip(model, before, before, clip, settings), len(calls)
         back, down = sample_clip(model, before, before, inversion, SampleSettings(1.0))[0], len(calls) - up
-        relation = RelationSettings(STRENGTH, motion=estimate_motion(frames.movedim(1, -1)), **RELATION)
+        motion, passes = estimate_motion(frames.movedim(1, -1)), int(RELATION["passes"])
+        relation = RelationSettings(STRENGTH, end=RELATION["end"], motion=motion, passes=passes)
         sampling = SampleSettings(CFG, cfg_end=CFG_END, relation=relation)
         edit = world.decode(sample_clip(model, after, before, inversion, sampling)[0]).clamp(0, 1)
         reconstruction = fmean(psnr(world.decode(back), world.decode(clip)))
