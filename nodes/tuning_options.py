@@ -148,6 +148,17 @@ class TuningOptionsNode(io.ComfyNode):
                     "the variance with mixed noise; with progressive noise neighbours correlate by the root of that. "
                     "-1 = its paper's: 1 and 2. 0 = independent.",
                 ),
+                io.Float.Input(
+                    "autosave_minutes",
+                    default=1.0,
+                    min=0.0,
+                    max=1440.0,
+                    step=0.5,
+                    **ADVANCED,
+                    tooltip="Minutes between two times that One-Shot Tune saves the tuning while it runs, in "
+                    "models/consistent_video/autosave. After a crash queue the same graph, and it goes on from there; "
+                    "the file is deleted when the tuning ends. 0 = off.",
+                ),
             ],
             outputs=[TuningOptions.Output("options", tooltip="For One-Shot Tune.")],
         )

@@ -87,6 +87,7 @@ class TuneSettings:
             `draw_noise`.
         optimization, memory: see there.
         losses: what is minimised is the sum of those that are on.
+        autosave_minutes: between two times that the tuning is saved while it runs; 0 = never. Files do not note it.
     """
 
     steps: int = 500
@@ -97,6 +98,7 @@ class TuneSettings:
     optimization: Optimization = Optimization()
     memory: Memory = Memory()
     losses: tuple[Loss, ...] = (DiffusionLoss(), SmoothingLoss(), ConsistencyLoss())
+    autosave_minutes: float = 1.0
 
     @property
     def terms(self) -> dict[str, LossTerm]:
@@ -110,8 +112,8 @@ class TuneSettings:
 
     def flat(self) -> dict[str, Any]:
         """Return the settings by their names, as files note them; JSON values."""
-        records = ("optimization", "memory", "losses")
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in records}
+        others = ("optimization", "memory", "losses", "autosave_minutes")
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
         own |= asdict(self.optimization) | asdict(self.memory)
         for loss in self.losses:
             own |= asdict(loss)
