@@ -18,6 +18,7 @@ from ..modules.tuning.host.training import tune_model
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.losses.smoothing import OWN_WEIGHTS, Smoothing
 from ..modules.tuning.settings import TuneSettings, read_steps
+from .node import Node
 from .shelves import TUNES
 from .types import ADVANCED, MENU, PREFIX, Tune, TuningOptions, TuningPreview, seed_input
 
@@ -90,7 +91,7 @@ def consistency_inputs() -> list[io.Input]:
     ]
 
 
-class OneShotTune(io.ComfyNode):
+class OneShotTune(Node):
     """One-shot tuning on one clip."""
 
     @classmethod

@@ -10,12 +10,13 @@ from ..modules.tuning.losses.smoothing import Coupling
 from ..modules.tuning.noise import OWN_CORRELATIONS, Noise
 from ..modules.tuning.settings import OnOutOfMemory, OptimizerName, Precision, TuneSettings
 from .inversion import denoise_input
+from .node import Node
 from .types import ADVANCED, MENU, PREFIX, TuningOptions, TuningPreview, cfg_input, part_input
 
 CATEGORY = MENU + "tune"
 
 
-class TuningOptionsNode(io.ComfyNode):
+class TuningOptionsNode(Node):
     """Settings of One-Shot Tune beyond steps and learning rate."""
 
     @classmethod
@@ -172,7 +173,7 @@ class TuningOptionsNode(io.ComfyNode):
         return io.NodeOutput(TuneSettings().changed(**settings, noise=noise, noise_correlation=alpha))
 
 
-class TuningPreviewNode(io.ComfyNode):
+class TuningPreviewNode(Node):
     """An edit to look at while One-Shot Tune runs."""
 
     @classmethod

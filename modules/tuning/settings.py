@@ -15,6 +15,7 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 OptimizerName = Literal["AdamW", "AdamW 8-bit", "gradient descent"]
 OnOutOfMemory = Literal["step down", "stop"]
 MOST_SNAPSHOTS = 32
+LONGEST_LIST = 1000  # letters of a list of them
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,8 @@ def read_steps(text: str, steps: int) -> tuple[int, ...]:
     Raises:
         ValueError: an entry is neither a number nor a percentage, or lies outside.
     """
+    if len(text) > LONGEST_LIST:
+        raise ValueError(f"snapshots has {len(text)} letters. Give {MOST_SNAPSHOTS} entries or fewer.")
     found = set()
     for entry in filter(None, (part.strip() for part in text.split(","))):
         try:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ..maps import align_tokens, find_tokens, pair_words, text_length
 
+LONGEST_PROMPT = 2000  # letters; 77 tokens never have as many
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -31,6 +33,8 @@ class Prompts:
 
 def token_ids(clip: Any, text: str, name: str) -> list[int]:
     """Return the token ids of a prompt, padded; ValueError where it takes several pieces or holds embeddings."""
+    if len(text) > LONGEST_PROMPT:
+        raise ValueError(f"{name} has {len(text)} letters; Attention Control reads up to {LONGEST_PROMPT}. Shorten it.")
     pieces = next(iter(clip.tokenize(text).values()))
     ids = [token[0] for token in pieces[0]]
     if len(pieces) != 1 or not all(isinstance(token, int) for token in ids):
@@ -89,7 +93,9 @@ def read_prompts(
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words of a comma-separated list."""
+    """Return the words of a comma-separated list; ValueError where it is longer than a prompt may be."""
+    if len(text) > LONGEST_PROMPT:
+        raise ValueError(f"A list of words has {len(text)} letters. Give {LONGEST_PROMPT} or fewer.")
     return [word.strip() for word in text.split(",") if word.strip()]
 
 

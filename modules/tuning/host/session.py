@@ -152,6 +152,8 @@ class Session(ABC, Generic[Kept]):
         for done in self.steps():
             self.after_step(done, progress)
             progress(done, self.tuner.losses["loss"][-1])
+        if not all(weight.isfinite().all() for weight in self.learned.parameters()):
+            raise self.tuner.updates.failure("learned weights became infinite", self.tuner.done - 1)
 
     def after_step(self, done: int, progress: TuningProgress) -> None:  # noqa: B027
         """Do what else a step calls for; nothing unless a subclass says so."""
