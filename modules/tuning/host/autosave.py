@@ -69,8 +69,9 @@ class Autosave:
             with ThreadPoolExecutor(1) as self.writer:  # which waits for what is being written
                 yield
         finally:
-            if not self.is_needed:
-                self.path.unlink(missing_ok=True)
+            for file in self.path.parent.glob(f"{self.path.name}*"):  # also what a killed ComfyUI had half written
+                if file != self.path or not self.is_needed:
+                    file.unlink(missing_ok=True)
 
     def take_up(self, tuning: Running) -> None:
         """Let a tuning go on from its file; where that is damaged, it begins at its first step, which is told."""
