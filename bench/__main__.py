@@ -90,6 +90,7 @@ def add_faults(command: argparse.ArgumentParser) -> None:
     """Add what `faults` takes."""
     command.add_argument("--quick", action="store_true", help="few tries; to output/reliability.md")
     command.add_argument("--sections", nargs="+", default=(), help="interrupts, kills, files, ... (default all)")
+    command.add_argument("--soak", type=int, default=0, metavar="MINUTES", help="also go on for so long (default not)")
     command.add_argument("--again", action="store_true", help="make again what is done")
     add_outputs(command, FAULTS)
 

@@ -177,7 +177,7 @@ def media_prompt(name: str, host: Host) -> Json:
     return {**garden, "sample": sample, "decoded": decoded, "video": video, "save": save}
 
 
-def try_media() -> Iterator[Row]:
+def try_media(_seed: int) -> Iterator[Row]:
     """Edit odd videos by ComfyUI's own loader: a video of as many frames, or an error in words."""
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder)) as host:
         files = host.base / "input"

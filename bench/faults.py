@@ -1,10 +1,10 @@
 """docs/reliability.md: faults that were made, and what became of them."""
 
 import argparse
+import importlib
 import json
-import random
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,81 +21,39 @@ INTRODUCTION = (
 )
 
 
-def interrupts(count: int) -> Iterator[Row]:
-    """Yield the rows of runs that were interrupted."""
-    from .fault_runs import try_interrupts
+@dataclass(frozen=True)
+class Section:
+    """A part of the document.
 
-    yield from try_interrupts(count, SEED)
+    Attributes:
+        title: of it.
+        maker: "module.function" of this folder that yields its rows, from a number of tries and a seed.
+        tries, quick: their number, in full and in the quick form; 0 = the maker takes the seed alone.
+    """
 
+    title: str
+    maker: str
+    tries: int = 0
+    quick: int = 0
 
-def numbers(_count: int) -> Iterator[Row]:
-    """Yield the rows of extreme numbers."""
-    from .fault_runs import try_numbers
-
-    yield from try_numbers(SEED)
-
-
-def full_memory(count: int) -> Iterator[Row]:
-    """Yield the rows of full memories."""
-    from .fault_runs import try_full_memory
-
-    yield from try_full_memory(count, SEED)
-
-
-def files(count: int) -> Iterator[Row]:
-    """Yield the rows of files that are not as they should be."""
-    from .fault_files import try_files
-
-    yield from try_files(count, SEED)
+    def make(self, count: int) -> Iterator[Row]:
+        """Yield its rows."""
+        module, function = self.maker.split(".")
+        maker = getattr(importlib.import_module(f".{module}", __package__), function)
+        yield from maker(count, SEED) if count else maker(SEED)
 
 
-def paths(_count: int) -> Iterator[Row]:
-    """Yield the rows of names and paths that lead elsewhere."""
-    from .fault_files import try_paths
-
-    yield from try_paths(SEED)
-
-
-def kills(count: int) -> Iterator[Row]:
-    """Yield the rows of servers and writers that were killed."""
-    from .fault_server import try_kills
-
-    yield from try_kills(count, SEED)
-
-
-def graphs(count: int) -> Iterator[Row]:
-    """Yield the rows of hostile graphs."""
-    from .fault_graphs import try_graphs
-
-    yield from try_graphs(count, SEED)
-
-
-def media(_count: int) -> Iterator[Row]:
-    """Yield the rows of odd media."""
-    from .fault_server import try_media
-
-    yield from try_media()
-
-
-def pressure(count: int) -> Iterator[Row]:
-    """Yield the rows of full and read-only disks, and of clients that work at once."""
-    from .fault_server import try_pressure
-
-    yield from try_pressure(count, SEED)
-
-
-# By name: the title, what yields the rows of a number of tries, the number in full and in the quick form.
-Section = tuple[str, Callable[[int], Iterator[Row]], int, int]
-SECTIONS: dict[str, Section] = {
-    "interrupts": ("Stopped anywhere", interrupts, 100, 6),
-    "kills": ("Killed", kills, 50, 5),
-    "files": ("Damaged and hostile files", files, 10000, 200),
-    "paths": ("Names and paths", paths, 1, 1),
-    "graphs": ("Hostile graphs", graphs, 10000, 150),
-    "media": ("Odd media", media, 1, 1),
-    "numbers": ("Numbers", numbers, 1, 1),
-    "memory": ("Full memory", full_memory, 20, 2),
-    "pressure": ("Disks and clients", pressure, 50, 4),
+SECTIONS = {
+    "interrupts": Section("Stopped anywhere", "fault_runs.try_interrupts", 100, 6),
+    "kills": Section("Killed", "fault_server.try_kills", 50, 5),
+    "files": Section("Damaged and hostile files", "fault_files.try_files", 10000, 200),
+    "paths": Section("Names and paths", "fault_files.try_paths"),
+    "graphs": Section("Hostile graphs", "fault_graphs.try_graphs", 3000, 150),
+    "media": Section("Odd media", "fault_server.try_media"),
+    "numbers": Section("Numbers", "fault_runs.try_numbers"),
+    "memory": Section("Full memory", "fault_runs.try_full_memory", 20, 2),
+    "pressure": Section("Disks and clients", "fault_server.try_pressure", 50, 4),
+    "soak": Section("Long runs", "fault_runs.try_soak"),  # for as many minutes as asked
 }
 
 
@@ -110,15 +68,21 @@ def read_rows(path: Path) -> list[Row]:
     return [Row(**{**row, "failed": tuple(row["failed"])}) for row in given]
 
 
+def count_of(name: str, options: argparse.Namespace) -> int:
+    """Return how often a section tries."""
+    if name == "soak":
+        return options.soak
+    return SECTIONS[name].quick if options.quick else SECTIONS[name].tries
+
+
 def complete_rows(name: str, options: argparse.Namespace) -> list[Row]:
     """Return the rows of a section; those on disk are not made again, except with --again."""
-    _, make, full, quick = SECTIONS[name]
-    count = quick if options.quick else full
+    count = count_of(name, options)
     path = rows_path(options.state, name, count)
     if options.again or not path.is_file():
-        say(f"{name}: {count}")
+        say(name)
         rows = []
-        for row in make(count):
+        for row in SECTIONS[name].make(count):
             say(f"  {'FAILED' if row.failed else 'ok':6} {row.fault} ({row.tried}): {cell(row.seen)}")
             rows.append(row)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +112,7 @@ def write_document(document: Path, sections: dict[str, list[Row]]) -> None:
     total = sum(row.tried for rows in sections.values() for row in rows)
     failed = sum(len(row.failed) for rows in sections.values() for row in rows)
     parts = ["# Reliability", INTRODUCTION, f"{total} faults, {failed} failures."]
-    parts += [f"## {SECTIONS[name][0]}\n\n{describe(rows)}" for name, rows in sections.items()]
+    parts += [f"## {SECTIONS[name].title}\n\n{describe(rows)}" for name, rows in sections.items()]
     document.parent.mkdir(parents=True, exist_ok=True)
     document.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     say(f"Wrote {document}: {total} faults, {failed} failures")
@@ -156,11 +120,11 @@ def write_document(document: Path, sections: dict[str, list[Row]]) -> None:
 
 def measure_faults(options: argparse.Namespace) -> int:
     """Make the faults of the sections that are asked for, and write the document of all that are done."""
-    random.seed(SEED)
-    made = {name: complete_rows(name, options) for name in options.sections or SECTIONS}
-    for name, (_, _, full, quick) in SECTIONS.items():
-        path = rows_path(options.state, name, quick if options.quick else full)
-        if name not in made and path.is_file():
+    wanted = list(options.sections or SECTIONS.keys() - {"soak"}) + (["soak"] if options.soak else [])
+    made = {name: complete_rows(name, options) for name in SECTIONS if name in wanted}
+    for name in SECTIONS.keys() - made.keys():
+        path = rows_path(options.state, name, count_of(name, options))
+        if path.is_file():
             made[name] = read_rows(path)
     write_document(options.document, {name: made[name] for name in SECTIONS if name in made})
     return int(any(row.failed for rows in made.values() for row in rows))

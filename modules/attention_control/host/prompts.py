@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ...sockets.texts import LONGEST_PROMPT, tokenize
 from ..maps import align_tokens, find_tokens, pair_words, text_length
-
-LONGEST_PROMPT = 2000  # letters; 77 tokens never have as many
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,7 @@ class Prompts:
 
 def token_ids(clip: Any, text: str, name: str) -> list[int]:
     """Return the token ids of a prompt, padded; ValueError where it takes several pieces or holds embeddings."""
-    if len(text) > LONGEST_PROMPT:
-        raise ValueError(f"{name} has {len(text)} letters; Attention Control reads up to {LONGEST_PROMPT}. Shorten it.")
-    pieces = next(iter(clip.tokenize(text).values()))
+    pieces = next(iter(tokenize(clip, text, name).values()))
     ids = [token[0] for token in pieces[0]]
     if len(pieces) != 1 or not all(isinstance(token, int) for token in ids):
         raise ValueError(

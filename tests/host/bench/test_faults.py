@@ -33,16 +33,21 @@ def test_what_is_killed_while_it_writes_leaves_a_whole_file(tmp_path: Path) -> N
 @pytest.fixture
 def options(tmp_path: Path) -> argparse.Namespace:
     return argparse.Namespace(
-        quick=True, sections=("numbers",), again=False, state=tmp_path / "state", document=tmp_path / "reliability.md"
+        quick=True,
+        sections=("numbers",),
+        soak=0,
+        again=False,
+        state=tmp_path / "state",
+        document=tmp_path / "reliability.md",
     )
 
 
 def test_the_document_counts_what_failed_and_nothing_is_made_twice(options, monkeypatch) -> None:
     made = [Row("a | b", 3, "x" * 300), Row("c", 2, "d", ("it is\nleft",))]
-    monkeypatch.setitem(faults.SECTIONS, "numbers", ("Numbers", lambda count: iter(made[:count]), 3, 2))
+    monkeypatch.setattr(faults.Section, "make", lambda *_: iter(made))
     assert faults.measure_faults(options) == 1
     written = options.document.read_text(encoding="utf-8")
     assert "5 faults, 1 failures." in written and "- c: it is left" in written and "a \\| b" in written
-    monkeypatch.setitem(faults.SECTIONS, "numbers", ("Numbers", lambda _: pytest.fail("it is done"), 3, 2))
+    monkeypatch.setattr(faults.Section, "make", lambda *_: pytest.fail("it is done"))
     faults.measure_faults(options)
     assert options.document.read_text(encoding="utf-8") == written
