@@ -39,6 +39,8 @@ PROVIDERS: dict[str, Json] = {  # of what sockets take
     "latent": node("VAEEncode", pixels=["picture", 0], vae=["demo", 2]),
     "text": node("CLIPTextEncode", text="a red circle", clip=["demo", 1]),
     "mask": node("SolidMask", value=1.0, width=64, height=64),
+}
+EXTREMES: dict[str, Json] = {  # that reach an input by a link, which ComfyUI does not check
     "whole": node("PrimitiveInt", value=10**9),
     "number": node("PrimitiveFloat", value=float("nan")),
     "letters": node("PrimitiveString", value=LONG),
@@ -91,6 +93,7 @@ VALUES: dict[str, tuple[Any, ...]] = {  # by kind of fault
 def list_faults(infos: Json) -> Iterator[Fault]:
     """Yield prompts with one fault each: every input of every node of the pack, with each value it should not have."""
     garden, sockets = make_garden(infos)
+    garden |= EXTREMES
     for kind, info in infos.items():
         if not kind.startswith(PACK):
             continue

@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 SHOWN = 60  # letters of a value in a message
+JSON = (str, int, float, list, dict, type(None))
 
 
 class Node(io.ComfyNode):
@@ -30,7 +31,7 @@ def with_checks(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeO
     @wraps(execute)
     def checked(cls: type[io.ComfyNode], *args: Any, **given: Any) -> io.NodeOutput:
         for each in cls.define_schema().inputs:
-            if given.get(each.id) is not None:
+            if each.id in given and (given[each.id] is not None or not each.optional):
                 check_input(each, given[each.id])
         return execute(cls, *args, **given)
 
@@ -64,12 +65,16 @@ def is_literal(kind: str, value: Any) -> bool:
     """Whether a value of a socket is what a prompt may write, a JSON value, and not what nodes hand on."""
     if kind == "LATENT":
         return not (isinstance(value, dict) and "samples" in value)
-    if kind == "CONDITIONING":
-        pairs = value if isinstance(value, list) else [None]
-        return not all(
-            isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[1], dict) for pair in pairs
-        )
-    return isinstance(value, str | int | float | list | dict)
+    if kind == "CONDITIONING" and isinstance(value, list):
+        return not all(map(is_prompt, value))
+    return isinstance(value, JSON)
+
+
+def is_prompt(pair: Any) -> bool:
+    """Whether an entry of a conditioning is one: text states, and a dictionary."""
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        return False
+    return not isinstance(pair[0], JSON) and isinstance(pair[1], dict)
 
 
 def cut(value: Any, length: int = SHOWN) -> str:
