@@ -78,6 +78,6 @@ def is_prompt(pair: Any) -> bool:
 
 
 def cut(value: Any, length: int = SHOWN) -> str:
-    """Return a value as code, cut to a length."""
-    text = repr(value[:length] if isinstance(value, str) else value)
+    """Return a value as code on one line, cut to a length."""
+    text = " ".join(repr(value[:length] if isinstance(value, str) else value).split())
     return text if len(text) <= length else f"{text[:length]}..."
