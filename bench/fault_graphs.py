@@ -58,7 +58,7 @@ def fill(info: Json, sockets: dict[str, list]) -> Json:
         if is_widget(kind, options):
             inputs[name] = SMALL.get(name, default_value(kind, options))
         elif is_needed:
-            inputs[name] = sockets["INVERSION" if name == "inversion" else kind]
+            inputs[name] = sockets["INVERSION" if name == "inversion" else str(kind)]
     return inputs
 
 

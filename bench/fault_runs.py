@@ -73,8 +73,8 @@ class Runs:
         given = SampleSettings(**{"cfg": 3.0, **settings})
         return sample_clip(self.model, self.prompt, self.prompt, self.inverted, given)[0]["samples"]
 
-    def tune(self) -> list[Tensor]:
-        return list(self.tuned().tensors.values())
+    def tune(self, **changes: Any) -> list[Tensor]:
+        return list(self.tuned(settings=SMALL.changed(**changes)).tensors.values())
 
     def invert(self) -> list[Tensor]:
         return [self.inversion()["samples"]]
@@ -300,15 +300,11 @@ def try_numbers(seed: int) -> Iterator[Row]:
     for name, run in (("tuning", runs.tune), ("inversion", runs.invert), ("sampling", runs.sample)):
         tries |= {f"NaN prompt, {name}": partial(of_prompt, run), f"NaN weight, {name}": partial(of_weights, run)}
     for rate in (0.0, 1e6):
-        tries[f"learning rate {rate:g}"] = lambda rate=rate: list(
-            runs.tuned(settings=SMALL.changed(learning_rate=rate, steps=6)).tensors.values()
-        )
+        tries[f"learning rate {rate:g}"] = partial(runs.tune, learning_rate=rate, steps=6)
     for cfg in (0.0, 1.0, 100.0):
         tries[f"cfg {cfg:g}"] = partial(runs.sampled, cfg=cfg)
     for value in (0, 2**64 - 1):
-        tries[f"seed {value}, tuning"] = lambda value=value: list(
-            runs.tuned(settings=SMALL.changed(seed=value)).tensors.values()
-        )
+        tries[f"seed {value}, tuning"] = partial(runs.tune, seed=value)
         tries[f"seed {value}, fresh noise"] = partial(runs.sampled, eta=1.0, seed=value)
     for name, run in tries.items():
         seen, is_clear = outcome(run)

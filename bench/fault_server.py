@@ -97,8 +97,9 @@ def try_kills(count: int, seed: int) -> Iterator[Row]:
             if "resumed_from_autosave_after" not in report:
                 failed.append("it began at its first step")
             failed += [f"{each} is left" for each in left]
-            said = next((line for line in log.splitlines() if "from its autosave" in line), "nothing")
-            yield Row(f"{name} of a server during a tuning, then the same graph", 1, said, tuple(failed))
+            told = [line[line.find("The ") :] for line in log.splitlines() if "from its autosave" in line]
+            seen = told[0] if told else "nothing"
+            yield Row(f"{name} of a server during a tuning, then the same graph", 1, seen, tuple(failed))
         yield kill_writers(Path(folder), count, seed)
 
 
@@ -132,7 +133,7 @@ def write_video(path: Path, frames: int, height: int, width: int, codec: str, fo
     """Write a video of moving stripes; `rates` gives frames of uneven length."""
     uneven = options.pop("uneven", False)
     with av.open(str(path), "w") as file:
-        stream = file.add_stream(codec, rate=Fraction(8))
+        stream: Any = file.add_stream(codec, rate=Fraction(8))
         stream.height, stream.width, stream.pix_fmt = height, width, form
         for key, value in options.items():
             setattr(stream.codec_context, key, value)
