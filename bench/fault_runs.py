@@ -108,15 +108,15 @@ CHECKED = NAMES[:3]  # by ComfyUI, at each layer and step; the others are interr
 
 
 class Clock(TorchFunctionMode):
-    """Counts operations on tensors, and interrupts before one of them."""
+    """Counts operations on tensors, and raises an error before one of them, by default ComfyUI's interrupt."""
 
-    def __init__(self, at: int = 0):
-        self.at, self.count = at, 0
+    def __init__(self, at: int = 0, error: BaseException | None = None):
+        self.at, self.count, self.error = at, 0, error or InterruptProcessingException()
 
     def tick(self) -> None:
         self.count += 1
         if self.count == self.at:
-            raise InterruptProcessingException
+            raise self.error
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         self.tick()
@@ -151,7 +151,7 @@ def leftovers(runs: Runs) -> list[str]:
 def memory() -> tuple[int, int]:
     """Return the number of tensors and the bytes of this process."""
     gc.collect()
-    return sum(isinstance(each, Tensor) for each in gc.get_objects()), psutil.Process().memory_info().rss
+    return sum(issubclass(type(each), Tensor) for each in gc.get_objects()), psutil.Process().memory_info().rss
 
 
 def try_interrupts(count: int, seed: int) -> Iterator[Row]:
@@ -227,7 +227,7 @@ def try_full_memory(count: int, seed: int) -> Iterator[Row]:
         failed, said = [], ""
         for _ in range(count):
             at = rng.randrange(1, clock.count + 1)
-            with mock.patch.object(Clock, "tick", partial(full_at, at)), Clock(at):
+            with Clock(at, torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")):
                 try:
                     with torch.inference_mode():
                         tune = runs.tuned(settings=SMALL.changed(on_out_of_memory=choice))
@@ -240,13 +240,6 @@ def try_full_memory(count: int, seed: int) -> Iterator[Row]:
                 failed.append(f"after operation {at}: the next tuning gave something else")
         yield Row(f"No memory at any of {clock.count} operations of a tuning, on_out_of_memory {choice}", count,
                   said or "goes on with less", tuple(failed))  # fmt: skip
-
-
-def full_at(at: int, clock: Clock) -> None:
-    """Run out of memory at an operation."""
-    clock.count += 1
-    if clock.count == at:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 def outcome(run: Callable[[], Any]) -> tuple[str, bool]:

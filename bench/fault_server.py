@@ -27,7 +27,7 @@ from .fault_graphs import PACK, PROVIDERS, fill, make_garden, node, see
 from .fault_row import Row
 
 Json = dict[str, Any]
-STEPS, MINUTES = 80, 0.05  # of the tuning that is killed, and between its autosaves
+STEPS, MINUTES = 40, 0.03  # of the tuning that is killed, and between its autosaves
 ENDINGS = {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
 
 

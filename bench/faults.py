@@ -51,7 +51,7 @@ SECTIONS = {
     "graphs": Section("Hostile graphs", "fault_graphs.try_graphs", 3000, 150),
     "media": Section("Odd media", "fault_server.try_media"),
     "numbers": Section("Numbers", "fault_runs.try_numbers"),
-    "memory": Section("Full memory", "fault_runs.try_full_memory", 20, 2),
+    "memory": Section("Full memory", "fault_runs.try_full_memory", 10, 2),
     "pressure": Section("Disks and clients", "fault_server.try_pressure", 50, 4),
     "soak": Section("Long runs", "fault_runs.try_soak"),  # for as many minutes as asked
 }
