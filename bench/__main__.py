@@ -25,6 +25,7 @@ PERFORMANCE = {
 }
 ALL = "performance"
 EDITS, QUICK_EDITS = DOCS / "benchmark.md", environment.ROOT / "output" / "benchmark.md"
+FAULTS, QUICK_FAULTS = DOCS / "reliability.md", environment.ROOT / "output" / "reliability.md"
 STATE = environment.ROOT / ".comfyui-data" / "bench"
 QUICK = {
     "clips_of_kind": 1,
@@ -53,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_adapters(commands.add_parser("adapters", help="prompt adapters: their consistency loss and its bounds"))
     add_vote(commands.add_parser("vote", help="a page for a blind vote between the edits that `clips` made"))
     add_edit(commands.add_parser("edit", help="every method on drawn clips that the model never saw, and verdicts"))
+    add_faults(commands.add_parser("faults", help="interrupts, kills, hostile files and graphs: what the user sees"))
     return parser
 
 
@@ -97,6 +99,15 @@ def add_edit(command: argparse.ArgumentParser) -> None:
     command.add_argument("--timed", type=int, default=8, help="clips on which edits are timed, 0 = none (default 8)")
     command.add_argument("--ddim-steps", type=int, default=20, help="of inversion and sampling (default 20)")
     add_outputs(command, EDITS)
+
+
+def add_faults(command: argparse.ArgumentParser) -> None:
+    """Add what `faults` takes."""
+    command.add_argument("--quick", action="store_true", help="few tries; to output/reliability.md")
+    command.add_argument("--sections", nargs="+", default=(), help="interrupts, kills, files, ... (default all)")
+    command.add_argument("--soak", type=int, default=0, metavar="MINUTES", help="also go on for so long (default not)")
+    command.add_argument("--again", action="store_true", help="make again what is done")
+    add_outputs(command, FAULTS)
 
 
 def add_clips(command: argparse.ArgumentParser) -> None:
@@ -167,6 +178,8 @@ def main() -> int:
         vars(options).update(QUICK)
         if options.document == EDITS:  # not over what was measured in full
             options.document = QUICK_EDITS
+    if options.command == "faults" and options.quick and options.document == FAULTS:
+        options.document = QUICK_FAULTS
     environment.stop_on_signals()
     environment.enter("-m", ["bench", *sys.argv[1:]])
     environment.register_pack()

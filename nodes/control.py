@@ -8,10 +8,11 @@ from ..modules.attention_control.host.call import ControlSettings, Cross, SelfAt
 from ..modules.attention_control.host.control import attach_control
 from ..modules.attention_control.host.prompts import read_prompts
 from ..modules.attention_control.recipe import RECIPES, Name
+from .node import Node
 from .types import ADVANCED, MENU, PREFIX, part_input
 
 
-class AttentionControl(io.ComfyNode):
+class AttentionControl(Node):
     """The edit's attention follows the source clip's."""
 
     @classmethod

@@ -4,12 +4,13 @@ from comfy_api.latest import io
 
 from ..modules.files.host import IMPORTS, list_files, stamp
 from ..modules.tuning.host.tune_a_video import export_tune_a_video, import_tune_a_video
+from .node import Node
 from .types import MENU, PREFIX, Tune, prefix_input, saved_at
 
 CATEGORY = MENU + "tune"
 
 
-class ImportTuneAVideo(io.ComfyNode):
+class ImportTuneAVideo(Node):
     """A UNet of Tune-A-Video becomes a tune."""
 
     @classmethod
@@ -50,7 +51,7 @@ class ImportTuneAVideo(io.ComfyNode):
         return io.NodeOutput(tune, report)
 
 
-class ExportTuneAVideo(io.ComfyNode):
+class ExportTuneAVideo(Node):
     """A tune becomes a UNet of Tune-A-Video."""
 
     @classmethod

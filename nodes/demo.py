@@ -3,10 +3,11 @@
 from comfy_api.latest import io
 
 from ..modules.demo_model.host import load_demo_controlnet, load_demo_model
+from .node import Node
 from .types import MENU, PREFIX
 
 
-class LoadDemoModel(io.ComfyNode):
+class LoadDemoModel(Node):
     """The tiny model that comes with the pack."""
 
     @classmethod
@@ -31,7 +32,7 @@ class LoadDemoModel(io.ComfyNode):
         return io.NodeOutput(*load_demo_model())
 
 
-class LoadDemoControlNet(io.ComfyNode):
+class LoadDemoControlNet(Node):
     """The ControlNet of the tiny model."""
 
     @classmethod

@@ -3,10 +3,11 @@
 from comfy_api.latest import io
 
 from ..modules.clip_model.host.attach import inflate
+from .node import Node
 from .types import MENU, PREFIX
 
 
-class InflateUNet(io.ComfyNode):
+class InflateUNet(Node):
     """An image UNet becomes a clip UNet."""
 
     @classmethod

@@ -12,6 +12,7 @@ from ..modules.files.strict_json import to_json
 from ..modules.inversion.host.invert import INVERSION, inversion_of, invert_clip, to_latent
 from ..modules.inversion.inversion import InversionSettings, Method, Noise, Start
 from ..modules.inversion.noise_relation import Reading
+from .node import Node
 from .shelves import INVERTED
 from .types import ADVANCED, MENU, PREFIX, cfg_input, file_input, part_input, prefix_input, saved_at, seed_input
 
@@ -29,7 +30,7 @@ def denoise_input(**options: bool) -> io.Input:
     )
 
 
-class INRBidirectionalDDIMInversion(io.ComfyNode):
+class INRBidirectionalDDIMInversion(Node):
     """Clip to noise."""
 
     @classmethod
@@ -182,7 +183,7 @@ class INRBidirectionalDDIMInversion(io.ComfyNode):
         return io.NodeOutput(inverted, inversion.sigmas, to_json(report))
 
 
-class SaveInversion(io.ComfyNode):
+class SaveInversion(Node):
     """An inversion becomes a file."""
 
     @classmethod
@@ -207,7 +208,7 @@ class SaveInversion(io.ComfyNode):
         return saved_at(INVERTED.write(inversion_of(inversion), filename_prefix))
 
 
-class LoadInversion(io.ComfyNode):
+class LoadInversion(Node):
     """A file becomes an inversion."""
 
     @classmethod

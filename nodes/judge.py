@@ -8,13 +8,14 @@ from ..modules.judging.host.judges import NONE, clip_folders, lpips_files, make_
 from ..modules.judging.plot import plot_scorecard
 from ..modules.judging.scorecard import judge_edit, report_text
 from ..modules.sockets.pictures import read_images, read_mask
+from .node import Node
 from .sample import flow_input
 from .types import MENU, PREFIX
 
 EDITS = tuple(f"edit_{number}" for number in range(1, 7))
 
 
-class EditScorecard(io.ComfyNode):
+class EditScorecard(Node):
     """An edited clip against its source, in figures."""
 
     @classmethod
@@ -82,7 +83,7 @@ class EditScorecard(io.ComfyNode):
         return io.NodeOutput(report_text(card), to_json(card.data()), plot_scorecard(card))
 
 
-class CompareGrid(io.ComfyNode):
+class CompareGrid(Node):
     """Several edits of a clip, side by side."""
 
     @classmethod

@@ -9,10 +9,11 @@ from ..modules.files.strict_json import to_json
 from ..modules.inversion.host.invert import INVERSION
 from ..modules.inversion.host.null_text import optimize_negative
 from ..modules.inversion.null_text import NullTextSettings
+from .node import Node
 from .types import ADVANCED, MENU, PREFIX, cfg_input
 
 
-class NullTextOptimization(io.ComfyNode):
+class NullTextOptimization(Node):
     """A negative for each step, from which guided sampling gives the clip back."""
 
     @classmethod

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 
 from ..modules.clip_model.host.attach import attach
 from ..modules.clip_model.methods import AS_PRESET, EI2, NORMS, PRESETS, SPATIAL_KINDS, TEMPORAL_KINDS, method
+from .node import Node
 from .types import ADVANCED, MENU, PREFIX, part_input
 
 
@@ -14,7 +15,7 @@ def instead_input(name: str, kinds: Sequence[str], tooltip: str) -> io.Input:
     return io.Combo.Input(name, options=[AS_PRESET, *kinds], default=AS_PRESET, tooltip=tooltip, **ADVANCED)
 
 
-class STAMFFAMPatch(io.ComfyNode):
+class STAMFFAMPatch(Node):
     """Attention across the frames of a clip."""
 
     @classmethod

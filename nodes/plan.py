@@ -7,11 +7,12 @@ from comfy_api.latest import io
 from ..modules.files.strict_json import to_json
 from ..modules.tuning.host.planner import GIB, free_memory, plan_tuning, report_plan
 from ..modules.tuning.settings import TuneSettings
+from .node import Node
 from .tune import loss_inputs, read_losses
 from .types import MENU, PREFIX, TuningOptions
 
 
-class FitPlanner(io.ComfyNode):
+class FitPlanner(Node):
     """What fits into the memory."""
 
     @classmethod

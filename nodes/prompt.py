@@ -16,6 +16,7 @@ from ..modules.tuning.host.progress import TuningProgress
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.learning_rate import advice_text
 from ..modules.tuning.settings import TuneSettings
+from .node import Node
 from .shelves import ADAPTERS
 from .tune import consistency_inputs, keep_unfinished
 from .types import (
@@ -36,7 +37,7 @@ CATEGORY = MENU + "tune"
 NO_ADVICE = "advise_learning_rate is off."
 
 
-class TunePromptTokens(io.ComfyNode):
+class TunePromptTokens(Node):
     """Prompt tokens learned on one clip."""
 
     @classmethod
@@ -181,7 +182,7 @@ class TunePromptTokens(io.ComfyNode):
         )
 
 
-class ApplyPromptTokens(io.ComfyNode):
+class ApplyPromptTokens(Node):
     """A prompt with learned tokens."""
 
     @classmethod
@@ -217,7 +218,7 @@ class ApplyPromptTokens(io.ComfyNode):
         return io.NodeOutput(apply_prompt_tokens(conditioning, prompt_tokens, frames, shared_strength, frame_strength))
 
 
-class SavePromptTokens(io.ComfyNode):
+class SavePromptTokens(Node):
     """Prompt tokens become a file."""
 
     @classmethod
@@ -242,7 +243,7 @@ class SavePromptTokens(io.ComfyNode):
         return saved_at(ADAPTERS.write(prompt_tokens, filename_prefix))
 
 
-class LoadPromptTokens(io.ComfyNode):
+class LoadPromptTokens(Node):
     """A file becomes prompt tokens."""
 
     @classmethod

@@ -13,10 +13,11 @@ from ..modules.judging.host.reconstruct import reconstruct
 from ..modules.judging.host.report import measure_clip
 from ..modules.judging.plot import plot_reconstruction, plot_shifts, plot_stability
 from ..modules.judging.reconstruction import report_text
+from .node import Node
 from .types import ADVANCED, MENU, PREFIX, cfg_input, part_input, seed_input
 
 
-class CovariateShiftReport(io.ComfyNode):
+class CovariateShiftReport(Node):
     """What the temporal modules do to a clip's features."""
 
     @classmethod
@@ -65,7 +66,7 @@ class CovariateShiftReport(io.ComfyNode):
         return io.NodeOutput(shift_table(shifts), plot_shifts(shifts), to_json(data))
 
 
-class ReconstructionReport(io.ComfyNode):
+class ReconstructionReport(Node):
     """How well a clip comes back from its inversion."""
 
     @classmethod
@@ -108,7 +109,7 @@ class ReconstructionReport(io.ComfyNode):
         return io.NodeOutput(frames, report_text(found, advice), plot_reconstruction(found), data)
 
 
-class InversionStability(io.ComfyNode):
+class InversionStability(Node):
     """How far DDIM's way back from an inversion may stray."""
 
     @classmethod
@@ -174,7 +175,7 @@ class InversionStability(io.ComfyNode):
         return io.NodeOutput(report, plot_stability(found), to_json(data))
 
 
-class InspectVideoModel(io.ComfyNode):
+class InspectVideoModel(Node):
     """What is attached to a model."""
 
     @classmethod

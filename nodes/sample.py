@@ -6,9 +6,11 @@ from ..modules.files.strict_json import to_json
 from ..modules.inversion.host.invert import inversion_of
 from ..modules.judging.host.judges import LARGEST, VARIATIONAL, clip_motion, flow_methods
 from ..modules.sampling.host import InvertedClipSampler, RelationSettings, SampleSettings, sample_clip
+from .node import Node
 from .types import ADVANCED, MENU, PREFIX, Motion, NoiseRelation, OpticalFlow, cfg_input, part_input, seed_input
 
 CATEGORY = MENU + "sample"
+MOST_NUMBERS = 1024  # in a list
 
 
 def flow_input(name: str, *others: str) -> io.Input:
@@ -69,7 +71,7 @@ def step_inputs() -> list[io.Input]:
     ]
 
 
-class SmoothSample(io.ComfyNode):
+class SmoothSample(Node):
     """Noise to edited clip."""
 
     @classmethod
@@ -122,7 +124,7 @@ class SmoothSample(io.ComfyNode):
         return io.NodeOutput(latent, to_json(report))
 
 
-class SmoothSampler(io.ComfyNode):
+class SmoothSampler(Node):
     """Smooth Sample for SamplerCustomAdvanced."""
 
     @classmethod
@@ -147,7 +149,7 @@ class SmoothSampler(io.ComfyNode):
         return io.NodeOutput(sampler, sampler.sigmas)
 
 
-class InterframeNoiseRelation(io.ComfyNode):
+class InterframeNoiseRelation(Node):
     """What ties the frames to each other while they are sampled."""
 
     @classmethod
@@ -223,7 +225,7 @@ class InterframeNoiseRelation(io.ComfyNode):
         return io.NodeOutput(RelationSettings(*given))
 
 
-class ClipMotion(io.ComfyNode):
+class ClipMotion(Node):
     """Optical flow of a clip, estimated or from elsewhere."""
 
     @classmethod
@@ -278,7 +280,9 @@ class ClipMotion(io.ComfyNode):
 
 
 def read_numbers(name: str, text: str) -> tuple[float, ...]:
-    """Read the comma-separated factors of an input; 1 where it is empty, ValueError where one is not a number."""
+    """Read the comma-separated factors of an input; 1 where it is empty, ValueError of others and of too many."""
+    if text.count(",") >= MOST_NUMBERS:
+        raise ValueError(f"{name} has {text.count(',') + 1} numbers. Give {MOST_NUMBERS} or fewer.")
     try:
         return tuple(float(part) for part in text.split(",") if part.strip()) or (1.0,)
     except ValueError as error:

@@ -6,10 +6,11 @@ from comfy_api.latest import io
 
 from ..modules.slices.host import SliceSettings, attach_slices
 from ..modules.slices.slices import Axes, Blend
+from .node import Node
 from .types import ADVANCED, MENU, PREFIX, part_input
 
 
-class SliceDenoiser(io.ComfyNode):
+class SliceDenoiser(Node):
     """A clip's slices in space and time are pictures as well."""
 
     @classmethod

@@ -12,11 +12,13 @@ from ..modules.files.host import Shelf
 from ..modules.files.strict_json import to_json
 from ..modules.judging.plot import plot_loss
 from ..modules.tuning.host.apply import apply_tune
+from ..modules.tuning.host.autosave import Autosave
 from ..modules.tuning.host.progress import TuningProgress
 from ..modules.tuning.host.training import tune_model
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.losses.smoothing import OWN_WEIGHTS, Smoothing
 from ..modules.tuning.settings import TuneSettings, read_steps
+from .node import Node
 from .shelves import TUNES
 from .types import ADVANCED, MENU, PREFIX, Tune, TuningOptions, TuningPreview, seed_input
 
@@ -89,7 +91,7 @@ def consistency_inputs() -> list[io.Input]:
     ]
 
 
-class OneShotTune(io.ComfyNode):
+class OneShotTune(Node):
     """One-shot tuning on one clip."""
 
     @classmethod
@@ -204,8 +206,11 @@ class OneShotTune(io.ComfyNode):
         settings = (options or TuneSettings()).changed(**chosen)
         inputs = TuneInputs(positive, latent, mask, resume, preview, prompt_to_note)
         keep = keep_unfinished(TUNES, with_state=True) if on_interrupt == "keep" else None
-        tune = tune_model(model, inputs, settings, progress, keep)
+        autosave = Autosave(settings.autosave_minutes) if settings.autosave_minutes > 0 else None
+        tune = tune_model(model, inputs, settings, progress, keep, autosave)
         spent = {"seconds": round(time.monotonic() - start, 2), "peak_gib": round(progress.memory.look(), 2)}
+        if autosave is not None and autosave.resumed:
+            spent["resumed_from_autosave_after"] = autosave.resumed
         plotted = {name.replace("_", " "): tune.info[name] for name in tune.info if name.endswith("_loss")}
         return io.NodeOutput(
             apply_tune(model, tune),

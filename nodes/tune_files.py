@@ -4,13 +4,14 @@ from comfy_api.latest import io
 
 from ..modules.files.host import FOLDER, stamp
 from ..modules.tuning.host.apply import apply_tune
+from .node import Node
 from .shelves import TUNES
 from .types import MENU, PREFIX, Tune, file_input, part_input, prefix_input, saved_at, strength_input
 
 CATEGORY = MENU + "tune"
 
 
-class SaveTune(io.ComfyNode):
+class SaveTune(Node):
     """A tune becomes a file."""
 
     @classmethod
@@ -42,7 +43,7 @@ class SaveTune(io.ComfyNode):
         return saved_at(TUNES.write(tune, filename_prefix, with_state=with_state))
 
 
-class LoadTune(io.ComfyNode):
+class LoadTune(Node):
     """A file becomes a tune."""
 
     @classmethod
@@ -66,7 +67,7 @@ class LoadTune(io.ComfyNode):
         return io.NodeOutput(TUNES.read(tune_name))
 
 
-class ApplyTune(io.ComfyNode):
+class ApplyTune(Node):
     """A model with a tune."""
 
     @classmethod

@@ -10,12 +10,13 @@ from ..modules.tuning.losses.smoothing import Coupling
 from ..modules.tuning.noise import OWN_CORRELATIONS, Noise
 from ..modules.tuning.settings import OnOutOfMemory, OptimizerName, Precision, TuneSettings
 from .inversion import denoise_input
+from .node import Node
 from .types import ADVANCED, MENU, PREFIX, TuningOptions, TuningPreview, cfg_input, part_input
 
 CATEGORY = MENU + "tune"
 
 
-class TuningOptionsNode(io.ComfyNode):
+class TuningOptionsNode(Node):
     """Settings of One-Shot Tune beyond steps and learning rate."""
 
     @classmethod
@@ -148,6 +149,17 @@ class TuningOptionsNode(io.ComfyNode):
                     "the variance with mixed noise; with progressive noise neighbours correlate by the root of that. "
                     "-1 = its paper's: 1 and 2. 0 = independent.",
                 ),
+                io.Float.Input(
+                    "autosave_minutes",
+                    default=1.0,
+                    min=0.0,
+                    max=1440.0,
+                    step=0.5,
+                    **ADVANCED,
+                    tooltip="Minutes between two times that One-Shot Tune saves the tuning while it runs, in "
+                    "models/consistent_video/autosave. After a crash queue the same graph, and it goes on from there; "
+                    "the file is deleted when the tuning ends. 0 = off.",
+                ),
             ],
             outputs=[TuningOptions.Output("options", tooltip="For One-Shot Tune.")],
         )
@@ -161,7 +173,7 @@ class TuningOptionsNode(io.ComfyNode):
         return io.NodeOutput(TuneSettings().changed(**settings, noise=noise, noise_correlation=alpha))
 
 
-class TuningPreviewNode(io.ComfyNode):
+class TuningPreviewNode(Node):
     """An edit to look at while One-Shot Tune runs."""
 
     @classmethod

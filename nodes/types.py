@@ -36,7 +36,7 @@ def cfg_input(default: float, tooltip: str, **options: bool) -> io.Input:
 
 def seed_input(tooltip: str, **options: bool) -> io.Input:
     """Return an input for a seed, which stays as it is from run to run."""
-    limits = {"default": 0, "min": 0, "max": 2**63 - 1}
+    limits = {"default": 0, "min": 0, "max": 2**64 - 1}
     control = io.ControlAfterGenerate.fixed
     return io.Int.Input("seed", **limits, control_after_generate=control, tooltip=tooltip, **options)
 

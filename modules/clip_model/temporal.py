@@ -211,13 +211,16 @@ class TemporalModule(nn.Module):
                 for linear in (self.to_v, self.to_out):
                     parametrizations.spectral_norm(linear, n_power_iterations=POWER_ITERATIONS)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return copies of the weights on the CPU, with the spectral norm of `tune_spectral_norm` baked in.
 
         There the largest singular values are exact, and the same on every machine.
+
+        Args:
+            state: state dict to take instead of the module's own.
         """
         weights = {}
-        for key, value in self.state_dict().items():
+        for key, value in (self.state_dict() if state is None else state).items():
             name, _, part = key.partition(".parametrizations.weight.")
             if part == "original":
                 weights[f"{name}.weight"] = spectral_normalised(value.cpu())

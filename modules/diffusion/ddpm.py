@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .ddim import Denoiser, ddim_step, latent_to_state, split_step
+from .seed import seeded
 
 
 def noised_states(clean: Tensor, sigmas: Tensor, seed: int, is_shared: bool = False) -> Tensor:
@@ -22,7 +23,7 @@ def noised_states(clean: Tensor, sigmas: Tensor, seed: int, is_shared: bool = Fa
     Returns:
         Shape (steps + 1, ...).
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     states = clean.new_empty(len(sigmas), *clean.shape)
     states[-1] = latent_to_state(clean, sigmas[-1])
     for i, sigma in enumerate(sigmas[:-1]):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..clip_model.attention.bases import BASES
 from ..diffusion.ddim import Label, Solver, relabelled, state_to_latent, told_level
+from ..diffusion.seed import seeded
 from .noise_relation import Direction, Reading, implied_noise, smooth_noise, with_std_of
 
 Noise = Literal["implied", "Gaussian"]
@@ -98,7 +99,7 @@ class Relation:
 
     def __init__(self, settings: InversionSettings, sigmas: Tensor):
         self.settings, self.sigmas = settings, sigmas
-        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.generator = seeded(settings.seed)
         self.noises: list[Tensor] = []
         self.clean = self.last = torch.empty(0)
 

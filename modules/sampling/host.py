@@ -20,6 +20,7 @@ from ..diffusion.ddpm import step_noise
 from ..diffusion.host.latent import to_positions
 from ..diffusion.host.run import ClipSampler, run_sampler, warn_of_frames
 from ..diffusion.midpoint import sample_midpoint
+from ..diffusion.seed import seeded
 from ..inversion.host.foreign import MASKED
 from ..inversion.host.identity import model_digest
 from ..inversion.host.invert import INVERSION, inversion_of, trajectory
@@ -68,7 +69,8 @@ class RelationSettings:
             )
         for name, factors in (("frame_strengths", self.frames), ("step_strengths", self.steps)):
             if not all(0 <= factor <= 1 for factor in factors):
-                raise ValueError(f"{name} holds {[*factors]}. Each must be from 0 to 1.")
+                wrong = next(factor for factor in factors if not 0 <= factor <= 1)
+                raise ValueError(f"{name} holds {wrong:g}. Each must be from 0 to 1.")
         check_mask(self.mask)
 
 
@@ -274,7 +276,7 @@ class InvertedClipSampler(ClipSampler):
                 return x
 
             reach(settings.start_step / inversion.steps)
-            generator, first = torch.Generator().manual_seed(settings.seed), settings.start_step
+            generator, first = seeded(settings.seed), settings.start_step
             options = SamplingOptions(relating, on_state, settings.eta, generator)
             if inversion.settings.is_ancestral:
                 own = partial(step_noise, states[first:], inversion.noises[first:], self.sigmas)

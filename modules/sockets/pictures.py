@@ -19,6 +19,11 @@ def check_numbers(values: Tensor, name: str, instead: str) -> None:
     if values.dtype not in FRACTIONS:
         kind = str(values.dtype).removeprefix("torch.")
         raise ValueError(f"{name} holds {kind} values, not floating-point ones such as float32. {instead}")
+    check_finite(values, name, instead)
+
+
+def check_finite(values: Tensor, name: str, instead: str) -> None:
+    """Raise ValueError where values are NaN or infinite."""
     if not values.isfinite().all():
         raise ValueError(f"{name} holds values that are not finite (NaN or infinity). {instead}")
 

@@ -15,6 +15,7 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 OptimizerName = Literal["AdamW", "AdamW 8-bit", "gradient descent"]
 OnOutOfMemory = Literal["step down", "stop"]
 MOST_SNAPSHOTS = 32
+LONGEST_LIST = 1000  # letters of a list of them
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class TuneSettings:
             `draw_noise`.
         optimization, memory: see there.
         losses: what is minimised is the sum of those that are on.
+        autosave_minutes: between two times that the tuning is saved while it runs; 0 = never. Files do not note it.
     """
 
     steps: int = 500
@@ -97,6 +99,7 @@ class TuneSettings:
     optimization: Optimization = Optimization()
     memory: Memory = Memory()
     losses: tuple[Loss, ...] = (DiffusionLoss(), SmoothingLoss(), ConsistencyLoss())
+    autosave_minutes: float = 1.0
 
     @property
     def terms(self) -> dict[str, LossTerm]:
@@ -110,8 +113,8 @@ class TuneSettings:
 
     def flat(self) -> dict[str, Any]:
         """Return the settings by their names, as files note them; JSON values."""
-        records = ("optimization", "memory", "losses")
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in records}
+        others = ("optimization", "memory", "losses", "autosave_minutes")
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in others}
         own |= asdict(self.optimization) | asdict(self.memory)
         for loss in self.losses:
             own |= asdict(loss)
@@ -138,6 +141,8 @@ def read_steps(text: str, steps: int) -> tuple[int, ...]:
     Raises:
         ValueError: an entry is neither a number nor a percentage, or lies outside.
     """
+    if len(text) > LONGEST_LIST:
+        raise ValueError(f"snapshots has {len(text)} letters. Give {MOST_SNAPSHOTS} entries or fewer.")
     found = set()
     for entry in filter(None, (part.strip() for part in text.split(","))):
         try:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..diffusion.seed import seeded
 from .noise import draw_noise
 from .objective import Clip, Denoise, Draw, Features, Objective
 from .settings import Precision, TuneSettings
@@ -52,7 +53,7 @@ class Tuner:
         self.learned, self.settings, self.precision = learned, settings, precision
         self.objective = Objective(clip, denoise, settings.terms, settings.steps, features)
         self.updates = Updates(learned.parameters(), settings.optimization, settings.steps, precision == "fp16")
-        self.generator = torch.Generator().manual_seed(settings.seed)
+        self.generator = seeded(settings.seed)
         self.losses: dict[str, list[float]] = {loss.name: [] for loss in settings.losses}
         self.rises: list[int] = []
         self.is_applying = False

@@ -14,6 +14,11 @@ NUMBER = ":number"  # ends the flat name of a value that is no tensor
 FUSED = ("cpu", "cuda")  # where AdamW's element-wise passes are one: a third of their time
 LEAST_SCALE = 2.0**-10  # of float16 gradients; what is not finite below it will not become so
 
+FIRST = (
+    "nothing has been learned yet, so that the model itself gives what is not finite: load another checkpoint, remove "
+    "its LoRA or tune, or set precision to bf16 or fp32 in Tuning Options"
+)
+
 
 def flat_name(name: str, value: object) -> str:
     """Return the name that a value is saved under."""
@@ -64,7 +69,8 @@ class Updates:
     def failure(self, what: str, done: int) -> FloatingPointError:
         """Return the error that ends a tuning that diverged, after some steps."""
         rate = self.settings.learning_rate
-        return FloatingPointError(f"The {what} at step {done + 1}; lower learning_rate = {rate:g}.")
+        remedy = f"lower learning_rate = {rate:g}" if done else FIRST
+        return FloatingPointError(f"The {what} at step {done + 1}; {remedy}.")
 
     def state_dict(self) -> dict[str, Tensor | float]:
         """Return the optimiser's state and the scaler's by flat names."""

@@ -38,6 +38,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def folders() -> None:
+    """Tell this process's ComfyUI of the pack's folders, as it does when it loads the pack."""
+    from consistent_video.modules.files.host import register_folder
+
+    register_folder()
+
+
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory, data_folder: Path) -> Iterator[Host]:
     """The running server with this pack, and with TAESD among its models where the test data is there."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...sockets.texts import LONGEST_PROMPT, tokenize
 from ..maps import align_tokens, find_tokens, pair_words, text_length
 
 
@@ -31,7 +32,7 @@ class Prompts:
 
 def token_ids(clip: Any, text: str, name: str) -> list[int]:
     """Return the token ids of a prompt, padded; ValueError where it takes several pieces or holds embeddings."""
-    pieces = next(iter(clip.tokenize(text).values()))
+    pieces = next(iter(tokenize(clip, text, name).values()))
     ids = [token[0] for token in pieces[0]]
     if len(pieces) != 1 or not all(isinstance(token, int) for token in ids):
         raise ValueError(
@@ -89,7 +90,9 @@ def read_prompts(
 
 
 def split_words(text: str) -> list[str]:
-    """Return the words of a comma-separated list."""
+    """Return the words of a comma-separated list; ValueError where it is longer than a prompt may be."""
+    if len(text) > LONGEST_PROMPT:
+        raise ValueError(f"A list of words has {len(text)} letters. Give {LONGEST_PROMPT} or fewer.")
     return [word.strip() for word in text.split(",") if word.strip()]
 
 

@@ -77,13 +77,19 @@ class TemporalBank(nn.Module):
         number = self.places.get((place, index))
         return None if number is None else self.bank[number]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return copies of the weights on the CPU by the host's block paths."""
+    def tensors(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return copies of the weights on the CPU by the host's block paths, of another state dict if one is given."""
+        own = self.state_dict() if state is None else state
         return {
             temporal_key(path, name): value
-            for path, module in zip(self.paths, self.bank, strict=True)
-            for name, value in module.tensors().items()
+            for i, (path, module) in enumerate(zip(self.paths, self.bank, strict=True))
+            for name, value in module.tensors(part_of(own, f"bank.{i}.")).items()
         }
+
+
+def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the part of a state dict under a prefix."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def blocks_with_module(blocks: list[Block], config: TemporalConfig) -> list[Block]:

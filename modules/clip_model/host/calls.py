@@ -25,12 +25,17 @@ from .settings import KEY, STEER, ClipSettings, acting, count_frames
 from .windows import MEMORY, frames_of_window
 
 FEED_FORWARD = 16  # activations for each of its input: GEGLU's halves, the gate's GELU, the product; 4 times each
+MOST_FRAMES = 1024  # that one call of the UNet may tie to each other, as num_frames of Inflate UNet
 
 
 def begin_call(executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, **kwargs):
     """Wrap the UNet: refuse a batch that is no whole number of clips, and take the parts out where they do not act."""
-    count_frames(transformer_options, len(x))
-    settings = acting(transformer_options[KEY], transformer_options)
+    frames, settings = count_frames(transformer_options, len(x)), acting(transformer_options[KEY], transformer_options)
+    if frames > MOST_FRAMES and (settings.spatial is not None or settings.temporal is not None):
+        raise ValueError(
+            f"The model is to see {frames} frames at once; at most {MOST_FRAMES} are possible. Connect Context Windows "
+            "(Manual) after the clip model, set frames_per_step in Tuning Options to tune, or cut the clip."
+        )
     if settings is not transformer_options[KEY]:
         transformer_options = {**transformer_options, KEY: settings}
     return executor(x, timesteps, context, y, control, transformer_options, **kwargs)

@@ -15,6 +15,7 @@ from comfy.context_windows import (
 from comfy.controlnet import ControlBase
 from torch import Tensor
 
+from ...sockets.pictures import check_finite
 from ..attention.memory import ClipMemory
 from .evolved import CONTEXT, WINDOWS, samples_in_windows, tell_frames
 from .settings import KEY, is_active
@@ -132,6 +133,8 @@ def check_hints(conds: Mapping[str, list], frames: int) -> None:
     """Raise ValueError where a ControlNet has neither one hint nor one for each frame."""
     for control in controls(conds.values()):
         hints = control.cond_hint_original
+        if isinstance(hints, Tensor):
+            check_finite(hints, "The hint of ControlNet", "Connect its images again.")
         if isinstance(hints, Tensor) and not hasattr(control, SPREAD) and len(hints) not in (1, frames):
             raise ValueError(
                 f"ControlNet has {len(hints)} hints and the clip {frames} frames: ComfyUI would repeat or cut them "

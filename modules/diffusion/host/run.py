@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ...clip_model.host.evolved import refuse_other_starts, sets_guidance
 from ...clip_model.host.settings import KEY, clip_settings
+from ...sockets.pictures import MASK, check_finite
 from ..ddim import Solver
 from ..midpoint import levels_called
+from .finite import check_state
 
 CACHE = "easycache"  # the host's name of what EasyCache and LazyCache attach
 
@@ -35,7 +37,7 @@ def run_sampler(
 
 
 def check_prompts(states: Any, counts: tuple[int, ...], name: str) -> None:
-    """Raise ValueError where a batch of prompts is not one for all frames or one for each: ComfyUI would repeat it.
+    """Raise ValueError where prompts are not finite, or not one for all frames or one for each: ComfyUI repeats them.
 
     Args:
         states: text states, shape (prompts, tokens, width), or None.
@@ -47,6 +49,8 @@ def check_prompts(states: Any, counts: tuple[int, ...], name: str) -> None:
             f"{name} has {len(states)} prompts and the clip {counts[-1]} frames. Give one for all frames or one for "
             "each."
         )
+    if isinstance(states, Tensor):
+        check_finite(states, name, "Encode the prompt again; if it recurs, load another text encoder.")
 
 
 def check_masks(conds: list[dict[str, Any]], counts: tuple[int, ...], name: str) -> None:
@@ -57,6 +61,7 @@ def check_masks(conds: list[dict[str, Any]], counts: tuple[int, ...], name: str)
                 f"The mask on {name} has {len(mask)} frames and the clip {counts[-1]}. Give one for all frames or one "
                 "for each."
             )
+        check_finite(mask, f"The mask on {name}", MASK)
         if not mask.any():
             raise ValueError(
                 f"The mask on {name} selects nothing, so that its prompt would have no effect. White is where it acts; "
@@ -100,7 +105,7 @@ class ClipSampler(KSAMPLER):
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ) -> Tensor:
-        """Sample, see KSAMPLER."""
+        """Sample, see KSAMPLER; FloatingPointError where a step gives what is not finite."""
         options = extra_args["model_options"]
         self.check(model_wrap, options["transformer_options"], sigmas, len(noise))
         if self.solver == "midpoint":  # the host tells the step by the level
@@ -108,13 +113,18 @@ class ClipSampler(KSAMPLER):
             told = {**options, "transformer_options": {**options["transformer_options"], **called}}
             extra_args = {**extra_args, "model_options": told}
         plays = plays_itself(model_wrap.model_patcher)
+        what = "inversion" if sigmas[0] < sigmas[-1] else "sampling"
 
         def show(step: int, x_0: Tensor, x: Tensor, total: int) -> None:
             frame = step % len(x_0) if step + 1 < total and not plays else 0  # the host keeps the last one as it is
-            callback(step, x_0.roll(-frame, dims=0), x, total)
+            check_state(x_0, step + 1, total, what, model_wrap.model_patcher)
+            if callback is not None:
+                callback(step, x_0.roll(-frame, dims=0), x, total)
 
-        given = model_wrap, sigmas, extra_args, callback and show, noise, latent_image, denoise_mask, disable_pbar
-        return super().sample(*given)
+        given = model_wrap, sigmas, extra_args, show, noise, latent_image, denoise_mask, disable_pbar
+        sampled = super().sample(*given)
+        check_state(sampled, len(sigmas) - 1, len(sigmas) - 1, what, model_wrap.model_patcher)
+        return sampled
 
     def check(self, guider: Any, options: dict[str, Any], sigmas: Tensor, frames: int) -> None:
         """Refuse conditionings that would act in part or not at all, other starts, and what spoils an inversion.
@@ -141,6 +151,7 @@ class ClipSampler(KSAMPLER):
         for name, conds in guider.conds.items():
             for cond in conds:
                 check_prompts(cond.get("cross_attn"), counts, name)
+                check_prompts(cond.get("pooled_output"), counts, name)
             check_masks(conds, counts, name)
             if name != "negative" or getattr(guider, "cfg", 0) != 1:  # else the negative is not looked at
                 check_ranges(conds, levels, name)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
@@ -71,6 +72,7 @@ def invert_clip(
     table = sigma_table(model)
     settings = replace(settings, denoise=settings.denoise or matched_denoise(table, *samples.shape[-2:]))
     sigmas = ddim_sigmas(table, settings.steps, settings.denoise, settings.set_alpha_to_one)
+    check_room(samples, settings.steps)
     relation = Relation(settings, sigmas.flip(0))
     options = InversionOptions(prediction_of(model), settings.label, settings.refinements, relation)
     sampler = ClipSampler(invert_latent, {"options": options, "settings": settings}, settings.solver)
@@ -83,6 +85,16 @@ def invert_clip(
     noises = torch.stack(relation.noises[::-1])
     inversion = Inversion(sigmas, noises, samples, start, settings, model_digest(model))
     return {**latent, **to_latent(inversion)}
+
+
+def check_room(samples: Tensor, steps: int) -> None:
+    """Raise ValueError where the noises of an inversion, float16 and held twice as it ends, do not fit into memory."""
+    needed, free = 4 * steps * samples.numel(), psutil.virtual_memory().available
+    if needed > free:
+        raise ValueError(
+            f"The inversion of {len(samples)} frames in {steps} steps holds {needed / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB of memory are free. Lower steps, cut the clip or make its frames smaller."
+        )
 
 
 def trajectory(model: BaseModel, inversion: Inversion) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...diffusion.ddim import Denoiser, ddim_step, split_step
 from ...diffusion.schedule import sigma_to_alpha_bar
+from ...diffusion.seed import seeded
 from ...tuning.curvature import Map, jacobian_norm
 from ...tuning.host.tune_inputs import condition
 from ..inversion import Inversion
@@ -164,7 +165,7 @@ def way_back(denoiser: Denoiser, walked: Walked, back: WayBack) -> tuple[list[fl
     """
     states, sigmas = walked.states, walked.sigmas
     x, apart, levels, strayed = walked.start, [(walked.start - states[-1]).norm().item()], list[float](), list[float]()
-    generator = torch.Generator().manual_seed(back.seed)
+    generator = seeded(back.seed)
     for i in range(len(sigmas) - 1, 0, -1):
         # Predict.
         eps = noise_at(denoiser, sigmas[i])(x * sigma_to_alpha_bar(sigmas[i]).sqrt())

@@ -21,6 +21,7 @@ from ...motion.flow import Motion, motion_of, read_flow
 from ...motion.raft import estimate_motion_by, load_raft
 from ...motion.variational import estimate_motion
 from ...sockets.pictures import read_images
+from ...sockets.texts import LONGEST_PROMPT, tokenize
 from ..clip import ClipModel
 from ..lpips import load_lpips
 from ..scorecard import Judges
@@ -135,7 +136,8 @@ def host_text(clip: CLIP, prompt: str) -> Tensor:
     Unless it is told so, the host's encoder of SD1.x stops before the projection, even where it has one.
     """
     encoder = clip.cond_stage_model
-    tokens = {name: pieces[:1] for name, pieces in clip.tokenize(prompt).items()}  # the pooled output is the first's
+    pieces = tokenize(clip, prompt[:LONGEST_PROMPT], "edit_text or source_text")
+    tokens = {name: each[:1] for name, each in pieces.items()}  # the pooled output is the first's
     clip.load_model(tokens)
     encoder.reset_clip_options()
     encoder.set_clip_options({"projected_pooled": True, "execution_device": clip.patcher.load_device})

@@ -14,6 +14,7 @@ from ...clip_model.host.bank import TemporalBank
 from ...clip_model.host.settings import ClipSettings, clip_settings, is_active
 from ...diffusion.host.latent import clip_latent, prediction_of, sigma_table
 from ...diffusion.host.run import ClipSampler, run_sampler
+from ...diffusion.seed import seeded
 from ..covariate_shift import Shift, covariate_shift, position_norms
 
 
@@ -100,7 +101,7 @@ def measure_clip(
     samples = clip_latent(model, latent, clip.num_frames)
     if len(samples) < 2:
         raise ValueError("latent is a clip of 1 frame, which has no temporal covariance. Encode two frames or more.")
-    eps = torch.randn(samples.shape, generator=torch.Generator().manual_seed(seed))
+    eps = torch.randn(samples.shape, generator=seeded(seed))
     sampler, sigmas = ClipSampler(call_once, {"eps": eps}), torch.tensor([sigma, 0.0])
     with measured(bank) as found:
         run_sampler(model, samples, sampler, sigmas, 1.0, positive, positive)

@@ -8,6 +8,7 @@ from comfy.weight_adapter import LoRAAdapter
 from torch import Tensor, nn
 
 from ...clip_model.host.bank import transformer_blocks
+from ...diffusion.seed import to_32_bits
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -20,7 +21,7 @@ class LowRank(nn.Module):
         paths = [f"{block.path}.{name}" for block in transformer_blocks(unet) for name in ("attn1", "attn2")]
         self.keys = [f"{path}.{projection}" for path in paths for projection in PROJECTIONS]
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(to_32_bits(seed))
             weights = (unet.get_submodule(key).weight.detach().float().cpu() for key in self.keys)
             made = [LoRAAdapter.create_train(weight, rank, float(rank)) for weight in weights]  # rank does not scale it
         self.adapters = nn.ModuleList(made).to(device)

@@ -2,11 +2,11 @@
 
 from dataclasses import asdict, dataclass
 
-import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...clip_model.host.bank import TemporalBank, transformer_blocks
+from ...diffusion.seed import seeded
 from ...tuning.host.learned import frozen_bank
 from ...tuning.host.session import Session
 from ...tuning.host.tune_inputs import TuneInputs, rows_of
@@ -71,7 +71,7 @@ class PromptTuning(Session[PromptAdapter]):
     def learn(self, model: ModelPatcher, settings: TuneSettings) -> tuple[LearnedPrompt, TemporalBank | None]:
         """Return tokens and low-rank adapters before they are learned, and the temporal modules as they are."""
         device, unet, prompt = self.copy.load_device, self.copy.model.diffusion_model, self.prompt
-        width, generator = self.given[CONTEXT].shape[-1], torch.Generator().manual_seed(settings.seed)
+        width, generator = self.given[CONTEXT].shape[-1], seeded(settings.seed)
         counts = prompt.shared_tokens, prompt.frame_tokens, len(self.x_0)
         tokens = PromptTokens(*counts, width, generator, self.embeddings)
         low_rank = LowRank(unet, prompt.rank, device, settings.seed) if prompt.rank else None

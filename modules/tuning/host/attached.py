@@ -61,6 +61,14 @@ def apply_apart(patch: Callable[..., Any], *given: Any) -> Any:
         return patch(*(value.clone() if isinstance(value, Tensor) else value for value in given))
 
 
+def foreign_patches(model: ModelPatcher) -> list[Any]:
+    """Return the functions that other nodes patched a model's UNet with."""
+    options = model.model_options["transformer_options"]
+    patches = [patch for kind in options.get("patches", {}).values() for patch in kind if patch not in OURS]
+    patches += [patch for kind in options.get("patches_replace", {}).values() for patch in kind.values()]
+    return [patch[-1] if isinstance(patch, tuple) else patch for patch in patches if patch is not attend_block]
+
+
 @contextmanager
 def naming_patches(model: ModelPatcher) -> Iterator[None]:
     """Name the nodes whose patches a model carries where it fails, for they are written for sampling alone.
@@ -71,12 +79,7 @@ def naming_patches(model: ModelPatcher) -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        options = model.model_options["transformer_options"]
-        patches = [patch for kind in options.get("patches", {}).values() for patch in kind if patch not in OURS]
-        patches += [patch for kind in options.get("patches_replace", {}).values() for patch in kind.values()]
-        names = origins(
-            patch[-1] if isinstance(patch, tuple) else patch for patch in patches if patch is not attend_block
-        )
+        names = origins(foreign_patches(model))
         if not names or comfy.model_management.is_oom(error):
             raise
         raise ValueError(

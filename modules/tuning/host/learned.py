@@ -1,5 +1,6 @@
 """What is learned on a private copy, and how its UNet is called meanwhile."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...clip_model.attention import scaled_dot_product
-from ...clip_model.host.bank import TemporalBank, transformer_blocks
+from ...clip_model.host.bank import TemporalBank, part_of, transformer_blocks
 from ...clip_model.host.calls import OURS, attend_block, run_residual, run_transformer
 from ...clip_model.host.features import Features
 from ...clip_model.host.settings import KEY, clip_settings
@@ -72,26 +73,30 @@ class Learned(nn.Module):
         super().__init__()
         projections = trained_projections(unet, model)
         self.keys, self.queries = list(projections), nn.ModuleList(projections.values())
-        self.start = {key: value.detach().to("cpu", copy=True) for key, value in self.weights().items()}
+        before = self.weights(self.state_dict())
+        self.start = {key: value.detach().to("cpu", copy=True) for key, value in before.items()}
         self.before = [value for key, value in self.start.items() if key.endswith(".diff")]
         self.bank = temporal_copy(unet, model, device)
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return the projections' weights and biases, by the names of their differences in a Tune."""
+    def weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the projections' weights and biases in a state dict, by the names of their differences in a Tune."""
         return {
             f"{key}.{DIFFERENCES[name]}": value
-            for key, linear in zip(self.keys, self.queries, strict=True)
-            for name, value in linear.named_parameters()
+            for i, key in enumerate(self.keys)
+            for name, value in part_of(state, f"queries.{i}.").items()
         }
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what is learned as a Tune holds it."""
-        tensors = {key: value.detach().cpu() - self.start[key] for key, value in self.weights().items()}
-        return tensors | self.temporal_tensors()
+    def tensors(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return what is learned as a Tune holds it; or what another state dict of this module holds."""
+        state = self.state_dict() if state is None else state
+        tensors = {key: value.detach().cpu() - self.start[key] for key, value in self.weights(state).items()}
+        return tensors | self.temporal_tensors(state)
 
-    def temporal_tensors(self) -> dict[str, Tensor]:
+    def temporal_tensors(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return the temporal modules' part of `tensors`."""
-        return self.bank.tensors() if self.bank is not None else {}
+        if self.bank is None:
+            return {}
+        return self.bank.tensors(part_of(self.state_dict() if state is None else state, "bank."))
 
 
 def trained_projections(unet: nn.Module, model: ModelPatcher) -> dict[str, nn.Linear]:

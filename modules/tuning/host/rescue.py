@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import comfy.model_management
@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...clip_model.host.settings import clip_settings
 from ..settings import TuneSettings
+from .autosave import Autosave
 from .control_nets import with_controls
 from .fit import OutOfMemory, memory_advice
 from .private_copy import check_tunable, private_copy, reproducible
@@ -29,6 +30,7 @@ def on_private_copy(
     inputs: TuneInputs,
     settings: TuneSettings,
     keep: Keep | None,
+    autosave: Autosave | None = None,
 ) -> Iterator[Made]:
     """Yield a tuning on a private copy of a model, which is gone afterwards; what was learned is saved if it fails.
 
@@ -38,6 +40,7 @@ def on_private_copy(
         inputs: what it is tuned with; a tuning to resume is resumed.
         settings: of the tuning.
         keep: saves what was learned before an interruption or a failure, and returns where; None = it is lost.
+        autosave: writes a one-shot tuning while it runs, and lets it go on after a crash; None = nothing does.
 
     Raises:
         ValueError: the model is not inflated or cannot be tuned, or the inputs do not fit.
@@ -58,7 +61,7 @@ def on_private_copy(
             if inputs.resume is not None:
                 tuning.resume(inputs.resume)
             try:
-                with keeping(tuning, keep):
+                with autosave.of(tuning) if autosave is not None else nullcontext(), keeping(tuning, keep, autosave):
                     yield tuning
             finally:
                 vars(tuning).clear()  # whoever holds the tuning still is not to hold the copy
@@ -71,7 +74,7 @@ def on_private_copy(
 
 
 @contextmanager
-def keeping(tuning: Session[Kept], keep: Keep[Kept] | None) -> Iterator[None]:
+def keeping(tuning: Session[Kept], keep: Keep[Kept] | None, autosave: Autosave | None = None) -> Iterator[None]:
     """Save what was learned where the tuning is interrupted or fails, whatever the reason."""
     try:
         yield
@@ -79,17 +82,21 @@ def keeping(tuning: Session[Kept], keep: Keep[Kept] | None) -> Iterator[None]:
         good = tuning.last_good() if keep is not None else None
         if keep is None or good is None:
             raise
-        raise FloatingPointError(f"{error} {kept(good, keep)}") from error
+        raise FloatingPointError(f"{error} {kept(good, keep, autosave)}") from error
     except BaseException:
         if keep is not None and tuning.tuner.done:
-            log.warning(kept(tuning.tune(), keep))
+            log.warning(kept(tuning.tune(), keep, autosave))
         raise
 
 
-def kept(tune: Kept, keep: Keep[Kept]) -> str:
+def kept(tune: Kept, keep: Keep[Kept], autosave: Autosave | None) -> str:
     """Save what was learned in a tuning that did not come to its end; returns what is to be said of it."""
     steps = len(tune.info["loss"])
     try:
         return f"What was learned in {steps} steps is in {keep(tune)}."
     except OSError as error:  # what ended the tuning is what the user is to see
-        return f"What was learned in {steps} steps is lost: {error}"
+        said = f"What was learned in {steps} steps is lost: {error}"
+        if autosave is None or not autosave.path.is_file():
+            return said
+        autosave.is_needed = True
+        return f"{said} The last autosave, {autosave.path.name}, stays."

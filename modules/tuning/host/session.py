@@ -37,6 +37,7 @@ class Made(Protocol):
 
 Kept = TypeVar("Kept", bound=Made)
 Result = TypeVar("Result")
+STEPPED = ("chunking", "gradient_checkpointing", "frames_per_step")  # settings that change where memory runs out
 log = logging.getLogger(__name__)
 
 
@@ -138,12 +139,21 @@ class Session(ABC, Generic[Kept]):
             log.warning("The tuning to resume was begun with other %s; going on with those given.", ", ".join(others))
         self.tuner.load_state_dict(kept.state)
 
+    def go_on(self, kept: Any) -> None:
+        """Continue this very tuning, with as little memory as it had come to."""
+        if "stepped_down" in kept.info:
+            less = {key: kept.info[key] for key in STEPPED}
+            self.use_memory(self.tuner.settings.changed(**less), kept.info["stepped_down"])
+        self.resume(kept)
+
     def run(self, progress: TuningProgress) -> None:
         """Do the steps that are left, showing them."""
         progress.begin(self.tuner.settings.steps, self.tuner.done)
         for done in self.steps():
             self.after_step(done, progress)
             progress(done, self.tuner.losses["loss"][-1])
+        if not all(weight.isfinite().all() for weight in self.learned.parameters()):
+            raise self.tuner.updates.failure("learned weights became infinite", self.tuner.done - 1)
 
     def after_step(self, done: int, progress: TuningProgress) -> None:  # noqa: B027
         """Do what else a step calls for; nothing unless a subclass says so."""
@@ -183,15 +193,19 @@ class Session(ABC, Generic[Kept]):
         tuner.updates.optimizer.zero_grad()
         gc.collect()
         comfy.model_management.soft_empty_cache()
-        tuner.settings, memory = less, less.memory
-        self.call = replace(self.call, options=training_options(self.copy, self.bank, memory))
-        now = {key: getattr(memory, key) for key in ("chunking", "gradient_checkpointing", "frames_per_step")}
-        self.info |= now
-        self.info["stepped_down"] = [*self.info.get("stepped_down", []), {"after": tuner.done, **now}]
+        memory = less.memory
+        now = {key: getattr(memory, key) for key in STEPPED}
+        self.use_memory(less, [*self.info.get("stepped_down", []), {"after": tuner.done, **now}])
         log.warning(
             "Out of memory after %d steps; going on with chunking, gradient_checkpointing %s and %s frames per step.",
             tuner.done, "on" if memory.gradient_checkpointing else "off", memory.frames_per_step or "all",
         )  # fmt: skip
+
+    def use_memory(self, settings: TuneSettings, stepped_down: list[dict[str, Any]]) -> None:
+        """Take the steps that are left with other settings of memory; `stepped_down` notes when that was."""
+        self.tuner.settings = settings
+        self.call = replace(self.call, options=training_options(self.copy, self.bank, settings.memory))
+        self.info |= {key: getattr(settings.memory, key) for key in STEPPED} | {"stepped_down": stepped_down}
 
     def info_after(self, done: int) -> dict[str, Any]:
         """Return the info after some steps."""

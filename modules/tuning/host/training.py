@@ -1,6 +1,7 @@
 """One-shot tuning in the host: of query projections and temporal modules."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -13,7 +14,9 @@ from ...clip_model.host.bank import TemporalBank
 from ...clip_model.host.settings import KEY, acting
 from ...clip_model.methods import name_of
 from ..settings import TuneSettings
+from ..updates import unflatten
 from ..weights import Tune
+from .autosave import Autosave
 from .learned import Learned
 from .preview import Preview, PreviewSettings
 from .progress import TuningProgress
@@ -34,6 +37,7 @@ class Tuning(Session[Tune]):
     )
     ALLOWED = CONTROL_NETS
     learned: Learned
+    autosave: Autosave | None = None
 
     def __init__(self, copy: ModelPatcher, model: ModelPatcher, inputs: TuneInputs, settings: TuneSettings):
         super().__init__(copy, model, inputs, settings)
@@ -90,8 +94,10 @@ class Tuning(Session[Tune]):
         return self.call(x, sigma, given, **{KEY: acting(self.call.options[KEY], {"sigmas": sigma})})
 
     def after_step(self, done: int, progress: TuningProgress) -> None:
-        """Take a snapshot and draw the preview where it is time for them."""
+        """Take a snapshot, save, and draw the preview where it is time for them."""
         self.take_snapshot()
+        if self.autosave is not None:
+            self.autosave.look(self)
         if self.shown is not None and (done % self.shown.settings.every == 0 or done == self.tuner.settings.steps):
             self.draw_preview(progress)
 
@@ -117,6 +123,12 @@ class Tuning(Session[Tune]):
         snapshots = {step: value for step, value in self.snapshots.items() if step < done}
         return Tune(self.learned.tensors(), self.info_after(done), snapshots, state)
 
+    def later(self) -> Callable[[], Tune]:
+        """Return what makes the tune as it is now, also while the tuning goes on: it takes its time."""
+        learned, state, info = self.learned, self.tuner.state_dict(), self.info_after(self.tuner.done)
+        snapshots = {step: value for step, value in self.snapshots.items() if step < self.tuner.done}
+        return lambda: Tune(learned.tensors(unflatten(state, "learned.")), info, snapshots, state)
+
 
 def halved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors in float16, for snapshots."""
@@ -129,6 +141,7 @@ def tune_model(
     settings: TuneSettings,
     progress: TuningProgress,
     keep: Keep[Tune] | None = None,
+    autosave: Autosave | None = None,
 ) -> Tune:
     """Tune an inflated model on one clip: what its temporal modules are trained with, and these themselves.
 
@@ -138,12 +151,14 @@ def tune_model(
         settings: of the tuning.
         progress: shows it, and measures the memory.
         keep: saves what was learned before an interruption or a failure, and returns where; None = it is lost.
+        autosave: writes it while it runs, and lets it go on after a crash; None = nothing does.
 
     Raises:
         ValueError: the model is not inflated or cannot be tuned, or the inputs do not fit.
         FloatingPointError: the loss is no longer finite.
         torch.cuda.OutOfMemoryError: saying what to change.
     """
-    with on_private_copy(Tuning, model, inputs, settings, keep) as tuning:
+    with on_private_copy(Tuning, model, inputs, settings, keep, autosave) as tuning:
+        tuning.autosave = autosave
         tuning.run(progress)
         return tuning.tune()

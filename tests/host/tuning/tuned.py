@@ -31,11 +31,11 @@ def patched(name: str, model=None):
     return attach(inflate(model or random_model()), *method(name, 2, "area"))
 
 
-def run(model, settings: TuneSettings = SETTINGS, keep=None, **changes) -> Tune:
+def run(model, settings: TuneSettings = SETTINGS, keep=None, autosave=None, **changes) -> Tune:
     """Tune as the node does: the host executes nodes in inference mode."""
     inputs = TuneInputs(**{"positive": SOURCE, "latent": clip_latent(), **changes})
     with torch.inference_mode():
-        return tune_model(model, inputs, settings, progress.TuningProgress("1"), keep)
+        return tune_model(model, inputs, settings, progress.TuningProgress("1"), keep, autosave)
 
 
 def assert_same(tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

@@ -149,3 +149,5 @@ def test_snapshots_are_limited() -> None:
     assert len(read_steps(text.removesuffix(", 33"), 500)) == 32
     with pytest.raises(ValueError, match="snapshots has 33 entries, each as large as the tune. Give 32 or fewer"):
         read_steps(text, 500)
+    with pytest.raises(ValueError, match="snapshots has 1000000 letters"):
+        read_steps("1," * 500_000, 500)

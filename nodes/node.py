@@ -1,0 +1,83 @@
+"""What all nodes have in common: what reaches a node is of the kind that its schema names."""
+
+import math
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from comfy_api.latest import io
+
+SHOWN = 60  # letters of a value in a message
+JSON = (str, int, float, list, dict, type(None))
+
+
+class Node(io.ComfyNode):
+    """A node that refuses what its inputs cannot be, by name, before its `execute` sees it.
+
+    ComfyUI checks a number or a choice only where it is typed in, not where it is connected, lets NaN through, and
+    lets a value pass for what is to be connected.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls).get("execute")
+        if own is not None and not hasattr(own.__func__, "__wrapped__"):  # ComfyUI makes subclasses of its own
+            cls.execute = classmethod(with_checks(own.__func__))  # type: ignore[method-assign]
+
+
+def with_checks(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    """Return a node's `execute` behind the checks."""
+
+    @wraps(execute)
+    def checked(cls: type[io.ComfyNode], *args: Any, **given: Any) -> io.NodeOutput:
+        for each in cls.define_schema().inputs:
+            if each.id in given and (given[each.id] is not None or not each.optional):
+                check_input(each, given[each.id])
+        return execute(cls, *args, **given)
+
+    return checked
+
+
+def check_input(expected: io.Input, value: Any) -> None:
+    """Refuse a value that an input cannot be.
+
+    Raises:
+        ValueError: naming the input and the value.
+    """
+    name, shown = expected.id, cut(value)
+    if isinstance(expected, io.Int.Input | io.Float.Input):
+        is_number = isinstance(value, int | float) and math.isfinite(value)
+        least, most = (-math.inf if expected.min is None else expected.min), expected.max
+        if not is_number or not least <= value <= (math.inf if most is None else most):
+            raise ValueError(f"{name} is {shown}. Give a number from {least:g} to {most:g}.")
+    elif isinstance(expected, io.String.Input):
+        if not isinstance(value, str):
+            raise ValueError(f"{name} is {shown}, which is not a text. Write one.")
+    elif isinstance(expected, io.Combo.Input):
+        options = list(expected.options or [])
+        if value not in options:
+            raise ValueError(f"{name} is {shown}. Choose one of {cut(options, 10 * SHOWN)}.")
+    elif not isinstance(expected, io.Boolean.Input | io.AnyType.Input) and is_literal(expected.io_type, value):
+        raise ValueError(f"{name} is {shown}, a value that was written where something is to be connected. Connect it.")
+
+
+def is_literal(kind: str, value: Any) -> bool:
+    """Whether a value of a socket is what a prompt may write, a JSON value, and not what nodes hand on."""
+    if kind == "LATENT":
+        return not (isinstance(value, dict) and "samples" in value)
+    if kind == "CONDITIONING" and isinstance(value, list):
+        return not all(map(is_prompt, value))
+    return isinstance(value, JSON)
+
+
+def is_prompt(pair: Any) -> bool:
+    """Whether an entry of a conditioning is one: text states, and a dictionary."""
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        return False
+    return not isinstance(pair[0], JSON) and isinstance(pair[1], dict)
+
+
+def cut(value: Any, length: int = SHOWN) -> str:
+    """Return a value as code on one line, cut to a length."""
+    text = " ".join(repr(value[:length] if isinstance(value, str) else value).split())
+    return text if len(text) <= length else f"{text[:length]}..."
