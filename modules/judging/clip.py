@@ -1,15 +1,46 @@
 """CLIP models (Radford et al., ICML 2021) in transformers' form, from a folder."""
 
-import json
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from ..files.strict_json import read_json
 from ..files.tensor_file import check_tensors
+
+LARGEST = {  # in a CLIP model's configuration, several times what the largest known has
+    "num_hidden_layers": 100,
+    "num_attention_heads": 100,
+    "hidden_size": 2**13,
+    "intermediate_size": 2**15,
+    "projection_dim": 2**13,
+    "vocab_size": 2**18,
+    "max_position_embeddings": 2**12,
+    "image_size": 2**10,
+    "num_channels": 4,
+}
+
+
+def check_config(folder: Path) -> None:
+    """Refuse a folder whose configuration is damaged, of another kind of model, or of one larger than any.
+
+    Raises:
+        ValueError: says what it is.
+    """
+    try:
+        config = dict(read_json((folder / "config.json").read_text(encoding="utf-8")))
+        parts = [config, *(dict(config.get(name) or {}) for name in ("text_config", "vision_config"))]
+        larger = [f"{key} {part[key]}" for part in parts for key, most in LARGEST.items() if part.get(key, 0) > most]
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{folder.name} has a damaged config.json ({error}). Copy the folder again.") from error
+    if config.get("model_type") != "clip":
+        raise ValueError(
+            f"{folder.name} holds a model of type {config.get('model_type')!r:.60}, not 'clip'. Choose a CLIP model's "
+            "folder."
+        )
+    if larger:
+        raise ValueError(f"{folder.name} has {larger[0]} in its config.json, as no CLIP model. Copy the folder again.")
 
 
 class ClipModel:
@@ -32,12 +63,7 @@ class ClipModel:
                 "A CLIP folder needs the package transformers, which is not installed. Install it into ComfyUI's "
                 "Python: pip install transformers"
             ) from error
-        try:
-            kind = dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))).get("model_type")
-        except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"config.json of {folder.name} is damaged ({error}). Copy the folder again.") from error
-        if kind != "clip":
-            raise ValueError(f"{folder.name} holds a model of type {kind!r}, not 'clip'. Choose a CLIP model's folder.")
+        check_config(folder)
         try:
             model, found = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
             if found["missing_keys"]:
@@ -45,8 +71,8 @@ class ClipModel:
             check_tensors(model.state_dict(), folder.name, "Copy it again.")
             self.model = model.float().eval().to(device)
             self.processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # of any kind, by what the files say
             raise ValueError(
                 f"{folder.name} is no whole CLIP folder ({error}). It needs the weights, preprocessor_config.json and "
                 "the tokenizer's files."

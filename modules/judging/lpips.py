@@ -22,7 +22,11 @@ def load_lpips(weights: Mapping[str, Tensor], name: str) -> Callable[[Tensor, Te
             "LPIPS needs the package torchmetrics, which is not installed. Install it into ComfyUI's Python: pip "
             "install torchmetrics"
         ) from error
-    features = {key.removeprefix("features."): value for key, value in weights.items() if key.startswith("features.")}
+    features = {
+        key.removeprefix("features."): value
+        for key, value in weights.items()
+        if key.startswith("features.") and value.is_floating_point()
+    }
     for kind in ("alex", "vgg"):
         network = _LPIPS(net=kind, pnet_rand=True)
         own = network.net.state_dict()  # slice1.0.weight and so on, with torchvision's numbers

@@ -20,14 +20,17 @@ def load_raft(weights: Mapping[str, Tensor], name: str) -> nn.Module:
     """
     for make in (raft_large, raft_small):
         network = make(weights=None)
-        if {key: value.shape for key, value in network.state_dict().items()} == {
-            key: value.shape for key, value in weights.items()
-        }:
+        if shapes(network.state_dict()) == shapes(weights):
             network.load_state_dict(weights)
             return network.float().eval().requires_grad_(False)
     raise ValueError(
         f"{name} holds no weights of torchvision's raft_large or raft_small. Choose another file, or variational."
     )
+
+
+def shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple]:
+    """Return the shapes of weights, and whether they are fractions."""
+    return {key: (value.shape, value.is_floating_point()) for key, value in weights.items()}
 
 
 def fitting(size: int) -> int:

@@ -1,6 +1,7 @@
 """What a file of tensors may hold."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,13 @@ from safetensors import safe_open
 
 from consistent_video.modules.files.tensor_file import Kind, check_tensors, read_file, write_file
 
-KIND = Kind("a_format", 1, "thing", "Make it again.", "Choose another.")
+
+@dataclass(frozen=True)
+class Made:
+    """Nothing that must be said."""
+
+
+KIND = Kind("a_format", 1, "thing", "Make it again.", "Choose another.", Made, {})
 
 
 @pytest.mark.parametrize(

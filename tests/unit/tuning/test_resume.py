@@ -57,6 +57,7 @@ def test_a_state_is_not_changed_by_going_on() -> None:
 def through_file(state: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Write a state with a tune and read it again, as the host does in inference mode."""
     info = {"spatial": None, "spatial_strength": 1, "temporal": None, "temporal_strength": 1}
+    info["loss"] = state["losses"].tolist()
     save_tune(Tune({"a.diff": torch.zeros(2)}, info, state=state), folder / "tune.safetensors", with_state=True)
     with torch.inference_mode():
         return load_tune(folder / "tune.safetensors").state
