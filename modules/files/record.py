@@ -22,15 +22,15 @@ Part = Annotated[float, Between(0, 1)]
 Count = Annotated[int, Between(0, 2**31)]
 
 
-def read_record(kind: type[Record], values: Any, name: str, is_open: bool = False) -> Record:
+def read_record(kind: type[Record], values: Any, name: str) -> Record:
     """Return JSON values as a record.
 
     Args:
         kind: a dataclass whose fields are numbers, texts, Literals, lists, tuples, dataclasses, or one of these or
-            None; numbers have limits by `Annotated` and `Between`.
+            None; numbers have limits by `Annotated` and `Between`. Where its class says `OPEN = True`, there may be
+            other values, which are passed over.
         values: by the names of its fields; those with defaults may be missing.
         name: of the values, for messages.
-        is_open: whether there may be others, which are passed over.
 
     Raises:
         ValueError: says which value is not what the record needs, and what it is.
@@ -38,7 +38,7 @@ def read_record(kind: type[Record], values: Any, name: str, is_open: bool = Fals
     if not isinstance(values, dict):
         raise ValueError(f"{name} is {reprlib.repr(values)}, not a record")
     known, hints = {field.name: field for field in fields(kind)}, get_type_hints(kind, include_extras=True)  # type: ignore[arg-type]
-    if unknown := [] if is_open else [key for key in values if key not in known]:
+    if unknown := [] if getattr(kind, "OPEN", False) else [key for key in values if key not in known]:
         raise ValueError(f"{name} has {reprlib.repr(unknown[0])}, which is not one of {', '.join(known)}")
     for key, field in known.items():
         if key not in values and field.default is MISSING and field.default_factory is MISSING:

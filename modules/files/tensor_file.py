@@ -123,7 +123,7 @@ def read_info(kind: Kind, metadata: Mapping[str, str], name: str) -> dict[str, A
         if len(text) > MOST_INFO:
             raise ValueError(f"it takes {len(text)} characters to")
         info = read_json(text)
-        read_record(kind.info, info, "info", is_open=True)
+        read_record(kind.info, info, "info")
     except ValueError as error:
         raise ValueError(f"{name} does not say how it was made: {error}. {kind.again}") from error
     return info

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from ..files.record import Count, read_record
 from ..files.tensor_file import Kind, read_file, write_file
@@ -12,6 +13,7 @@ from .inversion import Inversion, InversionSettings
 class Made:
     """What a file says of an inversion besides its tensors."""
 
+    OPEN: ClassVar = True
     num_frames: Count
     model: str
     made: InversionSettings
@@ -52,7 +54,7 @@ def load_inversion(path: Path) -> Inversion:
         ValueError: the file is damaged, no inversion, or of a newer format.
     """
     tensors, info = read_file(FILE, path)
-    made = read_record(Made, info, "info", is_open=True)
+    made = read_record(Made, info, "info")
     try:
         return Inversion(
             tensors["sigmas"], tensors["noises"], tensors["source"], tensors["samples"], made.made, made.model

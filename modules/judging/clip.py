@@ -1,46 +1,68 @@
 """CLIP models (Radford et al., ICML 2021) in transformers' form, from a folder."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from ..files.record import Between, Count, read_record
 from ..files.strict_json import read_json
 from ..files.tensor_file import check_tensors
-
-LARGEST = {  # in a CLIP model's configuration, several times what the largest known has
-    "num_hidden_layers": 100,
-    "num_attention_heads": 100,
-    "hidden_size": 2**13,
-    "intermediate_size": 2**15,
-    "projection_dim": 2**13,
-    "vocab_size": 2**18,
-    "max_position_embeddings": 2**12,
-    "image_size": 2**10,
-    "num_channels": 4,
-}
+from ..files.weight_file import check_packed
 
 
-def check_config(folder: Path) -> None:
-    """Refuse a folder whose configuration is damaged, of another kind of model, or of one larger than any.
+@dataclass(frozen=True)
+class Tower:
+    """The sizes of an encoder, as config.json has them; 0 where it leaves them to transformers."""
+
+    OPEN: ClassVar = True
+    num_hidden_layers: Count = 0
+    hidden_size: Count = 0
+    intermediate_size: Count = 0
+    vocab_size: Count = 0
+    max_position_embeddings: Count = 0
+    image_size: Count = 0
+    patch_size: Annotated[int, Between(1, 2**31)] = 1
+    num_channels: Count = 0
+
+    @property
+    def weights(self) -> int:
+        """Return how many weights it has at least."""
+        rows = self.vocab_size + self.max_position_embeddings + (self.image_size // self.patch_size) ** 2
+        rows += self.num_channels * self.patch_size**2
+        block = 4 * self.hidden_size + 2 * self.intermediate_size
+        return self.num_hidden_layers * (1 + self.hidden_size * block) + self.hidden_size * rows
+
+
+@dataclass(frozen=True)
+class Config:
+    """What config.json says of a CLIP model."""
+
+    OPEN: ClassVar = True
+    model_type: Literal["clip"]
+    text_config: Tower | None = None
+    vision_config: Tower | None = None
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder whose config.json is damaged, of another kind of model, or of one larger than its weights.
 
     Raises:
-        ValueError: says what it is.
+        ValueError: says what is wrong with it.
     """
     try:
-        config = dict(read_json((folder / "config.json").read_text(encoding="utf-8")))
-        parts = [config, *(dict(config.get(name) or {}) for name in ("text_config", "vision_config"))]
-        larger = [f"{key} {part[key]}" for part in parts for key, most in LARGEST.items() if part.get(key, 0) > most]
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{folder.name} has a damaged config.json ({error}). Copy the folder again.") from error
-    if config.get("model_type") != "clip":
-        raise ValueError(
-            f"{folder.name} holds a model of type {config.get('model_type')!r:.60}, not 'clip'. Choose a CLIP model's "
-            "folder."
-        )
-    if larger:
-        raise ValueError(f"{folder.name} has {larger[0]} in its config.json, as no CLIP model. Copy the folder again.")
+        config = read_record(Config, read_json((folder / "config.json").read_text("utf-8")), "it")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"config.json is not one of a CLIP model: {error}") from error
+    told = sum(tower.weights for tower in (config.text_config, config.vision_config) if tower is not None)
+    files = [file for ending in ("*.safetensors", "*.bin") for file in folder.glob(ending)]
+    held = sum(file.stat().st_size for file in files)
+    if told > held:
+        raise ValueError(f"config.json tells of {told} weights, and the files of weights have {held} bytes")
+    for file in files:
+        check_packed(file)
 
 
 class ClipModel:
@@ -63,8 +85,8 @@ class ClipModel:
                 "A CLIP folder needs the package transformers, which is not installed. Install it into ComfyUI's "
                 "Python: pip install transformers"
             ) from error
-        check_config(folder)
         try:
+            check_folder(folder)
             model, found = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
             if found["missing_keys"]:
                 raise ValueError(f"its weights lack {min(found['missing_keys'])}")
@@ -74,8 +96,8 @@ class ClipModel:
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # of any kind, by what the files say
             raise ValueError(
-                f"{folder.name} is no whole CLIP folder ({error}). It needs the weights, preprocessor_config.json and "
-                "the tokenizer's files."
+                f"{folder.name} is no whole CLIP folder ({error}). It needs config.json, the weights, "
+                "preprocessor_config.json and the tokenizer's files."
             ) from error
         self.device = device
 

@@ -19,9 +19,10 @@ def load_raft(weights: Mapping[str, Tensor], name: str) -> nn.Module:
         ValueError: they are of another network.
     """
     for make in (raft_large, raft_small):
-        network = make(weights=None)
+        with torch.device("meta"):  # whose weights are not drawn
+            network = make(weights=None)
         if shapes(network.state_dict()) == shapes(weights):
-            network.load_state_dict(weights)
+            network.load_state_dict(weights, assign=True)
             return network.float().eval().requires_grad_(False)
     raise ValueError(
         f"{name} holds no weights of torchvision's raft_large or raft_small. Choose another file, or variational."

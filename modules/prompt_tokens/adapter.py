@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ PIECE = 77  # tokens of a text encoder's piece; longer prompts consist of severa
 class Made:
     """What a prompt adapter's info says that is read again: the loss of each step, None where it was undefined."""
 
+    OPEN: ClassVar = True
     loss: list[float | None] = field(default_factory=list)
 
 

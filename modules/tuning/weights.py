@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Made:
         loss: of each step, None where it was undefined.
     """
 
+    OPEN: ClassVar = True
     spatial: SpatialConfig | None
     spatial_strength: Part
     temporal: TemporalConfig | None
@@ -80,7 +81,7 @@ class Tune:
     def made(self) -> Made:
         """What its info says that it is applied by; ValueError where that is damaged."""
         try:
-            return read_record(Made, self.info, "info", is_open=True)
+            return read_record(Made, self.info, "info")
         except ValueError as error:
             raise ValueError(f"The tune does not say how it was made: {error}. {FILE.again}") from error
 

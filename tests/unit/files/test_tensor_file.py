@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from consistent_video.modules.files.tensor_file import Kind, check_tensors, read
 @dataclass(frozen=True)
 class Made:
     """Nothing that must be said."""
+
+    OPEN: ClassVar = True
 
 
 KIND = Kind("a_format", 1, "thing", "Make it again.", "Choose another.", Made, {})
