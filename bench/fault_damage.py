@@ -100,7 +100,7 @@ def other_tensors(rng: Random, file: bytes) -> bytes:
         (
             {},
             {rng.choice(("x", "snapshot.1.x", "snapshot.-1.x", "state.x", f"{key}.x")): value},
-            {key: value[:0]},
+            {key: value.reshape(-1)[:0]},
             {key: value[None]},
             {key: value.reshape(-1)},
             {key: value.repeat(2, *[1] * (value.ndim - 1)) if value.ndim else value},
@@ -112,7 +112,7 @@ def other_tensors(rng: Random, file: bytes) -> bytes:
             {key: value.to(torch.complex64)},
         )
     ).items():
-        tensors[name] = changed.contiguous()
+        tensors[name] = changed.contiguous().clone()
     return save(tensors, header.get("__metadata__"))
 
 
@@ -143,7 +143,9 @@ def other_info(rng: Random, file: bytes) -> bytes:
     header, data = split(file)
     told = header["__metadata__"]
     if rng.random() < 0.15:
-        told[rng.choice(("format", "format_version"))] = rng.choice(("", "0", "1", "3", "-1", "²", "9" * 99, "x", "2.0"))
+        told[rng.choice(("format", "format_version"))] = rng.choice(
+            ("", "0", "1", "3", "-1", "²", "9" * 99, "x", "2.0")
+        )
     else:
         told["info"] = other_json(rng, told["info"].encode()).decode()
     return joined(header, data)

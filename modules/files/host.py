@@ -138,4 +138,4 @@ def read_weights(folder: str, name: str) -> dict[str, Tensor]:
     if not isinstance(weights, dict):
         raise ValueError(f"{name} holds more than weights: it is a {type(weights).__name__}. Copy another file.")
     check_weights(weights, name, path.stat().st_size)
-    return weights
+    return {key: value.detach() for key, value in weights.items()}

@@ -12,6 +12,8 @@ from ..files.strict_json import read_json
 from ..files.tensor_file import check_tensors
 from ..files.weight_file import check_packed
 
+SIDES = ("height", "width", "shortest_edge", "longest_edge")
+
 
 @dataclass(frozen=True)
 class Tower:
@@ -93,13 +95,20 @@ class ClipModel:
             check_tensors(model.state_dict(), folder.name, "Copy it again.")
             self.model = model.float().eval().to(device)
             self.processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+            sizes = (self.processor.size, self.processor.crop_size)
+            asked = max(box.get(side) or 0 for box in sizes for side in SIDES)
+            taken = model.config.vision_config.image_size
+            if asked > 4 * taken:
+                raise ValueError(f"preprocessor_config.json makes pictures of {asked} pixels, the model takes {taken}")
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            self.device = device
+            self.images(torch.zeros(1, 3, 8, 8))  # its parts fit each other
+            self.text("a")
         except Exception as error:  # of any kind, by what the files say
             raise ValueError(
                 f"{folder.name} is no whole CLIP folder ({error}). It needs config.json, the weights, "
                 "preprocessor_config.json and the tokenizer's files."
             ) from error
-        self.device = device
 
     @torch.no_grad()
     def images(self, frames: Tensor) -> Tensor:

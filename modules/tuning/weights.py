@@ -180,4 +180,6 @@ def check_snapshots(tune: Tune) -> None:
             raise ValueError(f"it has a snapshot after {step} steps, and {len(tune.made.loss)} steps")
         for key, value in snapshot.items():
             if key not in tune.tensors or value.shape != tune.tensors[key].shape:
-                raise ValueError(f"its snapshot after {step} steps has another {key} of the shape {tuple(value.shape)}")
+                raise ValueError(
+                    f"its snapshot after {step} steps has {key} of the shape {tuple(value.shape)}, unlike it"
+                )
