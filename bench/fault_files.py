@@ -29,7 +29,7 @@ from ..modules.inversion.inversion import Inversion, InversionSettings
 from ..modules.judging.clip import ClipModel
 from ..modules.judging.host.judges import read_network
 from ..modules.judging.lpips import load_lpips
-from ..modules.motion.raft import load_raft
+from ..modules.motion.raft import empty, load_raft
 from ..modules.prompt_tokens.adapter import PromptAdapter, save_prompt_adapter
 from ..modules.tuning.host.tune_a_video import read_unet
 from ..modules.tuning.tune_a_video import TEMPORAL, check_file, compare_frozen, file_names, file_shapes, to_tune
@@ -167,7 +167,7 @@ def clip_files() -> dict[str, bytes]:
     vision = {**shape, "image_size": 16, "patch_size": 8}
     sizes = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
     kind = {"tokenizer_class": "CLIPTokenizer", "bos_token": words[0], "eos_token": words[1], "unk_token": words[1]}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, torch.random.fork_rng(devices=[]):
         config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=6)
         transformers.CLIPModel(config).save_pretrained(name)
         transformers.CLIPImageProcessor(**sizes).save_pretrained(name)
@@ -196,9 +196,11 @@ def use_clip(folder: Path) -> None:
 def make_readers() -> dict[str, Reader]:
     """Return every reader of files that users bring."""
     name, ours, foreign = "a.safetensors", {".safetensors": OURS}, {".safetensors": SAFETENSORS, ".bin": PICKLE}
-    with torch.random.fork_rng(devices=[]):
-        flow, network, clip = raft_small().state_dict(), alexnet().features.state_dict(), clip_files()
-    features = {f"features.{key}": value for key, value in network.items()}
+    flow = {key: torch.zeros_like(value, device="cpu") for key, value in empty(raft_small).state_dict().items()}
+    with torch.device("meta"):
+        network = alexnet().features.state_dict()
+    features = {f"features.{key}": torch.zeros_like(value, device="cpu") for key, value in network.items()}
+    clip = clip_files()
     tune, inversion, adapter = make_tune(), make_inversion(), make_adapter()
     unet = unet_file()
     return {

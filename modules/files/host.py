@@ -80,10 +80,12 @@ def list_files(folder: str) -> list[str]:
 
 def find_file(folder: str, name: str) -> Path:
     """Return where a file of a models folder lies; FileNotFoundError where it does not."""
-    found = folder_paths.get_full_path(folder, name)
-    if found is None:
-        raise FileNotFoundError(f"{shown(name)} is not in models/{folder}. Copy it there, or choose another file.")
-    return Path(found)
+    try:
+        return Path(folder_paths.get_full_path_or_raise(folder, name))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{shown(name)} is not in models/{folder}. Copy it there, or choose another file."
+        ) from error
 
 
 def stamp(folder: str, name: str) -> tuple[int, int]:

@@ -23,8 +23,8 @@ from ..edits import edit, invert, patched, small_latent
 
 
 def test_damaged_files_are_refused_in_words() -> None:
-    rows = list(try_files(300, seed=2))
-    assert sum(row.tried for row in rows) >= 290 and len({row.fault.split(":")[0] for row in rows}) == 8
+    rows = list(try_files(200, seed=2))
+    assert sum(row.tried for row in rows) >= 190 and len({row.fault.split(":")[0] for row in rows}) == 8
     assert not {row.fault: row.failed for row in rows if row.failed}
 
 
@@ -88,7 +88,8 @@ def test_nothing_leads_out_of_the_process(tmp_path: Path, monkeypatch: pytest.Mo
         model = patched()
         edit(model, invert(model, small_latent()))
         tune = TUNES.read(TUNES.write(make_tune(), "swan").name)
-    for called, reader in make_readers().items():
+    for called in ("CLIP folder", "LPIPS"):  # whose libraries would download
+        reader = make_readers()[called]
         folder = tmp_path / called / "clip"
         folder.mkdir(parents=True)
         for name, content in reader.files.items():

@@ -89,6 +89,25 @@ def test_a_damaged_configuration_is_told(folder: Path, content: str) -> None:
         ClipModel(folder, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"])
+def test_a_configuration_of_more_than_the_weights_is_refused_before_memory_is_taken(folder: Path, key: str) -> None:
+    write_clip(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"][key] = 10**7
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config.json tells of \d+ weights, and the files of weights have \d+ bytes"):
+        ClipModel(folder, torch.device("cpu"))
+
+
+def test_pictures_far_larger_than_the_model_takes_are_refused(folder: Path) -> None:
+    write_clip(folder)
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    processor["size"] = {"shortest_edge": 10**6}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(ValueError, match="makes pictures of 1000000 pixels, the model takes 32"):
+        ClipModel(folder, torch.device("cpu"))
+
+
 def test_a_missing_part_is_told(folder: Path) -> None:
     write_clip(folder)
     (folder / "model.safetensors").unlink()

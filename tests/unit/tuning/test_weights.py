@@ -231,6 +231,20 @@ def test_snapshots_are_saved_and_the_state_where_it_is_wanted(with_state: bool, 
         assert_same(read.snapshots[step], snapshot)
 
 
+@pytest.mark.parametrize(
+    ("snapshots", "words"),
+    [
+        ({11: {QUERY: draw(3, 4, seed=1)}}, "it has a snapshot after 11 steps, and 10 steps"),
+        ({2: {"x": draw(3, 4, seed=1)}}, "its snapshot after 2 steps has x of the shape"),
+        ({2: {QUERY: draw(4, 3, seed=1)}}, "its snapshot after 2 steps has .*to_q.diff of the shape .4, 3."),
+    ],
+)
+def test_snapshots_that_are_not_of_the_tune_are_refused(snapshots: dict, words: str, tmp_path: Path) -> None:
+    save_tune(replace(make_long_tune(), snapshots=snapshots), tmp_path / "clip.safetensors")
+    with pytest.raises(ValueError, match=rf"^clip\.safetensors is damaged: {words}.* Save the tune again\."):
+        load_tune(tmp_path / "clip.safetensors")
+
+
 def test_the_end_of_a_tune_is_itself() -> None:
     tune = make_long_tune()
     assert tune.at(1) is tune and tune.at(1.0) is tune
