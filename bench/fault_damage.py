@@ -120,8 +120,8 @@ def replace_leaf(rng: Random, data: Any) -> Any:
     """Replace a value somewhere within JSON values by an odd one, leave it out, or add one."""
     if not isinstance(data, dict | list) or not data or rng.random() < 0.1:
         return rng.choice(ODD)
-    changed = data.copy()
-    key = rng.choice(list(data)) if isinstance(data, dict) else rng.randrange(len(data))
+    changed: Any = data.copy()
+    key: Any = rng.choice(list(data)) if isinstance(data, dict) else rng.randrange(len(data))
     if rng.random() < 0.1:
         del changed[key]
     elif rng.random() < 0.1 and isinstance(data, dict):

@@ -11,8 +11,8 @@ import folder_paths
 import pytest
 import torch
 
-from consistent_video.bench.fault_files import folders_at, make_readers, make_tune, try_files
-from consistent_video.bench.fault_paths import try_paths
+from consistent_video.bench.fault_files import try_files, try_paths
+from consistent_video.bench.fault_readers import folders_at, make_readers, make_tune
 from consistent_video.modules.files.host import FOLDER, list_files
 from consistent_video.modules.files.whole import PART, appearing
 from consistent_video.modules.tuning.weights import load_tune
