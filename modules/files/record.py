@@ -56,7 +56,7 @@ def read_value(kind: Any, value: Any, name: str) -> Any:
     if origin is Annotated:
         value = read_value(parts[0], value, name)
         if not parts[1].least <= value <= parts[1].most:
-            raise ValueError(f"{name} is {value}, not from {parts[1].least} to {parts[1].most}")
+            raise ValueError(f"{name} is {reprlib.repr(value)}, not from {parts[1].least} to {parts[1].most}")
         return value
     if origin in (Union, UnionType):
         inner = next(part for part in parts if part is not NoneType)
