@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .names import check_prefix, shown
 from .weight_file import check_packed, check_weights
-from .whole import PART, explained, remove_abandoned
+from .whole import PART, explained
 
 FOLDER = "consistent_video"
 IMPORTS = "consistent_video_import"  # the host's name of the same folder, with more kinds of files
@@ -64,7 +64,6 @@ def save_new(save: Callable[[Path], None], prefix: str, ending: str = "", folder
     with explained(root / prefix):
         root.mkdir(parents=True, exist_ok=True)
         place, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
-    remove_abandoned(Path(place))
     for number in itertools.count(counter):
         with suppress(FileExistsError):
             path = Path(place) / f"{name}_{number:05}_{ending}"

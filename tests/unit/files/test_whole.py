@@ -107,6 +107,7 @@ def test_only_what_no_process_writes_is_removed(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {f"a{PART}", *kept}, "it is being written"
     process.kill()
     process.join()
-    remove_abandoned(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == kept
+    with appearing(tmp_path / "b") as file:
+        file.touch()
+    assert {path.name for path in tmp_path.iterdir()} == {"b", *kept}, "the next save removes it"
     assert (tmp_path / "elsewhere" / "lock").exists()
