@@ -179,3 +179,21 @@ def test_tensors_that_do_not_fit_each_other_are_refused(key: str, tmp_path: Path
     write(tmp_path / "swan.safetensors", {key: draw_tensors()[key][:2]})
     with pytest.raises(ValueError, match=r"^swan\.safetensors is (not|damaged).*(Save Inversion wrote|Invert again)\."):
         load_inversion(tmp_path / "swan.safetensors")
+
+
+@pytest.mark.parametrize("sigmas", [[0.0, 0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0, 5.0], [3.0, 2.0, 1.0, 0.0, -1.0]])
+def test_noise_levels_that_do_not_fall_are_refused(sigmas: list[float], tmp_path: Path) -> None:
+    write(tmp_path / "swan.safetensors", {"sigmas": torch.tensor(sigmas)})
+    with pytest.raises(ValueError, match=r"^swan\.safetensors is damaged: .* do not fall\. Invert again"):
+        load_inversion(tmp_path / "swan.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [({"steps": 2.5}, "steps is 2.5"), ({"gamma": 1e308}, "gamma is"), ({"method": "later"}, "method is"),
+     ({"method": "edit-friendly DDPM", "refinements": 3}, "info.made is refused: refinements 3")],
+)  # fmt: skip
+def test_settings_outside_their_limits_are_refused(made: dict, words: str, tmp_path: Path) -> None:
+    write(tmp_path / "swan.safetensors", info=json.dumps({**INFO, "made": {**INFO["made"], **made}}))
+    with pytest.raises(ValueError, match=rf"^swan\.safetensors does not say how it was made: .*{words}.*Invert again"):
+        load_inversion(tmp_path / "swan.safetensors")
