@@ -3,12 +3,19 @@
 import itertools
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import comfy.utils
 import folder_paths
+from torch import Tensor
+
+from .names import check_prefix, shown
+from .weight_file import check_packed, check_weights
+from .whole import PART, explained
 
 FOLDER = "consistent_video"
 IMPORTS = "consistent_video_import"  # the host's name of the same folder, with more kinds of files
@@ -35,33 +42,54 @@ def register_folder() -> None:
         folder_paths.folder_names_and_paths[name] = (paths, extensions or set(WEIGHTS))
 
 
-def free_path(prefix: str, ending: str = "", folder: str = FOLDER) -> Path:
-    """Return the path under the next free number of a prefix, which may name subfolders; the folder is made.
+def save_new(save: Callable[[Path], None], prefix: str, ending: str = "", folder: str = FOLDER) -> Path:
+    """Save under the next free number of a prefix, which may name subfolders and is made where it lacks.
+
+    Args:
+        save: saves to a path; FileExistsError where it is taken, by another ComfyUI perhaps.
+        prefix: name without number and ending.
+        ending: of the file.
+        folder: the host's name of a models folder.
+
+    Returns:
+        Where it was saved.
 
     Raises:
-        ValueError: the prefix names no file or leads outside the folder.
+        ValueError: the prefix names no file, or leads outside the folder.
+        OSError: the file could not be written.
     """
-    root = Path(folder_paths.get_folder_paths(folder)[0])
-    if prefix.endswith(("/", "\\")) or not Path(prefix.strip()).name:
-        raise ValueError(f"filename_prefix {prefix!r} names no file. Add a name: clips/swan.")
+    root, prefix = Path(folder_paths.get_folder_paths(folder)[0]), check_prefix(prefix)
     if not (root / prefix).resolve().is_relative_to(root.resolve()):
-        raise ValueError(
-            f"filename_prefix {prefix!r} leads outside models/{folder}. Give a name, with subfolders if any."
-        )
-    root.mkdir(parents=True, exist_ok=True)
-    place, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
-    free = (Path(place) / f"{name}_{number:05}_{ending}" for number in itertools.count(counter))
-    return next(path for path in free if not path.exists())
+        raise ValueError(f"filename_prefix {prefix!r} is a link that leads outside models/{folder}. Give another name.")
+    with explained(root / prefix):
+        root.mkdir(parents=True, exist_ok=True)
+        place, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
+    for number in itertools.count(counter):
+        with suppress(FileExistsError):
+            path = Path(place) / f"{name}_{number:05}_{ending}"
+            save(path)
+            return path
+    raise AssertionError("numbers do not end")
 
 
 def list_files(folder: str) -> list[str]:
-    """Return the names of the files in a models folder, by the host's name of it."""
-    return folder_paths.get_filename_list(folder)
+    """Return the names of the files in a models folder, by the host's name of it, without those still being written."""
+    return [name for name in folder_paths.get_filename_list(folder) if f"{PART}/" not in Path(name).as_posix()]
+
+
+def find_file(folder: str, name: str) -> Path:
+    """Return where a file of a models folder lies; FileNotFoundError where it does not."""
+    try:
+        return Path(folder_paths.get_full_path_or_raise(folder, name))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{shown(name)} is not in models/{folder}. Copy it there, or choose another file."
+        ) from error
 
 
 def stamp(folder: str, name: str) -> tuple[int, int]:
     """Return what changes when a file is written again: its time and size."""
-    stat = Path(folder_paths.get_full_path_or_raise(folder, name)).stat()
+    stat = find_file(folder, name).stat()
     return stat.st_mtime_ns, stat.st_size
 
 
@@ -74,15 +102,13 @@ class Shelf(Generic[Kept]):
     load: Callable[[Path], Kept]
 
     def write(self, kept: Kept, prefix: str, **how: Any) -> Path:
-        """Save under the next free number of a prefix, see `free_path`; returns the file.
+        """Save under the next free number of a prefix, see `save_new`; returns the file.
 
         Raises:
             ValueError: the prefix names no file or leads outside the folder.
             OSError: the file could not be written.
         """
-        path = free_path(prefix, ".safetensors", self.folder)
-        self.save(kept, path, **how)
-        return path
+        return save_new(partial(self.save, kept, new=True, **how), prefix, ".safetensors", self.folder)
 
     def read(self, name: str) -> Kept:
         """Load a file by its name in the folder.
@@ -90,18 +116,19 @@ class Shelf(Generic[Kept]):
         Raises:
             ValueError: it is damaged or of another kind.
         """
-        return self.load(Path(folder_paths.get_full_path_or_raise(self.folder, name)))
+        return self.load(find_file(self.folder, name))
 
 
-def read_weights(folder: str, name: str) -> dict[str, Any]:
+def read_weights(folder: str, name: str) -> dict[str, Tensor]:
     """Read a file of another project's weights; a pickle only where it holds nothing but weights.
 
     Raises:
         ValueError: it is damaged, or holds something else.
     """
-    path = folder_paths.get_full_path_or_raise(folder, name)
+    path = find_file(folder, name)
     try:
-        weights = comfy.utils.load_torch_file(path, safe_load=True)
+        check_packed(path)
+        weights = comfy.utils.load_torch_file(str(path), safe_load=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{name} is damaged or holds more than weights, which could be code that runs when it is read; it was not "
@@ -111,4 +138,5 @@ def read_weights(folder: str, name: str) -> dict[str, Any]:
         raise ValueError(f"{name} is damaged or no file of weights ({error}). Copy it again.") from error
     if not isinstance(weights, dict):
         raise ValueError(f"{name} holds more than weights: it is a {type(weights).__name__}. Copy another file.")
-    return weights
+    check_weights(weights, name, path.stat().st_size)
+    return {key: value.detach() for key, value in weights.items()}

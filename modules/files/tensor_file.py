@@ -1,18 +1,23 @@
-"""Safetensors files of the pack: what a file is, its version, and how its content was made."""
+"""Safetensors files of the pack: what a file is, what it holds, its version, and how its content was made."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..sockets.pictures import FRACTIONS
-from .strict_json import without_undefined
+from .record import read_record
+from .strict_json import read_json, without_undefined
+from .whole import appearing
+
+MOST_INFO = 8 * 2**20  # characters of how a file was made: 100,000 steps of all losses are less
+NEEDED = "float32, float16 or bfloat16 are needed"
+STATE = "state."  # begins the names of tensors that may be of any type
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,9 @@ class Kind:
         name: what a user calls it, "tune".
         again: how to get a whole one, "Save the tune again."
         instead: which files are of this kind, "Choose a file that Save Tune wrote."
+        info: a record of what it must say of how it was made; it may say more.
+        tensors: names of the axes of those that it must hold, "f c h w": axes of one name are equally long, none is
+            empty but those that end with "?".
     """
 
     format: str
@@ -32,6 +40,8 @@ class Kind:
     name: str
     again: str
     instead: str
+    info: type
+    tensors: Mapping[str, str]
 
     @property
     def named(self) -> str:
@@ -39,28 +49,26 @@ class Kind:
         return f"{'an' if self.name[0] in 'aeiou' else 'a'} {self.name}"
 
 
-def write_file(kind: Kind, tensors: dict[str, Tensor], info: dict[str, Any], path: Path) -> None:
+def write_file(kind: Kind, tensors: dict[str, Tensor], info: dict[str, Any], path: Path, new: bool = False) -> None:
     """Write tensors and how they were made, JSON values; the file appears whole or not at all.
 
     Raises:
+        ValueError: it would not be read again.
+        FileExistsError: the path is to be new, and is not.
         OSError: it could not be written.
     """
     made = json.dumps(without_undefined(info), allow_nan=False)
+    if len(made) > MOST_INFO:
+        raise ValueError(f"{path.name} would say in {len(made)} characters how it was made. Shorten the noted prompt.")
     metadata = {"format": kind.format, "format_version": str(kind.version), "info": made}
-    unfinished = path.with_name(path.name + ".part")
-    try:
+    with appearing(path, new) as unfinished:
         save_file(
             {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, unfinished, metadata
         )
-        os.replace(unfinished, path)
-    except (SafetensorError, OSError) as error:
-        raise OSError(f"{path.name} could not be written ({error}). Make room in {path.parent}.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
-def read_file(kind: Kind, path: Path) -> tuple[dict[str, Tensor], Any]:
-    """Return a file's tensors and how they were made.
+def read_file(kind: Kind, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a file's tensors and how they were made, all as the kind of file says.
 
     Raises:
         ValueError: the file is damaged, of another kind, or of another version of the format, or holds numbers that
@@ -69,30 +77,78 @@ def read_file(kind: Kind, path: Path) -> tuple[dict[str, Tensor], Any]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
+            keys = file.keys() if metadata.get("format") == kind.format else ()
+            tensors = {key: file.get_tensor(key) for key in keys}
+    except OSError:
+        raise
+    except Exception as error:  # the library has several, and a file may say anything
         raise ValueError(f"{path.name} is damaged or no safetensors file ({error}). {kind.again}") from error
+    info = read_info(kind, metadata, path.name)
+    try:
+        check_axes(tensors, kind.tensors)
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not {kind.named} of Consistent Video: {error}. {kind.instead}") from error
+    check_tensors(tensors, path.name, kind.again)
+    for key, value in tensors.items():
+        if not key.startswith(STATE) and not value.is_floating_point():
+            raise ValueError(f"{path.name} stores {key} in {type_name(value)}; {NEEDED}. {kind.again}")
+    return tensors, info
+
+
+def read_info(kind: Kind, metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+    """Return from a file's metadata how it was made.
+
+    Raises:
+        ValueError: it is of another kind, of another version of the format, or does not say what it must.
+    """
     if metadata.get("format") != kind.format:
         raise ValueError(
-            f"{path.name} is not {kind.named} of Consistent Video (its format is {metadata.get('format')!r}). "
+            f"{name} is not {kind.named} of Consistent Video (its format is {metadata.get('format')!r:.60}). "
             f"{kind.instead}"
         )
-    try:
-        version, info = int(metadata["format_version"]), json.loads(metadata["info"])
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path.name} does not say how it was made. {kind.again}") from error
-    if version < kind.version:
+    version, text = metadata.get("format_version", ""), metadata.get("info", "")
+    if not (version.isascii() and version.isdigit() and len(version) < 10):
+        raise ValueError(f"{name} does not say how it was made: its version is {version!r:.60}. {kind.again}")
+    if int(version) < kind.version:
         raise ValueError(
-            f"{path.name} has {kind.name} format {version}, from before the first release, and is not read any more. "
+            f"{name} has {kind.name} format {version}, from before the first release, and is not read any more. "
             f"{kind.again}"
         )
-    if version > kind.version:
+    if int(version) > kind.version:
         raise ValueError(
-            f"{path.name} has {kind.name} format {version}, this version of Consistent Video reads up to "
-            f"{kind.version}. Update the node pack."
+            f"{name} has {kind.name} format {version}, this version of Consistent Video reads up to {kind.version}. "
+            "Update the node pack."
         )
-    check_tensors(tensors, path.name, kind.again)
-    return tensors, info
+    try:
+        if len(text) > MOST_INFO:
+            raise ValueError(f"it takes {len(text)} characters to")
+        info = read_json(text)
+        read_record(kind.info, info, "info")
+    except ValueError as error:
+        raise ValueError(f"{name} does not say how it was made: {error}. {kind.again}") from error
+    return info
+
+
+def check_axes(tensors: Mapping[str, Tensor], axes: Mapping[str, str]) -> None:
+    """Refuse tensors that are absent, or whose axes do not agree; see `Kind.tensors`."""
+    sizes: dict[str, int] = {}
+    for key, named in axes.items():
+        if key not in tensors:
+            raise ValueError(f"it lacks the tensor {key}")
+        shape, names = tuple(tensors[key].shape), named.split()
+        fits = len(names) == len(shape) and all(
+            sizes.setdefault(name, size) == size and (size or name.endswith("?"))
+            for name, size in zip(names, shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"{key} has the shape {shape}, not ({', '.join(names)}) with {sizes or 'none of it empty'}"
+            )
+
+
+def type_name(value: Tensor) -> str:
+    """Return the name of a tensor's type."""
+    return str(value.dtype).removeprefix("torch.")
 
 
 def check_tensors(tensors: Mapping[str, Tensor], source: str, instead: str) -> None:
@@ -102,8 +158,7 @@ def check_tensors(tensors: Mapping[str, Tensor], source: str, instead: str) -> N
         ValueError: names the file, the first such tensor and what is wrong with it.
     """
     for key, value in tensors.items():
-        kind = str(value.dtype).removeprefix("torch.")
         if (value.is_floating_point() or value.is_complex()) and value.dtype not in FRACTIONS:
-            raise ValueError(f"{source} stores {key} in {kind}; float32, float16 or bfloat16 are needed. {instead}")
+            raise ValueError(f"{source} stores {key} in {type_name(value)}; {NEEDED}. {instead}")
         if value.is_floating_point() and not value.float().isfinite().all():
             raise ValueError(f"{source} holds values that are not finite (NaN or infinity) in {key}. {instead}")

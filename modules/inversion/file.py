@@ -1,10 +1,23 @@
 """Files of inversions: the noise of a clip, to edit it again at once."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
+from ..files.record import Count, read_record
 from ..files.tensor_file import Kind, read_file, write_file
 from .inversion import Inversion, InversionSettings
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a file says of an inversion besides its tensors."""
+
+    OPEN: ClassVar = True
+    num_frames: Count
+    model: str
+    made: InversionSettings
+
 
 FILE = Kind(
     format="consistent_video_inversion",
@@ -12,14 +25,16 @@ FILE = Kind(
     name="inversion",
     again="Invert again.",
     instead="Choose a file that Save Inversion wrote.",
+    info=Made,
+    tensors={"samples": "f c h w", "source": "f c h w", "noises": "steps f c h w", "sigmas": "levels"},
 )
-TENSORS = ("samples", "sigmas", "noises", "source")
 
 
-def save_inversion(inversion: Inversion, path: Path) -> None:
+def save_inversion(inversion: Inversion, path: Path, new: bool = False) -> None:
     """Write an inversion as safetensors; the file appears whole or not at all.
 
     Raises:
+        FileExistsError: the path is to be new, and is not.
         OSError: it could not be written.
     """
     tensors = {
@@ -29,7 +44,7 @@ def save_inversion(inversion: Inversion, path: Path) -> None:
         "source": inversion.source,
     }
     made = {"num_frames": inversion.num_frames, "model": inversion.model, "made": asdict(inversion.settings)}
-    write_file(FILE, tensors, made, path)
+    write_file(FILE, tensors, made, path, new)
 
 
 def load_inversion(path: Path) -> Inversion:
@@ -39,11 +54,10 @@ def load_inversion(path: Path) -> Inversion:
         ValueError: the file is damaged, no inversion, or of a newer format.
     """
     tensors, info = read_file(FILE, path)
-    if not tensors.keys() >= set(TENSORS):
-        raise ValueError(f"{path.name} is not {FILE.named} of Consistent Video: it lacks tensors. {FILE.instead}")
-    samples, sigmas, noises, source = (tensors[key] for key in TENSORS)
+    made = read_record(Made, info, "info")
     try:
-        settings, model = InversionSettings(**info["made"]), info["model"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path.name} does not say how it was made. {FILE.again}") from error
-    return Inversion(sigmas, noises, source, samples, settings, model)
+        return Inversion(
+            tensors["sigmas"], tensors["noises"], tensors["source"], tensors["samples"], made.made, made.model
+        )
+    except ValueError as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from error

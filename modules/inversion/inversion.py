@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from ..clip_model.attention.bases import BASES
 from ..diffusion.ddim import Label, Solver, relabelled, state_to_latent, told_level
 from ..diffusion.seed import seeded
+from ..files.record import Between, Part
 from .noise_relation import Direction, Reading, implied_noise, smooth_noise, with_std_of
 
 Noise = Literal["implied", "Gaussian"]
@@ -44,20 +45,20 @@ class InversionSettings:
         ValueError: the method or the solver has no such settings, or there are no bases.
     """
 
-    steps: int = 50
-    gamma: float = 0.5
+    steps: Annotated[int, Between(1, 1000)] = 50
+    gamma: Part = 0.5
     direction: Direction = "both"
     reading: Reading = "mean"
     noise: Noise = "implied"
-    seed: int = 0
+    seed: Annotated[int, Between(0, 2**64 - 1)] = 0
     start: Start = "inverted latent"
     label: Label = "next"
-    cfg: float = 1.0
-    refinements: int = 0
-    denoise: float = 0.0
+    cfg: Annotated[float, Between(1, 100)] = 1.0
+    refinements: Annotated[int, Between(0, 1000)] = 0
+    denoise: Part = 0.0
     set_alpha_to_one: bool = False
     method: Method = "DDIM"
-    bases: int = BASES
+    bases: Annotated[int, Between(1, 2**31)] = BASES
     solver: Solver = "DDIM"
 
     def __post_init__(self) -> None:
@@ -151,7 +152,7 @@ class Inversion:
         model: digest of the model that it was made with.
 
     Raises:
-        ValueError: the shapes do not fit each other.
+        ValueError: the shapes do not fit each other, or the noise levels do not fall.
     """
 
     sigmas: Tensor
@@ -167,6 +168,8 @@ class Inversion:
                 f"The inversion's noises {tuple(self.noises.shape)}, source {tuple(self.source.shape)}, start "
                 f"{tuple(self.start.shape)} and {len(self.sigmas)} noise levels do not fit each other. Invert again."
             )
+        if not (self.sigmas.diff() < 0).all() or self.sigmas[-1] < 0:
+            raise ValueError(f"The inversion's noise levels {self.sigmas.tolist()!s:.60} do not fall. Invert again.")
 
     @property
     def num_frames(self) -> int:

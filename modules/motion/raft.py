@@ -1,6 +1,8 @@
 """Optical flow by RAFT (Teed and Deng, ECCV 2020), torchvision's, with weights from a file."""
 
+import copy
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +21,25 @@ def load_raft(weights: Mapping[str, Tensor], name: str) -> nn.Module:
         ValueError: they are of another network.
     """
     for make in (raft_large, raft_small):
-        network = make(weights=None)
-        if {key: value.shape for key, value in network.state_dict().items()} == {
-            key: value.shape for key, value in weights.items()
-        }:
-            network.load_state_dict(weights)
+        if shapes(empty(make).state_dict()) == shapes(weights):
+            network = copy.deepcopy(empty(make))
+            network.load_state_dict(weights, assign=True)
             return network.float().eval().requires_grad_(False)
     raise ValueError(
         f"{name} holds no weights of torchvision's raft_large or raft_small. Choose another file, or variational."
     )
+
+
+@cache
+def empty(make: Callable[..., nn.Module]) -> nn.Module:
+    """Return a network without weights."""
+    with torch.device("meta"):
+        return make(weights=None)
+
+
+def shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple]:
+    """Return the shapes of weights, and whether they are fractions."""
+    return {key: (value.shape, value.is_floating_point()) for key, value in weights.items()}
 
 
 def fitting(size: int) -> int:

@@ -2,24 +2,35 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..files.tensor_file import Kind, read_file, write_file
+from ..files.tensor_file import STATE, Kind, read_file, write_file
+from ..tuning.state import check_state
 
 STD = 0.02  # of tokens before they are learned
 PIECE = 77  # tokens of a text encoder's piece; longer prompts consist of several
-STATE = "state."
-NEEDED = ("shared", "frame")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a prompt adapter's info says that is read again: the loss of each step, None where it was undefined."""
+
+    OPEN: ClassVar = True
+    loss: list[float | None] = field(default_factory=list)
+
+
 FILE = Kind(
     format="consistent_video_prompt_tokens",
     version=1,
     name="prompt adapter",
     again="Save the prompt tokens again.",
     instead="Choose a file that Save Prompt Tokens wrote.",
+    info=Made,
+    tensors={"shared": "tokens? width", "frame": "frames each? width"},
 )
 
 
@@ -162,14 +173,15 @@ def interpolate_frames(frame: Tensor, num_frames: int) -> Tensor:
     return F.interpolate(lines, num_frames, mode="linear", align_corners=True).permute(2, 0, 1)
 
 
-def save_prompt_adapter(adapter: PromptAdapter, path: Path) -> None:
+def save_prompt_adapter(adapter: PromptAdapter, path: Path, new: bool = False) -> None:
     """Write a prompt adapter as safetensors; the file appears whole or not at all.
 
     Raises:
+        FileExistsError: the path is to be new, and is not.
         OSError: it could not be written.
     """
     state = {f"{STATE}{key}": value for key, value in adapter.state.items()}
-    write_file(FILE, {"shared": adapter.shared, "frame": adapter.frame, **state}, adapter.info, path)
+    write_file(FILE, {"shared": adapter.shared, "frame": adapter.frame, **state}, adapter.info, path, new)
 
 
 def load_prompt_adapter(path: Path) -> PromptAdapter:
@@ -179,8 +191,9 @@ def load_prompt_adapter(path: Path) -> PromptAdapter:
         ValueError: the file is damaged, no prompt adapter, or of a newer format.
     """
     tensors, info = read_file(FILE, path)
-    shapes = [tuple(tensors[key].shape) for key in NEEDED if key in tensors]
-    if list(map(len, shapes)) != [2, 3] or shapes[0][-1] != shapes[1][-1] or not isinstance(info, dict):
-        raise ValueError(f"{path.name} is not {FILE.named} of Consistent Video: its tensors are others. {FILE.instead}")
     state = {key.removeprefix(STATE): value for key, value in tensors.items() if key.startswith(STATE)}
+    try:
+        check_state(state, len(info.get("loss", [])))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is damaged: {error}. {FILE.again}") from error
     return PromptAdapter(tensors["shared"], tensors["frame"], info, state)

@@ -1,14 +1,11 @@
 """Tunes as files of the Tune-A-Video project (Wu et al., ICCV 2023): UNets in diffusers' names, whole."""
 
-import os
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,6 +13,7 @@ from ..clip_model.attention.spatial import SpatialConfig
 from ..clip_model.methods import name_of
 from ..clip_model.temporal import TUNE_A_VIDEO
 from ..files.strict_json import to_json
+from ..files.whole import appearing
 from .weights import Tune, hash_tensors
 
 PREFIX = "diffusion_model."
@@ -297,16 +295,11 @@ def save_unet(weights: Mapping[str, Tensor], config: Mapping[str, Any], folder: 
         folder: to be made; the files lie in its folder `unet`.
 
     Raises:
+        FileExistsError: the folder is there, or being written.
         OSError: it could not be written.
     """
-    unfinished = folder.with_name(folder.name + ".part")
-    try:
+    with appearing(folder, new=True) as unfinished:
         unet = unfinished / "unet"
-        unet.mkdir(parents=True, exist_ok=True)
+        unet.mkdir(parents=True)
         save_file(dict(weights), unet / FILE, {"format": "pt"})
         (unet / "config.json").write_text(to_json(config, indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, folder)
-    except (SafetensorError, OSError) as error:
-        raise OSError(f"{folder.name} could not be written ({error}). Make room in {folder.parent}.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

@@ -12,6 +12,7 @@ from .settings import Optimization
 
 NUMBER = ":number"  # ends the flat name of a value that is no tensor
 FUSED = ("cpu", "cuda")  # where AdamW's element-wise passes are one: a third of their time
+MOMENTS = {"exp_avg", "exp_avg_sq"}  # of AdamW, each of the shape of its parameter
 LEAST_SCALE = 2.0**-10  # of float16 gradients; what is not finite below it will not become so
 
 FIRST = (
@@ -81,11 +82,20 @@ class Updates:
         return state | {f"scaler.{flat_name(name, value)}": value for name, value in self.scaler.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue where `state_dict` was taken; ValueError where that had other parameters."""
+        known = {str(i): parameter for i, parameter in enumerate(self.parameters)}
         states: dict[int, dict] = {}
         for key, value in unflatten(state, "optimizer.").items():
-            i, name = key.split(".", 1)
+            i, _, name = key.partition(".")
+            if i not in known or name in MOMENTS and value.shape != known[i].shape:
+                raise ValueError(
+                    f"resume is damaged: optimizer.{key} in its state fits no parameter. Begin a new tuning."
+                )
             states.setdefault(int(i), {})[name] = value
+        if self.settings.optimizer == "AdamW" and any(
+            values.keys() != {"step", *MOMENTS} for values in states.values()
+        ):
+            raise ValueError("resume is damaged: its state lacks a part of AdamW's. Begin a new tuning.")
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
         if self.scaler.is_enabled():
             self.scaler.load_state_dict({**self.scaler.state_dict(), **unflatten(state, "scaler.")})

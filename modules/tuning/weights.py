@@ -2,16 +2,51 @@
 
 import hashlib
 import json
+import re
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..files.tensor_file import Kind, read_file, write_file
+from ..clip_model.attention.spatial import SpatialConfig
+from ..clip_model.temporal import TemporalConfig
+from ..files.record import Count, Part, read_record
+from ..files.tensor_file import STATE, Kind, read_file, write_file
+from .state import check_state
+
+DIFFERENCES = {"weight": "diff", "bias": "diff_b"}  # as a LoRA file names them
+SNAPSHOT = "snapshot."
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a tune's info says that it is applied by; the rest of the info is only shown and compared.
+
+    Attributes:
+        spatial, spatial_strength, temporal, temporal_strength, percents: of the patch that it was made with.
+        frames: of its clip, 0 = not known.
+        tunes: digests of those that its model had.
+        loss: of each step, None where it was undefined.
+    """
+
+    OPEN: ClassVar = True
+    spatial: SpatialConfig | None
+    spatial_strength: Part
+    temporal: TemporalConfig | None
+    temporal_strength: Part
+    percents: tuple[Part, Part] = (0.0, 1.0)
+    frames: Count = 0
+    tunes: list[str] = field(default_factory=list)
+    loss: list[float | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.percents[0] >= self.percents[1]:
+            raise ValueError(f"percents are {self.percents}, so that nothing would act")
+
 
 FILE = Kind(
     format="consistent_video_tune",
@@ -19,10 +54,9 @@ FILE = Kind(
     name="tune",
     again="Save the tune again.",
     instead="Choose a file that Save Tune wrote; LoRA files belong into Load LoRA.",
+    info=Made,
+    tensors={},
 )
-DIFFERENCES = {"weight": "diff", "bias": "diff_b"}  # as a LoRA file names them
-SNAPSHOT, STATE = "snapshot.", "state."
-NEEDED = ("spatial", "spatial_strength", "temporal", "temporal_strength")
 
 
 @dataclass(frozen=True)
@@ -42,6 +76,14 @@ class Tune:
     info: dict[str, Any]
     snapshots: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     state: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def made(self) -> Made:
+        """What its info says that it is applied by; ValueError where that is damaged."""
+        try:
+            return read_record(Made, self.info, "info")
+        except ValueError as error:
+            raise ValueError(f"The tune does not say how it was made: {error}. {FILE.again}") from error
 
     def digest(self) -> str:
         """Return what tells this tune from others."""
@@ -87,15 +129,17 @@ def hash_tensors(tensors: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_tune(tune: Tune, path: Path, with_state: bool = False) -> None:
+def save_tune(tune: Tune, path: Path, with_state: bool = False, new: bool = False) -> None:
     """Write a tune as safetensors; the file appears whole or not at all.
 
     Args:
         tune: what to write.
         path: of the file.
         with_state: also what continuing the tuning needs, three times the size of `tensors`.
+        new: whether nothing may be replaced.
 
     Raises:
+        FileExistsError: the path is to be new, and is not.
         OSError: it could not be written.
     """
     tensors = dict(tune.tensors)
@@ -103,7 +147,7 @@ def save_tune(tune: Tune, path: Path, with_state: bool = False) -> None:
         tensors |= {f"{SNAPSHOT}{step}.{key}": value for key, value in snapshot.items()}
     if with_state:
         tensors |= {f"{STATE}{key}": value for key, value in tune.state.items()}
-    write_file(FILE, tensors, tune.info, path)
+    write_file(FILE, tensors, tune.info, path, new)
 
 
 def load_tune(path: Path) -> Tune:
@@ -113,15 +157,29 @@ def load_tune(path: Path) -> Tune:
         ValueError: the file is damaged, not a tune, or of a newer format.
     """
     tensors, info = read_file(FILE, path)
-    if not isinstance(info, dict) or not info.keys() >= set(NEEDED):
-        raise ValueError(f"{path.name} does not say how it was made. {FILE.again}")
     tune = Tune({}, info)
     for key, value in tensors.items():
-        if key.startswith(SNAPSHOT):
-            step, name = key.removeprefix(SNAPSHOT).split(".", 1)
-            tune.snapshots.setdefault(int(step), {})[name] = value
+        if found := re.fullmatch(rf"{SNAPSHOT}(0|[1-9][0-9]*)\.(.+)", key):
+            tune.snapshots.setdefault(int(found[1]), {})[found[2]] = value
         elif key.startswith(STATE):
             tune.state[key.removeprefix(STATE)] = value
         else:
             tune.tensors[key] = value
+    try:
+        check_snapshots(tune)
+        check_state(tune.state, len(tune.made.loss))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is damaged: {error}. {FILE.again}") from error
     return tune
+
+
+def check_snapshots(tune: Tune) -> None:
+    """Refuse snapshots of steps that a tune does not have, or of other tensors than it has."""
+    for step, snapshot in tune.snapshots.items():
+        if step > len(tune.made.loss):
+            raise ValueError(f"it has a snapshot after {step} steps, and {len(tune.made.loss)} steps")
+        for key, value in snapshot.items():
+            if key not in tune.tensors or value.shape != tune.tensors[key].shape:
+                raise ValueError(
+                    f"its snapshot after {step} steps has {key} of the shape {tuple(value.shape)}, unlike it"
+                )

@@ -60,7 +60,7 @@ def find_clip_folder(name: str) -> Path:
 
 def read_network(folder: str, name: str) -> dict[str, Tensor]:
     """Return the weights in a file of a models folder; ValueError where it is damaged or its numbers are too coarse."""
-    weights = {key: value for key, value in read_weights(folder, name).items() if isinstance(value, Tensor)}
+    weights = read_weights(folder, name)
     check_tensors(weights, name, "Copy it again, or choose another file.")
     return weights
 

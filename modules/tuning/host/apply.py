@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from comfy.model_patcher import ModelPatcher
 
-from ...clip_model.attention.spatial import SpatialConfig
 from ...clip_model.host.attach import attach, inflate
 from ...clip_model.host.bank import blocks_with_module, temporal_key, transformer_blocks
 from ...clip_model.host.settings import KEY, ClipSettings, clip_settings
@@ -30,7 +29,7 @@ def apply_tune(
 
     Raises:
         ValueError: the model has another structure (names the first key that differs and both shapes), the tune
-            already or one that this was not made on, or the tune has no snapshots for its progress.
+            already or one that this was not made on, or the tune has no snapshots for its progress or is damaged.
     """
     if KEY not in model.model_options["transformer_options"]:
         model = inflate(model)
@@ -40,20 +39,14 @@ def apply_tune(
             "model has this tune already, and applying it again would double its change. Connect the model as it was "
             "before One-Shot Tune or Apply Tune."
         )
-    info = tune.info
-    try:
-        spatial = SpatialConfig(**info["spatial"]) if info["spatial"] else None
-        temporal = TemporalConfig(**info["temporal"]) if info["temporal"] else None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"The tune was made by a newer version of Consistent Video ({error}). Update it.") from error
-    check_structure(model, tune, temporal)
+    made = tune.made
+    check_structure(model, tune, made.temporal)
     check_order(clip_settings(model), tune)
     tensors = tune.at(progress).tensors
-    strengths = info["spatial_strength"], info["temporal_strength"] * temporal_strength
-    percents = tuple(info.get("percents", (0.0, 1.0)))
-    clone = attach(model, spatial, temporal, *strengths, percents=percents, tensors=tensors)
+    strengths = made.spatial_strength, made.temporal_strength * temporal_strength
+    clone = attach(model, made.spatial, made.temporal, *strengths, percents=made.percents, tensors=tensors)
     options = clone.model_options["transformer_options"]
-    options[KEY] = replace(options[KEY], tunes=(*applied, digest), tuned_frames=info.get("frames", 0))
+    options[KEY] = replace(options[KEY], tunes=(*applied, digest), tuned_frames=made.frames)
     differences = {
         f"{key.removesuffix(f'.{end}')}.{name}": ("diff", (value,))
         for key, value in tensors.items()
@@ -68,7 +61,7 @@ def apply_tune(
 def check_order(attached: ClipSettings, tune: Tune) -> None:
     """Raise ValueError where a model carries a tune whose temporal modules a tune made without it would throw away."""
     is_tuned = attached.temporal is not None and attached.temporal.is_tuned
-    if is_tuned and attached.tunes[-1] not in tune.info.get("tunes", ()):
+    if is_tuned and attached.tunes[-1] not in tune.made.tunes:
         raise ValueError(
             "model carries another tune, whose temporal modules this one would throw away: it was not made on a model "
             "with that tune. Apply each to the model as it was before Apply Tune or One-Shot Tune."

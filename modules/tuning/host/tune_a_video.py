@@ -1,6 +1,7 @@
 """Tune-A-Video's files on the host's models."""
 
 import logging
+from functools import partial
 
 import comfy.lora
 import comfy.utils
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ...clip_model.host.attach import check_supported
 from ...diffusion.host.latent import prediction_of
-from ...files.host import IMPORTS, free_path, read_weights
+from ...files.host import IMPORTS, read_weights, save_new
 from ...files.tensor_file import check_tensors
 from ..tune_a_video import (
     PREFIX,
@@ -113,6 +114,4 @@ def export_tune_a_video(model: ModelPatcher, tune: Tune, prefix: str) -> str:
     config = file_config(model.model.model_config.unet_config)
     dtype = torch.float32 if model.model_dtype() == torch.float32 else torch.float16
     weights = to_file(tune, unet, file_names(diffusers_table(model), unet), dtype)
-    folder = free_path(prefix)
-    save_unet(weights, config, folder)
-    return str(folder)
+    return str(save_new(partial(save_unet, weights, config), prefix))

@@ -43,10 +43,17 @@ def test_a_saved_tune_is_the_same_tune(latent, tune, tmp_path) -> None:
     assert torch.equal(sample(loaded, latent), sample(apply_tune(random_model(), tune), latent))
 
 
-@pytest.mark.parametrize("part", [{"kind": "later"}, {"kind": "fine-coarse", "later": 1}])
-def test_a_tune_of_a_newer_version_is_refused(tune, part) -> None:
-    with pytest.raises(ValueError, match="newer version of Consistent Video"):
-        apply_tune(random_model(), Tune(tune.tensors, {**tune.info, "spatial": part}))
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [({"kind": "later"}, "kind is 'later', not one of"), ({"later": 1}, "has 'later'"), ({"r": 2.5}, "r is 2.5")],
+)
+def test_a_tune_with_an_unknown_part_is_refused_in_memory_and_as_a_file(tune, part, words, tmp_path) -> None:
+    unknown = Tune(tune.tensors, {**tune.info, "spatial": part})
+    with pytest.raises(ValueError, match=f"^The tune does not say how it was made: info.spatial.*{words}"):
+        apply_tune(random_model(), unknown)
+    save_tune(unknown, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=f"^a.safetensors does not say how it was made: info.spatial.*{words}"):
+        load_tune(tmp_path / "a.safetensors")
 
 
 def test_no_tune_is_overwritten(tune, tmp_path, monkeypatch) -> None:

@@ -1,15 +1,25 @@
 """What a file of tensors may hold."""
 
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from consistent_video.modules.files.tensor_file import Kind, check_tensors, read_file, write_file
+from consistent_video.modules.files.tensor_file import MOST_INFO, Kind, check_tensors, read_file, write_file
 
-KIND = Kind("a_format", 1, "thing", "Make it again.", "Choose another.")
+
+@dataclass(frozen=True)
+class Made:
+    """Nothing that must be said."""
+
+    OPEN: ClassVar = True
+
+
+KIND = Kind("a_format", 1, "thing", "Make it again.", "Choose another.", Made, {})
 
 
 @pytest.mark.parametrize(
@@ -41,3 +51,31 @@ def test_how_it_was_made_is_strict_json(tmp_path: Path) -> None:
     with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
         assert "NaN" not in file.metadata()["info"]
     assert read_file(KIND, tmp_path / "x.safetensors")[1] == {"loss": [0.5, None], "prompt": "\ud800"}
+
+
+def test_what_would_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^x\.safetensors would say in .* characters how it was made\. Shorten"):
+        write_file(KIND, {"a": torch.ones(1)}, {"prompt": "x" * MOST_INFO}, tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+AXES = replace(KIND, tensors={"clip": "f c h", "noises": "steps f c h", "tokens": "n? c"})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"clip": torch.ones(2, 3)}, r"clip has the shape \(2, 3\), not \(f, c, h\)"),
+        ({"noises": torch.ones(5, 2, 4, 4)}, r"noises has the shape \(5, 2, 4, 4\), not \(steps, f, c, h\)"),
+        ({"clip": torch.ones(0, 3, 4), "noises": torch.ones(5, 0, 3, 4)}, r"clip has the shape \(0, 3, 4\)"),
+        ({"tokens": torch.ones(0, 2)}, r"tokens has the shape \(0, 2\)"),
+        ({"tokens": torch.ones(0, 3, dtype=torch.int8)}, "stores tokens in int8; float32, float16 or bfloat16 are"),
+    ],
+)
+def test_axes_agree(change: dict[str, torch.Tensor], words: str, tmp_path: Path) -> None:
+    tensors = {"clip": torch.ones(2, 3, 4), "noises": torch.ones(5, 2, 3, 4), "tokens": torch.ones(0, 3)}
+    write_file(AXES, tensors | {"state.x": torch.ones(1, dtype=torch.int8)}, {}, tmp_path / "x.safetensors")
+    read_file(AXES, tmp_path / "x.safetensors")
+    write_file(AXES, tensors | change, {}, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=rf"^x\.safetensors .*{words}"):
+        read_file(AXES, tmp_path / "x.safetensors")

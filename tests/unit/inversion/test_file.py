@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from consistent_video.modules.files import tensor_file
-from consistent_video.modules.inversion.file import TENSORS, load_inversion, save_inversion
+from consistent_video.modules.inversion.file import FILE, load_inversion, save_inversion
 from consistent_video.modules.inversion.inversion import Inversion, InversionSettings
 
+TENSORS = tuple(FILE.tensors)
 SETTINGS = InversionSettings(4, direction="forward", seed=2**53)
 INFO = {"num_frames": 3, "model": "ab", "made": asdict(SETTINGS)}
 
@@ -118,7 +119,7 @@ def test_a_file_without_one_of_the_tensors_is_refused(missing: str, tmp_path: Pa
 )
 def test_a_file_that_does_not_say_how_it_was_made_is_refused(metadata: dict, tmp_path: Path) -> None:
     write(tmp_path / "swan.safetensors", **metadata)
-    with pytest.raises(ValueError, match=r"swan\.safetensors does not say how it was made\. Invert again"):
+    with pytest.raises(ValueError, match=r"^swan\.safetensors does not say how it was made: .*Invert again"):
         load_inversion(tmp_path / "swan.safetensors")
 
 
@@ -168,13 +169,31 @@ def test_a_failed_save_leaves_no_half_and_keeps_the_older_file(
     with pytest.raises(OSError) as caught:
         save_inversion(draw_inversion(1), path)
     said = str(caught.value)
-    assert "swan.safetensors could not be written" in said and f"Make room in {tmp_path}" in said
-    assert str(failure) in said and caught.value.__cause__ is failure
+    assert said.startswith("swan.safetensors could not be written") and f"Make room in {tmp_path}" in said
+    assert "No space left on device" in said and caught.value.__cause__ is failure
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("key", ["samples", "sigmas", "noises", "source"])
 def test_tensors_that_do_not_fit_each_other_are_refused(key: str, tmp_path: Path) -> None:
     write(tmp_path / "swan.safetensors", {key: draw_tensors()[key][:2]})
-    with pytest.raises(ValueError, match=r"noise levels do not fit each other\. Invert again"):
+    with pytest.raises(ValueError, match=r"^swan\.safetensors is (not|damaged).*(Save Inversion wrote|Invert again)\."):
+        load_inversion(tmp_path / "swan.safetensors")
+
+
+@pytest.mark.parametrize("sigmas", [[0.0, 0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0, 5.0], [3.0, 2.0, 1.0, 0.0, -1.0]])
+def test_noise_levels_that_do_not_fall_are_refused(sigmas: list[float], tmp_path: Path) -> None:
+    write(tmp_path / "swan.safetensors", {"sigmas": torch.tensor(sigmas)})
+    with pytest.raises(ValueError, match=r"^swan\.safetensors is damaged: .* do not fall\. Invert again"):
+        load_inversion(tmp_path / "swan.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [({"steps": 2.5}, "steps is 2.5"), ({"gamma": 1e308}, "gamma is"), ({"method": "later"}, "method is"),
+     ({"method": "edit-friendly DDPM", "refinements": 3}, "info.made is refused: refinements 3")],
+)  # fmt: skip
+def test_settings_outside_their_limits_are_refused(made: dict, words: str, tmp_path: Path) -> None:
+    write(tmp_path / "swan.safetensors", info=json.dumps({**INFO, "made": {**INFO["made"], **made}}))
+    with pytest.raises(ValueError, match=rf"^swan\.safetensors does not say how it was made: .*{words}.*Invert again"):
         load_inversion(tmp_path / "swan.safetensors")

@@ -63,7 +63,7 @@ def test_a_long_prompt_is_cut_and_wide_frames_are_cropped(folder: Path) -> None:
 
 def test_nothing_else_than_a_clip_model_is_taken(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "siglip"}')
-    with pytest.raises(ValueError, match="clip holds a model of type 'siglip'"):
+    with pytest.raises(ValueError, match="^clip is no whole CLIP folder .* it.model_type is 'siglip'"):
         ClipModel(folder, torch.device("cpu"))
 
 
@@ -85,7 +85,26 @@ def test_damaged_weights_are_refused(folder: Path, spoil: str) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", "3"])
 def test_a_damaged_configuration_is_told(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
-    with pytest.raises(ValueError, match="config.json of clip is damaged|holds a model of type None"):
+    with pytest.raises(ValueError, match="^clip is no whole CLIP folder .config.json is not one of a CLIP model"):
+        ClipModel(folder, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"])
+def test_a_configuration_of_more_than_the_weights_is_refused_before_memory_is_taken(folder: Path, key: str) -> None:
+    write_clip(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"][key] = 10**7
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config.json tells of \d+ weights, and the files of weights have \d+ bytes"):
+        ClipModel(folder, torch.device("cpu"))
+
+
+def test_pictures_far_larger_than_the_model_takes_are_refused(folder: Path) -> None:
+    write_clip(folder)
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    processor["size"] = {"shortest_edge": 10**6}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    with pytest.raises(ValueError, match="makes pictures of 1000000 pixels, the model takes 32"):
         ClipModel(folder, torch.device("cpu"))
 
 

@@ -57,6 +57,7 @@ def test_a_state_is_not_changed_by_going_on() -> None:
 def through_file(state: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Write a state with a tune and read it again, as the host does in inference mode."""
     info = {"spatial": None, "spatial_strength": 1, "temporal": None, "temporal_strength": 1}
+    info["loss"] = state["losses"].tolist()
     save_tune(Tune({"a.diff": torch.zeros(2)}, info, state=state), folder / "tune.safetensors", with_state=True)
     with torch.inference_mode():
         return load_tune(folder / "tune.safetensors").state
@@ -151,3 +152,42 @@ def test_snapshots_are_limited() -> None:
         read_steps(text, 500)
     with pytest.raises(ValueError, match="snapshots has 1000000 letters"):
         read_steps("1," * 500_000, 500)
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "words"),
+    [
+        ("losses", None, "its state lacks losses"),
+        ("rises", None, "its state lacks rises"),
+        ("losses", lambda value: value[:1], "its state has losses of torch.float64 and the shape .1,."),
+        ("generator", lambda value: value[:-8], "its state has no generator"),
+        ("generator", lambda value: 255 - value, "its state has no generator"),
+        ("generator", lambda value: value.float(), "its state has generator of torch.float32"),
+        ("scaler.scale:number", lambda _: torch.ones(2), "its state has 2 numbers for scaler.scale"),
+    ],
+)
+def test_a_file_whose_state_is_damaged_is_refused_by_name(key: str, change, words: str, tmp_path: Path) -> None:
+    tuner = make_tuner(Toy())
+    take(tuner, 2)
+    state = tuner.state_dict()
+    changed = {**state, key: change(state.get(key))} if change else {k: v for k, v in state.items() if k != key}
+    info = {"spatial": None, "spatial_strength": 1, "temporal": None, "temporal_strength": 1, "loss": [0.5, 0.4]}
+    save_tune(Tune({"a.diff": torch.zeros(2)}, info, state=changed), tmp_path / "a.safetensors", with_state=True)
+    with pytest.raises(ValueError, match=rf"^a\.safetensors is damaged: {words}.* Save the tune again\."):
+        load_tune(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state | {"optimizer.0.exp_avg": torch.zeros(2)}, "optimizer.0.exp_avg .* fits no parameter"),
+        (lambda state: state | {"optimizer.x.exp_avg": torch.zeros(2)}, "optimizer.x.exp_avg .* fits no parameter"),
+        (lambda state: state | {"optimizer.9.step": torch.tensor(2.0)}, "optimizer.9.step .* fits no parameter"),
+        (lambda state: {k: v for k, v in state.items() if k != "optimizer.0.exp_avg_sq"}, "lacks a part of AdamW"),
+    ],
+)
+def test_a_state_of_another_optimiser_is_refused(change, words: str) -> None:
+    tuner = make_tuner(Toy())
+    take(tuner, 2)
+    with pytest.raises(ValueError, match=f"^resume is damaged: .*{words}"):
+        make_tuner(Toy()).load_state_dict(change(tuner.state_dict()))

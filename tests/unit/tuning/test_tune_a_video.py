@@ -1,6 +1,7 @@
 """Tune-A-Video's files: names, what is imported and exported, what is refused."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -341,7 +342,7 @@ def test_a_failed_export_leaves_nothing(where: str, tmp_path: Path, monkeypatch:
     if where == "save_file":
         monkeypatch.setattr(convert, "save_file", write_half)
     elif where == "os":
-        monkeypatch.setattr(convert.os, "replace", lambda *_: write_half({}, tmp_path / "clip.part" / "x", {}))
+        monkeypatch.setattr(os, "replace", lambda held, _: write_half({}, held / "x", {}))
     config = {"sample_size": draw(2)} if where == "json" else {}
     with pytest.raises(TypeError if where == "json" else OSError, match="JSON|clip could not be written .*No space"):
         convert.save_unet({"a": draw(2)}, config, tmp_path / "clip")

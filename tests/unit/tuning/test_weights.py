@@ -38,7 +38,13 @@ def make_tune() -> Tune:
         f"{block}.attn_temp.to_out.bias": torch.randn(7, generator=generator).bfloat16(),
         f"{block}.attn_temp.to_v.weight": torch.tensor([-0.0, 1e-40, 3e38, 3.1]),
     }
-    info = {"frames": 8, "temporal": {"norm": "EI² layer"}, "loss": [0.1, 1 / 3, 2e-17], "seed": 2**53}
+    info = {
+        "frames": 8,
+        "temporal": {"norm": "layer norm"},
+        "prompt": "EI²",
+        "loss": [0.1, 1 / 3, 2e-17],
+        "seed": 2**53,
+    }
     return Tune(tensors, MADE | info)
 
 
@@ -164,8 +170,8 @@ def test_a_failed_save_leaves_no_half_and_keeps_the_older_file(
     with pytest.raises(OSError) as caught:
         save_tune(Tune({}, {}), path)
     said = str(caught.value)
-    assert "clip.safetensors could not be written" in said and f"Make room in {tmp_path}." in said
-    assert str(failure) in said and caught.value.__cause__ is failure
+    assert said.startswith("clip.safetensors could not be written (") and f"Make room in {tmp_path}, and" in said
+    assert str(getattr(failure, "strerror", None) or failure) in said and caught.value.__cause__ is failure
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
@@ -200,6 +206,7 @@ def make_long_tune() -> Tune:
         "optimizer.1.count:number": torch.tensor(2**40),
         "generator": torch.Generator().manual_seed(5).get_state(),
         "losses": torch.linspace(1, 0.1, 10, dtype=torch.float64),
+        "rises": torch.zeros(0, dtype=torch.int64),
     }
     info = MADE | {"loss": [1 - i / 11 for i in range(10)]}
     tensors = {QUERY: draw(3, 4, seed=9), VALUE: draw(2, 5, seed=10)}
@@ -222,6 +229,20 @@ def test_snapshots_are_saved_and_the_state_where_it_is_wanted(with_state: bool, 
     assert read.snapshots.keys() == {0, 2, 5}
     for step, snapshot in tune.snapshots.items():
         assert_same(read.snapshots[step], snapshot)
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "words"),
+    [
+        ({11: {QUERY: draw(3, 4, seed=1)}}, "it has a snapshot after 11 steps, and 10 steps"),
+        ({2: {"x": draw(3, 4, seed=1)}}, "its snapshot after 2 steps has x of the shape"),
+        ({2: {QUERY: draw(4, 3, seed=1)}}, "its snapshot after 2 steps has .*to_q.diff of the shape .4, 3."),
+    ],
+)
+def test_snapshots_that_are_not_of_the_tune_are_refused(snapshots: dict, words: str, tmp_path: Path) -> None:
+    save_tune(replace(make_long_tune(), snapshots=snapshots), tmp_path / "clip.safetensors")
+    with pytest.raises(ValueError, match=rf"^clip\.safetensors is damaged: {words}.* Save the tune again\."):
+        load_tune(tmp_path / "clip.safetensors")
 
 
 def test_the_end_of_a_tune_is_itself() -> None:
