@@ -13,7 +13,7 @@ from .convergence_recipes import OURS, PAPERS, RECIPES, UNTUNED
 from .methods import MOTION_ADDED, OBEYED_LOST
 from .table import mean_and_error, write_table
 from .tasks import VALIDATION
-from .verdict import LEAST_CLIPS, LEVEL, clip_means, compare
+from .verdict import LEAST_CLIPS, LEVEL, clip_means, compare, reached
 
 TARGET = 0.4  # of the paper's steps, after which ours is to have what its recipe has at its end
 OPTIONS = ("clips", "seeds", "frames", "steps", "rate", "pairs", "ddim_steps")  # that the document names
@@ -44,39 +44,47 @@ def curve(rows: Rows, name: str, key: str) -> dict[int, float]:
     return {done: fmean(values.values()) for done, values in found.items() if values}
 
 
-def reached(values: Mapping[int, float], target: float, sign: int) -> float | None:
-    """Return after how many steps a figure is first as good as a target, linear between steps; None = never.
+def share_reached(rows: Rows, name: str, key: str, steps: int) -> float | None:
+    """Return after which part of the paper's steps a recipe has what the paper's has at its end; None = never.
 
-    Args:
-        values: by the number of steps done, ascending.
-        target: of the figure.
-        sign: 1 where higher is better, -1 where lower is.
+    Both are taken on the clips and seeds that both have.
     """
-    before = None
-    for done, value in values.items():
-        lead = sign * (value - target)
-        if lead >= 0:
-            return float(done) if before is None else before[0] + (done - before[0]) * before[1] / (before[1] - lead)
-        before = done, lead
-    return None
+    _, sign, margin = JUDGED[key]
+    ends = {(row["clip"], row["seed"]) for row in at(rows, PAPERS, steps)}
+    shared = ends & {(row["clip"], row["seed"]) for row in rows if row["recipe"] == name}
+    own = [row for row in rows if row["recipe"] == UNTUNED or (row["clip"], row["seed"]) in shared]
+    if not shared:
+        return None
+    target = curve(own, PAPERS, key)[steps] - sign * margin
+    found = reached(curve(own, name, key), target, sign)
+    return None if found is None else found / steps
 
 
 def verdict_table(rows: Rows, steps: int) -> str:
-    """Return what ours has and the papers' recipe, and after which part of the steps ours has it."""
+    """Return what the two recipes have that are compared, and how much better ours is at the target."""
     goal, body = round(TARGET * steps), []
+    shown = [at(rows, PAPERS, 0), at(rows, PAPERS, goal), at(rows, PAPERS, steps), at(rows, OURS, goal)]
     for key, (heading, sign, margin) in JUDGED.items():
-        end = clip_means(at(rows, PAPERS, steps), key)
-        ours = clip_means(at(rows, OURS, goal), key)
-        finding = compare(ours, end, sign, margin)
-        first = reached(curve(rows, OURS, key), fmean(end.values()) - sign * margin, sign) if end else None
-        share = "not in its steps" if first is None else f"{first / steps:.2g}"
-        met = "yes" if first is not None and first <= goal else "no"
-        cells = [mean_and_error(list(clip_means(found, key).values())) for found in (
-            at(rows, OURS, 0), at(rows, PAPERS, goal), at(rows, PAPERS, steps), at(rows, OURS, goal))]  # fmt: skip
+        cells = [mean_and_error(list(clip_means(found, key).values())) for found in shown]
+        finding = compare(clip_means(shown[3], key), clip_means(shown[2], key), sign, margin)
+        share = share_reached(rows, OURS, key, steps)
+        met = "not measured" if not finding.clips else "yes" if share is not None and share <= TARGET else "no"
         lost = f", {margin:g} lost at most" if margin else ""
-        body.append([heading + lost, *cells, share, met, f"{finding.verdict}: {finding}"])
-    headings = ["figure", "untuned", f"{PAPERS}, {goal} steps", f"{PAPERS}, {steps} steps", f"{OURS}, {goal} steps"]
-    return write_table([*headings, "reached after, of the steps", f"≤ {TARGET:g}", f"{OURS} at {TARGET:g}"], body)
+        body.append([heading + lost, *cells, as_share(share), met, f"{finding.verdict}: {finding}"])
+    headings = ["figure", UNTUNED, f"{PAPERS}, {goal} steps", f"{PAPERS}, {steps} steps", f"{OURS}, {goal} steps"]
+    return write_table([*headings, "reached after", f"≤ {TARGET:g}", f"better at {TARGET:g}"], body)
+
+
+def as_share(share: float | None) -> str:
+    """Return a part of the steps as a cell."""
+    return "never" if share is None else f"{share:.2g}"
+
+
+def reach_table(rows: Rows, steps: int) -> str:
+    """Return after which part of the paper's steps each recipe has what the paper's has at its end."""
+    names = [name for name in RECIPES if points(rows, name)]
+    body = [[name, *(as_share(share_reached(rows, name, key, steps)) for key in JUDGED)] for name in names]
+    return write_table(["recipe", *(heading for heading, *_ in JUDGED.values())], body)
 
 
 def recipe_table(rows: Rows) -> str:
@@ -133,6 +141,8 @@ def write_document(rows: Rows, options: argparse.Namespace) -> None:
         f"better it is there, what may be lost included, with an interval of {LEVEL:.0%} by a bootstrap over clips; of "
         f"fewer than {LEAST_CLIPS} clips nothing is decided.",
         verdict_table(rows, options.steps),
+        "The part of the paper's steps after which each recipe has it, on the clips and seeds of both:",
+        reach_table(rows, options.steps),
         "## Figures",
         recipe_table(rows),
         f"![Loss and edit over the steps]({plot.name})",
