@@ -17,13 +17,18 @@ def follow_recipe(settings: TuneSettings, recipe: Recipe) -> TuneSettings:
     steps walks a little more than the constant rate does over all of them, and ends in small steps.
 
     Raises:
-        ValueError: there is no such recipe.
+        ValueError: there is no such recipe, or "fast" is to raise the rate of gradient descent.
     """
     if recipe == "paper":
         return settings
     if recipe != "fast":
         raise ValueError(f"recipe is {recipe!r}. Choose fast or paper.")
     given = settings.optimization
+    if given.optimizer == "gradient descent":
+        raise ValueError(
+            "recipe is 'fast', which raises learning_rate, and optimizer is 'gradient descent', which diverges above a "
+            "rate of its own. Choose paper, or AdamW."
+        )
     return settings.changed(
         learning_rate=PEAK * given.learning_rate,
         schedule="cosine" if given.schedule == "constant" else given.schedule,

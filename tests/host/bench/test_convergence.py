@@ -9,13 +9,13 @@ from consistent_video.bench import convergence
 from consistent_video.bench.convergence_recipes import OURS, PAPERS, RECIPES, UNTUNED
 from consistent_video.bench.tasks import VALIDATION
 
-STEPS, THREE = 5, "3 × rate"
+STEPS, THREE = 3, "3 × rate"
 
 
 @pytest.fixture
 def options(tmp_path: Path) -> argparse.Namespace:
     return argparse.Namespace(
-        clips=1, seeds=1, recipes=(UNTUNED, PAPERS, OURS), frames=3, steps=STEPS, rate=1e-4, parts=(0.4, 1.0), pairs=2,
+        clips=1, seeds=1, recipes=(UNTUNED, PAPERS, OURS), frames=3, steps=STEPS, rate=1e-4, parts=(0.4, 1.0), pairs=1,
         ddim_steps=2, state=tmp_path / "state", document=tmp_path / "convergence.md",
     )  # fmt: skip
 
@@ -25,8 +25,8 @@ def test_loss_and_edit_are_measured_along_a_tuning_kept_and_written(options, mon
     rows = (options.state / "convergence.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 1 + 2 + 1, "untuned, the paper's at both points, ours at the end of its shorter way"
     document = options.document.read_text(encoding="utf-8")
-    assert "colour_0" in document and str(VALIDATION) in document and "--steps 5 --rate 0.0001" in document
-    table = [line for line in document.splitlines() if line.startswith(("| loss", "| obeyed", "| fast | 2 | 1 |"))]
+    assert "colour_0" in document and str(VALIDATION) in document and "--steps 3 --rate 0.0001" in document
+    table = [line for line in document.splitlines() if line.startswith(("| loss", "| obeyed", "| fast | 1 | 1 |"))]
     assert len(table) == 3 and "undecided" in table[0], "one clip decides nothing"
     assert options.document.with_suffix(".png").is_file()
     monkeypatch.setattr(convergence, "run", lambda *_: pytest.fail("what is on disk is measured again"))
@@ -40,7 +40,7 @@ def test_what_is_compared_comes_first_and_ends_with_its_own_steps(options) -> No
     assert [name for name, *_ in tunings[:10]].count(UNTUNED) == 2, "untuned, every seed is alike"
     assert {name for name, *_ in tunings[:10]} == {UNTUNED, PAPERS, OURS}
     assert {name for name, *_ in tunings[10:]} == RECIPES.keys() - {PAPERS, OURS}
-    assert list(convergence.list_cases(PAPERS, "colour_0", 0, options)) == [2, 5]
-    assert list(convergence.list_cases(THREE, "colour_0", 0, options)) == [2]
+    assert list(convergence.list_cases(PAPERS, "colour_0", 0, options)) == [1, 3]
+    assert list(convergence.list_cases(THREE, "colour_0", 0, options)) == [1]
     settings = RECIPES[THREE].settings(STEPS, 1e-4, 1)
-    assert (settings.steps, settings.seed, settings.optimization.learning_rate) == (2, 1, pytest.approx(3e-4))
+    assert (settings.steps, settings.seed, settings.optimization.learning_rate) == (1, 1, pytest.approx(3e-4))

@@ -36,7 +36,7 @@ def test_the_fast_recipe_rises_and_falls_and_walks_as_far_as_the_papers_in_its_p
 
 
 def test_the_fast_recipe_keeps_what_is_asked_for() -> None:
-    asked = SETTINGS.changed(steps=STEPS, schedule="linear", warmup_steps=9, optimizer="gradient descent")
+    asked = SETTINGS.changed(steps=STEPS, schedule="linear", warmup_steps=9, weight_decay=0.3)
     got = follow_recipe(asked, "fast")
     assert got == asked.changed(learning_rate=PEAK * asked.optimization.learning_rate)
 
@@ -48,3 +48,10 @@ def test_the_fast_recipe_takes_any_number_of_steps() -> None:
 def test_no_other_recipe_is_known() -> None:
     with pytest.raises(ValueError, match=r"recipe is 'slow'\. Choose fast or paper"):
         follow_recipe(SETTINGS, "slow")  # type: ignore[arg-type]
+
+
+def test_the_fast_recipe_does_not_raise_the_rate_of_gradient_descent() -> None:
+    plain = SETTINGS.changed(optimizer="gradient descent")
+    assert follow_recipe(plain, "paper") == plain
+    with pytest.raises(ValueError, match="optimizer is 'gradient descent', .*Choose paper, or AdamW"):
+        follow_recipe(plain, "fast")
