@@ -145,6 +145,9 @@ def measure_convergence(options: argparse.Namespace) -> None:
     """Tune what is not done yet, and write the document of what is."""
     make, path = cache(World), options.state / "convergence.jsonl"
     done = load_rows(path, Case)
+    unknown = set(options.recipes) - {UNTUNED, *RECIPES}
+    if unknown:
+        raise ValueError(f"--recipes {', '.join(sorted(unknown))}: there are {', '.join([UNTUNED, *RECIPES])}.")
     tasks = list_tasks(1, held_out=False)
     wanted = [tuning for tuning in list_tunings(options) if not options.recipes or tuning[0] in options.recipes]
     rows: list[dict[str, Any]] = []
