@@ -53,6 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_papers(commands.add_parser("papers", help="the systems and tables of the papers, on drawn or on real clips"))
     add_adapters(commands.add_parser("adapters", help="prompt adapters: their consistency loss and its bounds"))
     add_vote(commands.add_parser("vote", help="a page for a blind vote between the edits that `clips` made"))
+    says = "how many steps of a tuning the same quality takes, by the paper's recipe and others"
+    add_convergence(commands.add_parser("convergence", help=says))
     add_edit(commands.add_parser("edit", help="every method on drawn clips that the model never saw, and verdicts"))
     add_faults(commands.add_parser("faults", help="interrupts, kills, hostile files and graphs: what the user sees"))
     return parser
@@ -108,6 +110,23 @@ def add_faults(command: argparse.ArgumentParser) -> None:
     command.add_argument("--soak", type=int, default=0, metavar="MINUTES", help="also go on for so long (default not)")
     command.add_argument("--again", action="store_true", help="make again what is done")
     add_outputs(command, FAULTS)
+
+
+def add_convergence(command: argparse.ArgumentParser) -> None:
+    """Add what `convergence` takes."""
+    parts = (0.125, 0.25, 0.4, 0.5, 1.0)
+    command.add_argument("--clips", type=int, default=4, help="drawn validation clips, each of its kind (default 4)")
+    command.add_argument("--seeds", type=int, default=3, help="how many tunings of each clip (default 3)")
+    command.add_argument("--recipes", nargs="+", default=(), help="by name (default all)")
+    command.add_argument("--frames", type=int, default=8, help="of each clip (default 8)")
+    command.add_argument("--steps", type=int, default=100, help="of the paper's tuning (default 100)")
+    command.add_argument("--rate", type=float, default=1e-4, help="of the paper's tuning (default 0.0001)")
+    command.add_argument(
+        "--parts", type=float, nargs="+", default=parts, help=f"of the steps to measure after (default {parts})"
+    )
+    command.add_argument("--pairs", type=int, default=64, help="of noise level and noise, for the loss (default 64)")
+    command.add_argument("--ddim-steps", type=int, default=12, help="of inversion and sampling (default 12)")
+    add_outputs(command, DOCS / "convergence.md")
 
 
 def add_clips(command: argparse.ArgumentParser) -> None:
@@ -186,7 +205,7 @@ def main() -> int:
     from consistent_video.scripts.in_process import use_host
 
     use_host(environment.ROOT / ".comfyui-data" / "in-process", cpu=vars(options).get("device") == "cpu")
-    if options.command == "edit":  # a third faster on a CPU than what ComfyUI takes there
+    if options.command in ("edit", "convergence"):  # a third faster on a CPU than what ComfyUI takes there
         from comfy.cli_args import args
 
         args.use_pytorch_cross_attention = True

@@ -64,6 +64,23 @@ def compare(better: Values, worse: Values, sign: int, margin: float = 0.0) -> Fi
     return Finding(apart.mean().item(), low, high, len(clips))
 
 
+def reached(values: Mapping[int, float], target: float, sign: int) -> float | None:
+    """Return after how many steps a figure is first as good as a target, linear between steps; None = never.
+
+    Args:
+        values: by the number of steps done, ascending.
+        target: of the figure.
+        sign: 1 where higher is better, -1 where lower is.
+    """
+    before = None
+    for done, value in values.items():
+        lead = sign * (value - target)
+        if lead >= 0:
+            return float(done) if before is None else before[0] + (done - before[0]) * before[1] / (before[1] - lead)
+        before = done, lead
+    return None
+
+
 def together(verdicts: Sequence[str]) -> str:
     """Return the verdict on a claim of several parts: all must be supported, and one that is not refutes it.
 

@@ -17,6 +17,7 @@ from ..modules.tuning.host.progress import TuningProgress
 from ..modules.tuning.host.training import tune_model
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.losses.smoothing import OWN_WEIGHTS, Smoothing
+from ..modules.tuning.recipes import Recipe, follow_recipe
 from ..modules.tuning.settings import TuneSettings, read_steps
 from .node import Node
 from .shelves import TUNES
@@ -171,6 +172,14 @@ class OneShotTune(Node):
                 ),
                 TuningOptions.Input("options", optional=True, tooltip="Precision, memory, optimiser: Tuning Options."),
                 TuningPreview.Input("preview", optional=True, tooltip="Edit to show meanwhile: Tuning Preview."),
+                io.Combo.Input(
+                    "recipe",
+                    options=list(get_args(Recipe)),
+                    default="paper",
+                    optional=True,
+                    tooltip="How the learning rate goes over the steps. Paper: constant. Fast: 6 times learning_rate "
+                    "after a warm-up, falling as a cosine; 200 steps then learn what 500 of paper do.",
+                ),
             ],
             outputs=[
                 io.Model.Output("clip_model", tooltip="The input model with the tune applied."),
@@ -199,11 +208,12 @@ class OneShotTune(Node):
         resume=None,
         options=None,
         preview=None,
+        recipe: Recipe = "paper",
         **chosen,
     ) -> io.NodeOutput:
         start, progress = time.monotonic(), TuningProgress(cls.hidden.unique_id)
         chosen = {"steps": steps, "snapshots": read_steps(snapshots, steps), **read_losses(**chosen)}
-        settings = (options or TuneSettings()).changed(**chosen)
+        settings = follow_recipe((options or TuneSettings()).changed(**chosen), recipe)
         inputs = TuneInputs(positive, latent, mask, resume, preview, prompt_to_note)
         keep = keep_unfinished(TUNES, with_state=True) if on_interrupt == "keep" else None
         autosave = Autosave(settings.autosave_minutes) if settings.autosave_minutes > 0 else None

@@ -51,6 +51,7 @@ DEFAULTS = {
     "OneShotTune": {  # EI²'s; a smoothing loss with its paper's weight
         "steps": 500,
         "learning_rate": 3e-5,
+        "recipe": "paper",
         "smoothing": "none",
         "smoothing_weight": -1,
         "consistency_weight": 0,

@@ -12,6 +12,7 @@ from consistent_video.bench.verdict import (
     Part,
     clip_means,
     compare,
+    reached,
     together,
 )
 
@@ -88,3 +89,16 @@ def test_a_claim_needs_all_of_its_parts() -> None:
     assert Claim("unknown", (missing, missing)).judge(rows)[0] == NOT_MEASURED
     assert Claim("known in part", (lower, missing)).judge(rows)[0] == UNDECIDED
     assert Claim("known in part", (kept, missing)).judge(rows)[0] == NOT_SUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("target", "sign", "expected"), [(7.0, -1, 4.0), (9.0, -1, 0.0), (4.5, -1, 9.0), (2.0, -1, None), (8.5, 1, 0.0)]
+)
+def test_a_target_is_reached_where_the_line_between_two_points_meets_it(
+    target: float, sign: int, expected: float | None
+) -> None:
+    assert reached({0: 9.0, 8: 5.0, 10: 4.0, 12: 6.0}, target, sign) == expected
+
+
+def test_a_figure_that_must_rise_is_reached_from_below() -> None:
+    assert reached({0: 0.0, 10: 0.5, 20: 1.0}, 0.75, 1) == 15.0

@@ -1,0 +1,48 @@
+"""The recipes of tuning that `python -m bench convergence` compares."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..modules.tuning import recipes
+from ..modules.tuning.recipes import LENGTH, PEAK, WARMUP, follow_recipe
+from ..modules.tuning.settings import TuneSettings
+
+UNTUNED, PAPERS, OURS = "untuned", "paper", "fast"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way to take the steps of a tuning.
+
+    Attributes:
+        says: what it is, for the document.
+        factor: of the learning rate.
+        length: of its tuning, as a part of the paper's steps.
+        others: further settings by their names.
+        follows: recipe of the pack.
+    """
+
+    says: str
+    factor: float = 1.0
+    length: float = 1.0
+    others: Mapping[str, Any] = field(default_factory=dict)
+    follows: recipes.Recipe = "paper"
+
+    def settings(self, steps: int, rate: float, seed: int) -> TuneSettings:
+        """Return the settings of a tuning by it, where the paper's has some steps at a learning rate."""
+        own = TuneSettings(round(self.length * steps), seed).changed(learning_rate=self.factor * rate, **self.others)
+        return follow_recipe(own, self.follows)
+
+
+RECIPES: Mapping[str, Recipe] = {
+    PAPERS: Recipe("EI²'s and Tune-A-Video's: AdamW at a constant rate, noise levels and noise drawn independently."),
+    OURS: Recipe(
+        f"a warm-up over {WARMUP:g} of the steps to {PEAK:g} times the rate, from which it falls as a cosine.",
+        length=LENGTH,
+        follows="fast",
+    ),
+    "3 × rate": Recipe("a constant rate, three times as high.", 3.0, LENGTH),
+    "10 × rate": Recipe("a constant rate, ten times as high.", 10.0, LENGTH),
+    "min-SNR": Recipe("the paper's, with min-SNR weights of the loss, gamma 5.", 1.0, LENGTH, {"min_snr_gamma": 5.0}),
+}
