@@ -2,9 +2,9 @@
 
 from comfy_api.latest import io
 
-from ..modules.files.host import IMPORTS, list_files, stamp
+from ..modules.files.host import FOLDER, IMPORTS, list_files, stamp
 from ..modules.tuning.host.tune_a_video import export_tune_a_video, import_tune_a_video
-from .types import MENU, PREFIX, Tune, prefix_input, saved_at
+from .types import MENU, PREFIX, Tune, prefix_input, saved_at, try_prefix
 
 CATEGORY = MENU + "tune"
 
@@ -71,6 +71,10 @@ class ExportTuneAVideo(io.ComfyNode):
             outputs=[io.String.Output("path", tooltip="The folder, with unet/ in it.")],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix=None):
+        return try_prefix(filename_prefix, FOLDER)
 
     @classmethod
     def execute(cls, model, tune, filename_prefix) -> io.NodeOutput:

@@ -13,7 +13,18 @@ from ..modules.inversion.host.invert import INVERSION, inversion_of, invert_clip
 from ..modules.inversion.inversion import InversionSettings, Method, Noise, Start
 from ..modules.inversion.noise_relation import Reading
 from .shelves import INVERTED
-from .types import ADVANCED, MENU, PREFIX, cfg_input, file_input, part_input, prefix_input, saved_at, seed_input
+from .types import (
+    ADVANCED,
+    MENU,
+    PREFIX,
+    cfg_input,
+    file_input,
+    part_input,
+    prefix_input,
+    saved_at,
+    seed_input,
+    try_prefix,
+)
 
 CATEGORY = MENU + "sample"
 
@@ -192,6 +203,10 @@ class SaveInversion(io.ComfyNode):
             outputs=[io.String.Output("path", tooltip="Where the file lies.")],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix=None):
+        return try_prefix(filename_prefix, INVERSIONS)
 
     @classmethod
     def execute(cls, inversion, filename_prefix) -> io.NodeOutput:

@@ -18,7 +18,7 @@ from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.losses.smoothing import OWN_WEIGHTS, Smoothing
 from ..modules.tuning.settings import TuneSettings, read_steps
 from .shelves import TUNES
-from .types import ADVANCED, MENU, PREFIX, Tune, TuningOptions, TuningPreview, seed_input
+from .types import ADVANCED, MENU, PREFIX, Tune, TuningOptions, TuningPreview, seed_input, try_values
 
 CATEGORY = MENU + "tune"
 SNAPSHOTS = "25%, 50%, 75%"
@@ -182,6 +182,10 @@ class OneShotTune(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, snapshots=None, steps=None):
+        return try_values(read_steps, snapshots, steps)
 
     @classmethod
     def execute(

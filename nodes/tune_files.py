@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..modules.files.host import FOLDER, stamp
 from ..modules.tuning.host.apply import apply_tune
 from .shelves import TUNES
-from .types import MENU, PREFIX, Tune, file_input, part_input, prefix_input, saved_at, strength_input
+from .types import MENU, PREFIX, Tune, file_input, part_input, prefix_input, saved_at, strength_input, try_prefix
 
 CATEGORY = MENU + "tune"
 
@@ -36,6 +36,10 @@ class SaveTune(io.ComfyNode):
             outputs=[io.String.Output("path", tooltip="Where the file lies.")],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix=None):
+        return try_prefix(filename_prefix, FOLDER)
 
     @classmethod
     def execute(cls, tune, filename_prefix, with_state=False) -> io.NodeOutput:

@@ -35,8 +35,8 @@ def register_folder() -> None:
         folder_paths.folder_names_and_paths[name] = (paths, extensions or set(WEIGHTS))
 
 
-def free_path(prefix: str, ending: str = "", folder: str = FOLDER) -> Path:
-    """Return the path under the next free number of a prefix, which may name subfolders; the folder is made.
+def check_prefix(prefix: str, folder: str) -> Path:
+    """Return a models folder in which files of a prefix, which may name subfolders, can lie.
 
     Raises:
         ValueError: the prefix names no file or leads outside the folder.
@@ -48,6 +48,16 @@ def free_path(prefix: str, ending: str = "", folder: str = FOLDER) -> Path:
         raise ValueError(
             f"filename_prefix {prefix!r} leads outside models/{folder}. Give a name, with subfolders if any."
         )
+    return root
+
+
+def free_path(prefix: str, ending: str = "", folder: str = FOLDER) -> Path:
+    """Return the path under the next free number of a prefix, which may name subfolders; the folder is made.
+
+    Raises:
+        ValueError: the prefix names no file or leads outside the folder.
+    """
+    root = check_prefix(prefix, folder)
     root.mkdir(parents=True, exist_ok=True)
     place, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
     free = (Path(place) / f"{name}_{number:05}_{ending}" for number in itertools.count(counter))
