@@ -13,10 +13,10 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .pictures import list_pictures
 from .project import read_value
 
 ADDRESSES = {  # of a repository, owner/name
@@ -34,7 +34,6 @@ FOLDERS = ("locales", "modules", "nodes", "web", "workflows")  # of which the ar
 FILES = ("CHANGELOG.md", "LICENSE", "README.md", "__init__.py", "pyproject.toml", "requirements.txt")
 OURS_ALONE = ("bench", "scripts", "tests")  # of which it holds none
 LARGEST = 32 * 2**20  # bytes
-DRAWN = ("type", "title", "pos", "size", "widgets_values")  # what a picture shows of a node
 Json = dict[str, Any]
 
 
@@ -123,18 +122,12 @@ def check_tree(root: Path) -> str:
     return git(root, "rev-parse", "--short", "HEAD")
 
 
-def find_stale(root: Path, built: dict[str, Any]) -> list[str]:
-    """Return the JSON files that are not what was built, by their paths in the project."""
-    return [name for name, content in built.items() if json.loads(read(root, name)) != content]
-
-
 def check_built(root: Path, built: dict[str, Any], command: str) -> str:
     """Files that a command writes are what it would write now."""
     there = {path.relative_to(root).as_posix() for name in built for path in (root / name).parent.glob("*.json")}
-    gone = sorted(built.keys() - there)
-    stale = gone or sorted(there - built.keys()) or find_stale(root, built)
-    if stale:
-        raise NotReady(f"python scripts/{command} would change {', '.join(stale[:3])}")
+    other = sorted(built.keys() ^ there) or [name for name in built if json.loads(read(root, name)) != built[name]]
+    if other:
+        raise NotReady(f"python scripts/{command} would change {', '.join(other[:3])}")
     return f"{len(built)} files"
 
 
@@ -154,27 +147,6 @@ def check_translations(root: Path) -> str:
             if wanted != found:
                 raise NotReady(f"locales/{language}/{path.name}: {' '.join(min(wanted ^ found))} is missing or gone")
     return ", ".join(languages)
-
-
-def list_pictures(root: Path) -> Iterator[tuple[str, str, Callable[[Json], Any]]]:
-    """Yield each picture of the editor, the JSON file that it shows something of, and what it shows of it."""
-    for path in sorted((root / "workflows").glob("*.json")):
-        yield f"workflows/{path.stem}.jpg", f"workflows/{path.name}", draw_graph
-    for path in sorted((root / "docs").glob("tour_*.webp")):
-        yield f"docs/{path.name}", "workflows/demo_edit.json", draw_graph
-    for path in sorted((root / "web" / "docs").glob("*.webp")):
-        yield f"web/docs/{path.name}", "locales/en/nodeDefs.json", partial(draw_node, kind=path.stem)
-
-
-def draw_graph(workflow: Json) -> list[list[Any]]:
-    """Return what a picture shows of a workflow."""
-    return [[node.get(key) for key in DRAWN] for node in workflow["nodes"]]
-
-
-def draw_node(texts: Json, kind: str) -> list[Any]:
-    """Return what a picture shows of a node's texts: the names."""
-    sides = (texts[kind].get(side, {}).values() for side in ("inputs", "outputs"))
-    return [texts[kind]["display_name"], *([part["name"] for part in parts] for parts in sides)]
 
 
 def check_pictures(root: Path) -> str:
