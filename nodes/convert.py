@@ -2,10 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..modules.files.host import IMPORTS, list_files, stamp
+from ..modules.files.host import FOLDER, IMPORTS, list_files, stamp
 from ..modules.tuning.host.tune_a_video import export_tune_a_video, import_tune_a_video
 from .node import Node
-from .types import MENU, PREFIX, Tune, prefix_input, saved_at
+from .types import MENU, PREFIX, Tune, prefix_input, saved_at, try_prefix
 
 CATEGORY = MENU + "tune"
 
@@ -72,6 +72,10 @@ class ExportTuneAVideo(Node):
             outputs=[io.String.Output("path", tooltip="The folder, with unet/ in it.")],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix=None):
+        return try_prefix(filename_prefix, FOLDER)
 
     @classmethod
     def execute(cls, model, tune, filename_prefix) -> io.NodeOutput:

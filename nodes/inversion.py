@@ -14,7 +14,18 @@ from ..modules.inversion.inversion import InversionSettings, Method, Noise, Star
 from ..modules.inversion.noise_relation import Reading
 from .node import Node
 from .shelves import INVERTED
-from .types import ADVANCED, MENU, PREFIX, cfg_input, file_input, part_input, prefix_input, saved_at, seed_input
+from .types import (
+    ADVANCED,
+    MENU,
+    PREFIX,
+    cfg_input,
+    file_input,
+    part_input,
+    prefix_input,
+    saved_at,
+    seed_input,
+    try_prefix,
+)
 
 CATEGORY = MENU + "sample"
 
@@ -202,6 +213,10 @@ class SaveInversion(Node):
             outputs=[io.String.Output("path", tooltip="Where the file lies.")],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix=None):
+        return try_prefix(filename_prefix, INVERSIONS)
 
     @classmethod
     def execute(cls, inversion, filename_prefix) -> io.NodeOutput:

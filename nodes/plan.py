@@ -23,6 +23,7 @@ class FitPlanner(Node):
             category=MENU + "tune",
             description="Predicts how much memory tuning and sampling a clip take, and chooses chunking, "
             "checkpointing, r and frames per step so that the tuning fits. It counts, and computes nothing on the GPU.",
+            is_experimental=True,  # its counts have not been compared with a graphics card
             search_aliases=["VRAM", "out of memory", "low VRAM", "how many frames fit"],
             inputs=[
                 io.Model.Input("model", tooltip="Clip model, with the patch that is to be tuned."),

@@ -31,6 +31,7 @@ from .types import (
     saved_at,
     seed_input,
     strength_input,
+    try_prefix,
 )
 
 CATEGORY = MENU + "tune"
@@ -49,6 +50,7 @@ class TunePromptTokens(Node):
             description="Learns tokens that stand before the text of any prompt and carry what this clip looks like: "
             "some for all frames, some for each. The model stays as it is, so that a file of some kilobytes is all "
             "that is learned; with rank above 0 also a small LoRA. After the prompt adapters of arXiv 2504.16016.",
+            is_experimental=True,  # the benchmark does not measure it
             search_aliases=["prompt learning", "textual inversion", "soft prompt", "adapter", "temporal consistency"],
             inputs=[
                 io.Model.Input("model", tooltip="Model from Inflate UNet, with STAM/FFAM Patch or a tune if wanted."),
@@ -237,6 +239,10 @@ class SavePromptTokens(Node):
             outputs=[io.String.Output("path", tooltip="Where the file lies.")],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix=None):
+        return try_prefix(filename_prefix, PROMPT_TOKENS)
 
     @classmethod
     def execute(cls, prompt_tokens, filename_prefix) -> io.NodeOutput:

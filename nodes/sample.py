@@ -7,7 +7,18 @@ from ..modules.inversion.host.invert import inversion_of
 from ..modules.judging.host.judges import LARGEST, VARIATIONAL, clip_motion, flow_methods
 from ..modules.sampling.host import InvertedClipSampler, RelationSettings, SampleSettings, sample_clip
 from .node import Node
-from .types import ADVANCED, MENU, PREFIX, Motion, NoiseRelation, OpticalFlow, cfg_input, part_input, seed_input
+from .types import (
+    ADVANCED,
+    MENU,
+    PREFIX,
+    Motion,
+    NoiseRelation,
+    OpticalFlow,
+    cfg_input,
+    part_input,
+    seed_input,
+    try_values,
+)
 
 CATEGORY = MENU + "sample"
 MOST_NUMBERS = 1024  # in a list
@@ -216,11 +227,14 @@ class InterframeNoiseRelation(Node):
         )
 
     @classmethod
+    def validate_inputs(cls, frame_strengths=None, step_strengths=None):
+        return try_values(read_strengths, frame_strengths, step_strengths)
+
+    @classmethod
     def execute(
         cls, strength, start, end, keep_texture, frame_strengths, step_strengths="", passes=8, motion=None, mask=None
     ) -> io.NodeOutput:
-        frames = read_numbers("frame_strengths", frame_strengths)
-        steps = read_numbers("step_strengths", step_strengths)
+        frames, steps = read_strengths(frame_strengths, step_strengths)
         given = strength, start, end, motion, mask, frames, steps, keep_texture, passes
         return io.NodeOutput(RelationSettings(*given))
 
@@ -277,6 +291,13 @@ class ClipMotion(Node):
     @classmethod
     def execute(cls, images=None, method=VARIATIONAL, **values) -> io.NodeOutput:
         return io.NodeOutput(clip_motion(images, method, **values))
+
+
+def read_strengths(by_frame: str, by_step: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Read the strengths of the relation by frame and by step; ValueError where one is not a number from 0 to 1."""
+    frames, steps = read_numbers("frame_strengths", by_frame), read_numbers("step_strengths", by_step)
+    RelationSettings(frames=frames, steps=steps)
+    return frames, steps
 
 
 def read_numbers(name: str, text: str) -> tuple[float, ...]:

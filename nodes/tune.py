@@ -21,7 +21,7 @@ from ..modules.tuning.recipes import Recipe, follow_recipe
 from ..modules.tuning.settings import TuneSettings, read_steps
 from .node import Node
 from .shelves import TUNES
-from .types import ADVANCED, MENU, PREFIX, Tune, TuningOptions, TuningPreview, seed_input
+from .types import ADVANCED, MENU, PREFIX, Tune, TuningOptions, TuningPreview, seed_input, try_values
 
 CATEGORY = MENU + "tune"
 SNAPSHOTS = "25%, 50%, 75%"
@@ -193,6 +193,10 @@ class OneShotTune(Node):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, snapshots=None, steps=None):
+        return try_values(read_steps, snapshots, steps)
 
     @classmethod
     def execute(

@@ -6,7 +6,7 @@ from ..modules.files.host import FOLDER, stamp
 from ..modules.tuning.host.apply import apply_tune
 from .node import Node
 from .shelves import TUNES
-from .types import MENU, PREFIX, Tune, file_input, part_input, prefix_input, saved_at, strength_input
+from .types import MENU, PREFIX, Tune, file_input, part_input, prefix_input, saved_at, strength_input, try_prefix
 
 CATEGORY = MENU + "tune"
 
@@ -37,6 +37,10 @@ class SaveTune(Node):
             outputs=[io.String.Output("path", tooltip="Where the file lies.")],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix=None):
+        return try_prefix(filename_prefix, FOLDER)
 
     @classmethod
     def execute(cls, tune, filename_prefix, with_state=False) -> io.NodeOutput:

@@ -1,8 +1,11 @@
 """The pack's own socket types, what node ids and menu entries begin with, and what many nodes have in common."""
 
+from collections.abc import Callable
+from typing import Any
+
 from comfy_api.latest import io
 
-from ..modules.files.host import list_files
+from ..modules.files.host import list_files, place_of
 
 PREFIX = "ConsistentVideo_"
 MENU = "Consistent Video/"
@@ -45,6 +48,26 @@ def prefix_input(default: str, what: str = "file") -> io.Input:
     """Return the input for the name of a file to write."""
     tooltip = f"Name of the {what}; a number is added. May name a subfolder: clips/swan."
     return io.String.Input("filename_prefix", default=default, tooltip=tooltip)
+
+
+def try_values(check: Callable[..., object], *values: Any) -> bool | str:
+    """Return True where a check takes the values, else what it says: the answer of `validate_inputs`.
+
+    Args:
+        check: raises ValueError.
+        values: None where an input is linked, whose value is not known before the node before it has run.
+    """
+    try:
+        if None not in values:
+            check(*values)
+    except ValueError as error:
+        return str(error)
+    return True
+
+
+def try_prefix(prefix: str | None, folder: str) -> bool | str:
+    """Return whether files of a prefix can lie in a models folder, so that this is known before anything has run."""
+    return try_values(place_of, prefix, folder)
 
 
 def file_input(name: str, folder: str) -> io.Input:

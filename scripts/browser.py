@@ -1,6 +1,7 @@
 """Drive ComfyUI's own editor in a Chromium without a window, as a user would."""
 
 import io
+import json
 import os
 import re
 import shutil
@@ -43,7 +44,7 @@ class Editor:
     def __init__(self, address: str, size: tuple[int, int] = (1600, 1000)):
         self.address, self.size = address, size
         self.complaints: list[str] = []
-        self.asked: list[str] = []  # addresses that the editor's own first workflow holds
+        self.asked: list[str] = []  # addresses of files that the workflows name, which the editor looks at
 
     def __enter__(self) -> "Editor":
         browser = find_browser()
@@ -72,8 +73,7 @@ class Editor:
     def complain(self, kind: str, text: str) -> None:
         """Note an error of the console; those of requests are noted with their address by `look_at`.
 
-        The editor looks for the models that its own first workflow names on the internet, which the server's page
-        forbids.
+        The editor looks for the models that a workflow names on the internet, which the server's page forbids.
         """
         if kind == "error" and not (
             text.startswith("Failed to load resource") or any(url in text for url in self.asked)
@@ -107,6 +107,7 @@ class Editor:
 
     def open(self, workflow: Json) -> None:
         """Open a workflow in the editor's form."""
+        self.asked += re.findall(URL, json.dumps(workflow))
         self.page.evaluate("async graph => app.loadGraphData(graph, true, true, 'workflow')", workflow)
         self.page.wait_for_load_state("networkidle")
 

@@ -23,13 +23,7 @@ if TYPE_CHECKING:
 WORKFLOWS, HELP, DOCS = (environment.ROOT / name for name in ("workflows", "web/docs", "docs"))
 OURS = "ConsistentVideo_"
 CARD, WINDOW, TALL = 480, (960, 960), (760, 1500)  # pixels
-TOUR = {
-    "clip": ("Source clip", "Edited prompt"),
-    "model": ("Patch", "Motion", "Relation"),
-    "noise": ("Invert", "Edit"),
-    "result": ("Save edit", "Save reconstruction", "Save autoencoder round trip"),
-}
-MAIN, CANVAS = "demo_edit", "#141414"
+CANVAS = "#141414"
 HEADROOM = 34  # of a node, for the badge above it
 RUN_PATIENCE = 1_800_000  # milliseconds
 
@@ -69,6 +63,8 @@ def draw_node(editor: Editor, box: Box) -> Image:
 def draw_tour(editor: Editor) -> None:
     """Run the main graph as a user does, and draw the nodes that the tour speaks of."""
     from PIL import Image
+
+    from consistent_video.scripts.pictures import MAIN, TOUR
 
     editor.open(json.loads((WORKFLOWS / f"{MAIN}.json").read_text(encoding="utf-8")))
     editor.page.evaluate("app.queuePrompt(0)")

@@ -24,10 +24,10 @@ def main() -> None:
         tempfile.TemporaryDirectory() as base,
         Host(environment.comfyui_tree(), Path(base), device_arguments()) as host,
     ):
-        info = host.object_info()
+        info, version = host.object_info(), host.version()
     WORKFLOWS.mkdir(exist_ok=True)
     for name, groups in workflows().items():
-        text = json.dumps(build(groups, info), indent=1, ensure_ascii=False)
+        text = json.dumps(build(groups, info, version), indent=1, ensure_ascii=False)
         (WORKFLOWS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 

@@ -144,9 +144,10 @@ def make_prompt(workflow: Json, object_info: Json, options: argparse.Namespace) 
         prompt = replace_node(prompt, "Model", "CheckpointLoaderSimple", {"ckpt_name": options.checkpoint.name})
     given = {"clip": options.clip and PLACED, "prompt": options.prompt, "edit": options.edit}
     changes = {GIVEN[name]: value for name, value in given.items() if value}
-    if any(node["_meta"]["title"] == "Scale" for node in prompt.values()):  # the file is as wanted already
-        changes |= {("Scale", "width"): get_side(options), ("Scale", "height"): get_side(options)}
-        changes |= {("First frames", "length"): options.frames or FRAMES}
+    titles, side = {node["_meta"]["title"] for node in prompt.values()}, get_side(options)
+    as_it_is = {("Trim", "duration"): 0.0, ("Scale", "width"): side, ("Scale", "height"): side}
+    as_it_is[("First frames", "length")] = options.frames or FRAMES
+    changes |= {key: value for key, value in as_it_is.items() if key[0] in titles}  # the file is as wanted already
     return set_values(prompt, {**changes, **dict(options.settings)})
 
 

@@ -4,10 +4,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .project import PACK, VERSION
 from .workflow import CONTROLS, Json, default_value, is_widget
 
 WIDTH, GAP, TOP = 340, 60, 140
 COLOUR = "#3f789e"
+CORE = "comfy-core"  # the registry's id of ComfyUI's own nodes
+SOURCES = {  # files that workflows name: their folder below models, and the repository of Hugging Face that has them
+    "v1-5-pruned-emaonly-fp16.safetensors": ("checkpoints", "Comfy-Org/stable-diffusion-v1-5-archive"),
+    "control_v11p_sd15_canny_fp16.safetensors": ("controlnet", "comfyanonymous/ControlNet-v1-1_fp16_safetensors"),
+}
 SHOWN = {  # pixels of what a node shows below its inputs
     "LoadVideo": WIDTH,
     "SaveVideo": WIDTH,
@@ -76,8 +82,32 @@ def height(info: Json) -> int:
     return 50 + 26 * lines + 70 * prompt + SHOWN.get(info["name"], 0)
 
 
-def build(workflow: Workflow, object_info: Json) -> Json:
+def describe_origin(kind: str, info: Json, values: Sequence[Any], core: str) -> Json:
+    """Return the properties by which the editor finds what a node of a workflow lacks: its pack and its files.
+
+    Args:
+        kind: node type.
+        info: the server's description of it.
+        values: its widget values.
+        core: the server's version.
+    """
+    is_ours = info["python_module"].startswith("custom_nodes.")
+    pack, version = (PACK, VERSION) if is_ours else (CORE, core)
+    models = [
+        {"name": name, "url": f"https://huggingface.co/{owner}/resolve/main/{name}", "directory": folder}
+        for name, (folder, owner) in SOURCES.items()
+        if name in values
+    ]
+    return {"Node name for S&R": kind, "cnr_id": pack, "ver": version, **({"models": models} if models else {})}
+
+
+def build(workflow: Workflow, object_info: Json, core: str = "unknown") -> Json:
     """Return a workflow in the editor's form.
+
+    Args:
+        workflow: its description.
+        object_info: the server's description of its nodes, by type.
+        core: the server's version.
 
     Raises:
         KeyError: a description names a node or input that does not exist.
@@ -94,7 +124,7 @@ def build(workflow: Workflow, object_info: Json) -> Json:
             if part.note:
                 nodes.append(note(len(ids) + len(frames), part.note, x))
         else:
-            nodes.append(place(part, ids[part.title], object_info[part.kind], x, y))
+            nodes.append(place(part, ids[part.title], object_info[part.kind], x, y, core))
             y += nodes[-1]["size"][1] + GAP
             frames[-1]["bounding"][3] = y - TOP + 70
     forms = {form["id"]: form for form in nodes}
@@ -119,7 +149,7 @@ def build(workflow: Workflow, object_info: Json) -> Json:
     }
 
 
-def place(node: Node, number: int, info: Json, x: int, y: int) -> Json:
+def place(node: Node, number: int, info: Json, x: int, y: int, core: str) -> Json:
     """Return a node in the editor's form, its inputs not yet linked."""
     values = {name: value for name, value in node.inputs.items() if not isinstance(value, tuple)}
     named = list(widgets(info, values))
@@ -132,6 +162,7 @@ def place(node: Node, number: int, info: Json, x: int, y: int) -> Json:
         {"name": name, "type": kind, "links": [], "slot_index": slot}
         for slot, (name, kind) in enumerate(zip(info["output_name"], info["output"], strict=True))
     ]
+    written = [value for *_, values in named for value in values]
     return {
         "id": number,
         "type": node.kind,
@@ -143,8 +174,8 @@ def place(node: Node, number: int, info: Json, x: int, y: int) -> Json:
         "mode": 0,
         "inputs": inputs,
         "outputs": outputs,
-        "properties": {"Node name for S&R": node.kind},
-        "widgets_values": [value for *_, values in named for value in values],
+        "properties": describe_origin(node.kind, info, written, core),
+        "widgets_values": written,
     }
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from .environment import ROOT, link
+from .project import PACK
 from .server import HostError, Run, Server, list_files
 
-PACK = "comfyui-consistent-video"
 FOLDERS = ("models", "custom_nodes", "input", "output", "temp", "user")
 
 

@@ -8,6 +8,7 @@ from .graph import Group, Node, Workflow
 
 # Of the main graph, chosen on drawn clips that the benchmark does not measure.
 CFG, CFG_END = 3.0, 0.3
+SECONDS = 4.0  # that are decoded of a video file
 STEPS = 20  # of inversion and sampling
 RELATION = {"passes": 8, "end": 0.8}
 SOURCE, EDITED, EMPTY = "Source prompt", "Edited prompt", "Empty prompt"
@@ -155,10 +156,10 @@ class Task:
 
     def source(self) -> list[Node]:
         """Return the nodes from the video file to its latent."""
-        nodes = [
-            Node("Source clip", "LoadVideo", file=self.file),
-            Node("Frames", "GetVideoComponents", video="Source clip"),
-        ]
+        nodes = [Node("Source clip", "LoadVideo", file=self.file)]
+        if self.crop:
+            nodes.append(Node("Trim", "Video Slice", video="Source clip", duration=SECONDS))
+        nodes.append(Node("Frames", "GetVideoComponents", video=nodes[-1].title))
         if self.crop:
             frames, side = self.crop
             given = {"image": "First frames", "upscale_method": "lanczos", "crop": "center"}
@@ -172,6 +173,8 @@ class Task:
         """Return the first column of a workflow; the empty prompt is for the papers' own inversion and guidance."""
         prompts = [prompt(SOURCE, self.before), prompt(EDITED, self.after)]
         text = "Choose the clip; say what it shows and what it is to show, in the same words but for what changes."
+        if self.crop:
+            text += " start_time of Trim says where in the file it begins, length of First frames how long it is."
         if with_empty:
             prompts.append(prompt(EMPTY, ""))
             text += " As in the papers, guidance leads away from the empty prompt; text in it is a negative prompt."

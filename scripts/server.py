@@ -106,6 +106,10 @@ class Server:
         """Return the server's description of its nodes, by type."""
         return self.get("object_info")
 
+    def version(self) -> str:
+        """Return the server's version of ComfyUI."""
+        return self.get("system_stats")["system"]["comfyui_version"]
+
     def interrupt(self) -> None:
         """Ask the server to stop the prompt that runs."""
         self.ask("interrupt", {})

@@ -42,6 +42,18 @@ def register_folder() -> None:
         folder_paths.folder_names_and_paths[name] = (paths, extensions or set(WEIGHTS))
 
 
+def place_of(prefix: str, folder: str) -> tuple[Path, str]:
+    """Return a models folder by the host's name of it, and a prefix as it lies in it.
+
+    Raises:
+        ValueError: the prefix names no file, or leads outside the folder.
+    """
+    root, prefix = Path(folder_paths.get_folder_paths(folder)[0]), check_prefix(prefix)
+    if not (root / prefix).resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"filename_prefix {prefix!r} is a link that leads outside models/{folder}. Give another name.")
+    return root, prefix
+
+
 def save_new(save: Callable[[Path], None], prefix: str, ending: str = "", folder: str = FOLDER) -> Path:
     """Save under the next free number of a prefix, which may name subfolders and is made where it lacks.
 
@@ -58,9 +70,7 @@ def save_new(save: Callable[[Path], None], prefix: str, ending: str = "", folder
         ValueError: the prefix names no file, or leads outside the folder.
         OSError: the file could not be written.
     """
-    root, prefix = Path(folder_paths.get_folder_paths(folder)[0]), check_prefix(prefix)
-    if not (root / prefix).resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"filename_prefix {prefix!r} is a link that leads outside models/{folder}. Give another name.")
+    root, prefix = place_of(prefix, folder)
     with explained(root / prefix):
         root.mkdir(parents=True, exist_ok=True)
         place, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))

@@ -139,10 +139,12 @@ def read_steps(text: str, steps: int) -> tuple[int, ...]:
     """Read a list of steps as a user writes it: "100, 200" or "25%, 50%", ascending and below `steps`.
 
     Raises:
-        ValueError: an entry is neither a number nor a percentage, or lies outside.
+        ValueError: an entry is neither a number nor a percentage, or lies outside; or there are no steps.
     """
     if len(text) > LONGEST_LIST:
         raise ValueError(f"snapshots has {len(text)} letters. Give {MOST_SNAPSHOTS} entries or fewer.")
+    if steps < 1:
+        raise ValueError(f"steps must be 1 or more, got {steps}.")
     found = set()
     for entry in filter(None, (part.strip() for part in text.split(","))):
         try:

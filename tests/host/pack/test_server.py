@@ -1,9 +1,14 @@
 """The pack as a user's ComfyUI sees it: loaded, listed, described and documented."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from consistent_video.modules.files.host import register_folder
+from consistent_video.nodes.sample import InterframeNoiseRelation
+from consistent_video.nodes.tune import OneShotTune
+from consistent_video.nodes.tune_files import SaveTune
 from consistent_video.scripts.environment import ROOT
 from consistent_video.scripts.host import PACK, Host
 from consistent_video.scripts.server import HostError
@@ -44,6 +49,7 @@ NODES = (
     "TunePromptTokens",
 )  # the ids are a contract with saved workflows: none leaves this list
 
+EXPERIMENTAL = {"FitPlanner", "TunePromptTokens"}
 
 # Defaults of settings that shape a result: the papers' unless said otherwise.
 DEFAULTS = {
@@ -110,6 +116,11 @@ def test_every_node_is_in_the_packs_category_and_described(infos: dict) -> None:
         assert info["description"], name
 
 
+def test_few_nodes_are_experimental(infos: dict) -> None:
+    flagged = {name.removeprefix(PREFIX) for name, info in infos.items() if info.get("experimental")}
+    assert flagged == EXPERIMENTAL
+
+
 @pytest.mark.parametrize("node", DEFAULTS)
 def test_the_defaults_are_these(infos: dict, node: str) -> None:
     specs = list_specs(infos[PREFIX + node])
@@ -147,3 +158,32 @@ def test_every_node_has_help_pages_that_name_its_inputs(host: Host, infos: dict)
                 continue
             missing += [f"{page}: {key}" for key in list_specs(info) if key not in text]
     assert not missing
+
+
+SAVE = {"tune": None}
+RELATE = {"strength": 0.5, "start": 0.0, "end": 1.0, "keep_texture": 0.0}
+TUNE = {"model": None, "positive": None, "latent": None}
+
+
+@pytest.mark.parametrize(
+    ("node", "given", "rest"),
+    [
+        (SaveTune, {"filename_prefix": "../outside"}, SAVE),
+        (SaveTune, {"filename_prefix": "clips/"}, SAVE),
+        (InterframeNoiseRelation, {"frame_strengths": "1, a", "step_strengths": ""}, RELATE),
+        (InterframeNoiseRelation, {"frame_strengths": "", "step_strengths": "1, 2"}, RELATE),
+        (OneShotTune, {"snapshots": "25%, half", "steps": 100}, TUNE),
+        (OneShotTune, {"snapshots": "200", "steps": 100}, TUNE),
+        (OneShotTune, {"snapshots": "", "steps": 0}, TUNE),
+    ],
+)
+def test_what_values_alone_decide_is_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, node: type, given: dict, rest: dict
+) -> None:
+    """In the words in which the node itself refuses it."""
+    register_folder()
+    monkeypatch.setattr(node, "hidden", SimpleNamespace(unique_id="1"), raising=False)
+    with pytest.raises(ValueError) as refused:
+        node.execute(**given, **rest)
+    assert node.validate_inputs(**given) == str(refused.value)
+    assert node.validate_inputs(**dict.fromkeys(given)) is node.validate_inputs() is True, "linked: not known yet"

@@ -130,6 +130,16 @@ def test_the_nodes_of_the_newer_kind_work_as_well(editor: Editor) -> None:
         editor.set("Comfy.VueNodes.Enabled", False)
 
 
+def test_the_download_of_a_missing_checkpoint_is_offered(editor: Editor) -> None:
+    editor.open(saved("edit"))
+    page = editor.page
+    page.get_by_text("View details").click()
+    for word in ("Missing Models", "checkpoints", "v1-5-pruned-emaonly-fp16.safetensors", "Download"):
+        page.get_by_text(word, exact=True).first.wait_for()
+    page.screenshot(path=SHOTS / "missing_checkpoint.png")
+    editor.open(saved("demo_edit"))
+
+
 @pytest.mark.parametrize("kind", HELP)
 def test_a_help_page_is_shown_with_its_picture(editor: Editor, info: dict, kind: str) -> None:
     editor.open_node(kind)

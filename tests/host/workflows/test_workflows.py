@@ -111,5 +111,6 @@ def test_another_edited_prompt_samples_each_edit_once_and_is_written_in_one_plac
 
 def test_the_workflows_are_what_their_descriptions_say(host: Host) -> None:
     written = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "workflows").glob("*.json")}
-    info = host.object_info()
-    assert written == {name: build(groups, info) for name, groups in workflows().items()}, "run build_workflows.py"
+    info, version = host.object_info(), host.version()
+    built = {name: build(groups, info, version) for name, groups in workflows().items()}
+    assert written == built, "run build_workflows.py"

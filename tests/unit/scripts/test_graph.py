@@ -2,18 +2,21 @@
 
 import pytest
 
-from consistent_video.scripts.graph import Group, Node, build
+from consistent_video.scripts.graph import SOURCES, Group, Node, build
+from consistent_video.scripts.project import PACK, VERSION
 from consistent_video.scripts.workflow import to_prompt
 
 INFO = {
     "Load": {
         "name": "Load",
+        "python_module": "comfy_extras.nodes_video",
         "input": {"required": {"file": [["a.mp4", "b.mp4"]], "seed": ["INT", {"control_after_generate": True}]}},
         "output": ["IMAGE", "FLOAT"],
         "output_name": ["images", "fps"],
     },
     "Save": {
         "name": "Save",
+        "python_module": f"custom_nodes.{PACK}",
         "input": {
             "required": {"images": ["IMAGE"], "fps": ["FLOAT", {"default": 30.0}]},
             "optional": {"text": ["STRING", {"default": "x", "multiline": True}]},
@@ -74,3 +77,17 @@ def test_unknown_outputs_are_refused(given) -> None:
     info = {**INFO, "Load": {**INFO["Load"], "output": ["LATENT", "FLOAT"]}}
     with pytest.raises(ValueError):
         build([Group("1"), LOAD, SAVE.but(images=given)], info)
+
+
+def test_nodes_name_their_pack_and_version_and_the_files_that_they_need() -> None:
+    file = "v1-5-pruned-emaonly-fp16.safetensors"
+    workflow = build([Group("1"), LOAD.but(file=file), SAVE], INFO, core="0.30.0")
+    loads, saves = (node["properties"] for node in workflow["nodes"])
+    address = f"https://huggingface.co/{SOURCES[file][1]}/resolve/main/{file}"
+    assert loads == {
+        "Node name for S&R": "Load",
+        "cnr_id": "comfy-core",
+        "ver": "0.30.0",
+        "models": [{"name": file, "url": address, "directory": "checkpoints"}],
+    }
+    assert saves == {"Node name for S&R": "Save", "cnr_id": PACK, "ver": VERSION}
