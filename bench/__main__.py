@@ -50,6 +50,9 @@ def make_parser() -> argparse.ArgumentParser:
     add_clips(commands.add_parser("clips", help="real clips, by any SD1.x checkpoint in running ComfyUI servers"))
     add_papers(commands.add_parser("papers", help="the systems and tables of the papers, on drawn or on real clips"))
     add_adapters(commands.add_parser("adapters", help="prompt adapters: their consistency loss and its bounds"))
+    add_steady(
+        commands.add_parser("steady", help="Steady Frames: planted flicker, edits per frame, edits that are steady")
+    )
     add_vote(commands.add_parser("vote", help="a page for a blind vote between the edits that `clips` made"))
     add_edit(commands.add_parser("edit", help="every method on drawn clips that the model never saw, and verdicts"))
     return parser
@@ -128,6 +131,14 @@ def add_adapters(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=int, default=60, help="of each tuning (default 60)")
     command.add_argument("--ddim-steps", type=int, default=12, help="of inversion and sampling (default 12)")
     add_outputs(command, DOCS / "adapters.md")
+
+
+def add_steady(command: argparse.ArgumentParser) -> None:
+    """Add what `steady` takes."""
+    command.add_argument("--clips-of-kind", type=int, default=1, help="drawn clips of each kind (default 1)")
+    command.add_argument("--kinds", nargs="+", default=(), help="of edits: colour, shape, ... (default all)")
+    command.add_argument("--ddim-steps", type=int, default=8, help="of the edits per frame (default 8)")
+    add_outputs(command, DOCS / "steady.md")
 
 
 def add_runs(command: argparse.ArgumentParser, steps: int, learning_rate: float, size: int, ddim_steps: int) -> None:
