@@ -50,9 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_clips(commands.add_parser("clips", help="real clips, by any SD1.x checkpoint in running ComfyUI servers"))
     add_papers(commands.add_parser("papers", help="the systems and tables of the papers, on drawn or on real clips"))
     add_adapters(commands.add_parser("adapters", help="prompt adapters: their consistency loss and its bounds"))
-    add_steady(
-        commands.add_parser("steady", help="Steady Frames: planted flicker, edits per frame, edits that are steady")
-    )
+    add_steady(commands.add_parser("steady", help="Steady Frames: planted flicker, edits per frame, steady edits"))
     add_vote(commands.add_parser("vote", help="a page for a blind vote between the edits that `clips` made"))
     add_edit(commands.add_parser("edit", help="every method on drawn clips that the model never saw, and verdicts"))
     return parser

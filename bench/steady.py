@@ -214,16 +214,16 @@ def write_document(options: argparse.Namespace, rows: Sequence[Row]) -> None:
     clips = len({row["clip"] for row in rows})
     text = [
         "# Steady Frames, measured",
-        f"Written by `python -m bench steady`: {clips} drawn clips of 8 frames that the demo model never saw, one or more "
-        f"of each kind of edit; strength {SETTINGS.strength:g}, {SETTINGS.passes} passes, motion as Clip Motion "
-        "estimates it on the source. A cell holds the mean over the clips ± its standard error. Independent in each "
-        f"frame, with these standard deviations: *colour* {SHIFT:g} of full scale, *position* {SHAKE:g} pixels each way, "
-        f"*size* {SWELL:.0%}, *texture* {GRAIN:g} of full scale, as grain on the object; planted on the edit as the "
-        f"world draws it. *Per frame*: the demo model's own, each frame for itself, in {options.ddim_steps} DDIM steps. "
-        "*None*: the drawn edit, which does not flicker.",
+        f"Written by `python -m bench steady`: {clips} drawn clips of 8 frames that the demo model never saw, as many of "
+        f"each kind of edit; strength {SETTINGS.strength:g}, {SETTINGS.passes} passes, motion as Clip Motion estimates it "
+        "on the source. A cell holds the mean over the clips ± its standard error.",
+        "Flicker is planted on the edit as the world draws it, independent in each frame, with these standard "
+        f"deviations: *colour* {SHIFT:g} of full scale, *position* {SHAKE:g} pixels each way, *size* {SWELL:.0%}, "
+        f"*texture* {GRAIN:g} of full scale, as grain on the object. *Per frame*: the demo model's own edit, each frame "
+        f"by itself, in {options.ddim_steps} DDIM steps. *None*: the drawn edit, which does not flicker.",
         "## Targets",
         "Of the clips' means: flicker and warp error at most a quarter of the edit's, texture within a tenth of what it "
-        f"is without flicker; where nothing flickers, the pixels change by at most {LEVEL:g} of 255 on average.",
+        f"is without flicker; where nothing flickers, pixels change by at most {LEVEL:g} of 255 on average.",
         targets_table(rows),
         "## Figures",
         figures_table(rows),
@@ -238,10 +238,10 @@ LEGEND = f"""\
 - *Flicker*: root mean square of the change from frame to frame, of the object's colour, its centroid (pixels) or, for \
 texture, the difference from the drawn edit along its motion; otherwise the standard deviation of the change of its \
 area, as a part of its mean.
-- *Warp error*: mean squared difference of neighbouring frames along the drawn edit's motion. What does not flicker has \
-one too, by edges between pixels: the rows *none* show it.
-- *Texture*: energy of fine structure against the edit without flicker, of latents after the autoencoder; of edits per \
-frame against the edit itself.
+- *Warp error*: mean squared difference of neighbouring frames along the drawn edit's motion. What does not flicker \
+has one too, by edges between pixels and by tiles that stand still: the rows *none* show it.
+- *Texture*: energy of fine structure against the edit without flicker, of latents after the autoencoder; of edits \
+per frame against the edit itself.
 - *Changed*: mean difference from what is not steadied, of 255. *Moved*: how far the object's centroid lies from there.
 - *Latents, sampled again*: the steadied latent inverted and sampled with the edited prompt, denoise {DENOISE:g}, \
 {STEPS} steps, by the model whose frames see each other."""

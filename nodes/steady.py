@@ -35,7 +35,7 @@ class SteadyFrames(io.ComfyNode):
                 io.MatchType.Input(
                     "edited",
                     CLIP,
-                    tooltip="Its edit, frame by frame: as many frames of the same size, and of the same kind as source.",
+                    tooltip="Its edit, frame by frame: as many frames of the same size and kind as the source.",
                 ),
                 part_input(
                     "strength",

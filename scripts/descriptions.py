@@ -26,6 +26,7 @@ from .parts import (
     INFLATE,
     READ_TEXTS,
     SOURCE,
+    STEPS,
     UNTUNED_PATCH,
     Task,
     checkpoint,
@@ -35,6 +36,7 @@ from .parts import (
     results,
     sample,
     sample_tied,
+    save,
     show,
     with_texts,
 )
