@@ -52,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_clips(commands.add_parser("clips", help="real clips, by any SD1.x checkpoint in running ComfyUI servers"))
     add_papers(commands.add_parser("papers", help="the systems and tables of the papers, on drawn or on real clips"))
     add_adapters(commands.add_parser("adapters", help="prompt adapters: their consistency loss and its bounds"))
+    add_steady(commands.add_parser("steady", help="Steady Frames: planted flicker, edits per frame, steady edits"))
     add_vote(commands.add_parser("vote", help="a page for a blind vote between the edits that `clips` made"))
     says = "how many steps of a tuning the same quality takes, by the paper's recipe and others"
     add_convergence(commands.add_parser("convergence", help=says))
@@ -159,6 +160,14 @@ def add_adapters(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=int, default=60, help="of each tuning (default 60)")
     command.add_argument("--ddim-steps", type=int, default=12, help="of inversion and sampling (default 12)")
     add_outputs(command, DOCS / "adapters.md")
+
+
+def add_steady(command: argparse.ArgumentParser) -> None:
+    """Add what `steady` takes."""
+    command.add_argument("--clips-of-kind", type=int, default=1, help="drawn clips of each kind (default 1)")
+    command.add_argument("--kinds", nargs="+", default=(), help="of edits: colour, shape, ... (default all)")
+    command.add_argument("--ddim-steps", type=int, default=8, help="of the edits per frame (default 8)")
+    add_outputs(command, DOCS / "steady.md")
 
 
 def add_runs(command: argparse.ArgumentParser, steps: int, learning_rate: float, size: int, ddim_steps: int) -> None:

@@ -70,16 +70,22 @@ def build_scene(recipe: Recipe) -> Scene:
     )
 
 
-def draw_recipe(recipe: Recipe) -> Clip:
-    """Draw a recipe's clip; everything moves at an even pace."""
+def draw_recipe(recipe: Recipe, shake: torch.Tensor | None = None, growth: torch.Tensor | None = None) -> Clip:
+    """Draw a recipe's clip; everything moves at an even pace.
+
+    Args:
+        recipe: of the clip.
+        shake: how far off its path the object is in each frame, (f, 2) as x, y in pixels.
+        growth: factor of its size in each frame, (f).
+    """
     scene, pace = build_scene(recipe), torch.linspace(0, 1, recipe.frames)
     line = pace.unsqueeze(1)
     start, end, bow = (torch.tensor(point) for point in (recipe.start, recipe.end, recipe.bow))
     turn = math.radians(recipe.angle[1] - recipe.angle[0])
     return draw_clip(
         scene,
-        path=torch.lerp(start, end, line) + bow * (math.pi * line).sin(),
-        size=recipe.size[0] + (recipe.size[1] - recipe.size[0]) * pace,
+        path=torch.lerp(start, end, line) + bow * (math.pi * line).sin() + (0 if shake is None else shake),
+        size=(recipe.size[0] + (recipe.size[1] - recipe.size[0]) * pace) * (1 if growth is None else growth),
         angle=scene.angle + turn * pace,
         pan=scene.pan + line * torch.tensor(recipe.pan),
     )

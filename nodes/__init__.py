@@ -17,6 +17,7 @@ from .prompt import ApplyPromptTokens, LoadPromptTokens, SavePromptTokens, TuneP
 from .report import CovariateShiftReport, InspectVideoModel, InversionStability, ReconstructionReport
 from .sample import ClipMotion, InterframeNoiseRelation, SmoothSample, SmoothSampler
 from .slices import SliceDenoiser
+from .steady import SteadyFrames
 from .tune import OneShotTune
 from .tune_files import ApplyTune, LoadTune, SaveTune
 from .tuning_options import TuningOptionsNode, TuningPreviewNode
@@ -49,6 +50,7 @@ NODES: list[type[io.ComfyNode]] = [
     SmoothSampler,
     InterframeNoiseRelation,
     ClipMotion,
+    SteadyFrames,
     ReconstructionReport,
     CovariateShiftReport,
     EditScorecard,

@@ -256,7 +256,7 @@ class ClipMotion(Node):
                 io.Image.Input(
                     "images",
                     optional=True,
-                    tooltip="The source clip: the frames that are inverted; alpha is left out. Not needed where "
+                    tooltip="The source clip: the frames that are edited; alpha is left out. Not needed where "
                     "forward and backward are connected.",
                 ),
                 flow_input("method"),
@@ -285,7 +285,7 @@ class ClipMotion(Node):
                     "as much the other way. Tensors are taken as they are.",
                 ),
             ],
-            outputs=[Motion.Output("motion", tooltip="For Interframe Noise Relation.")],
+            outputs=[Motion.Output("motion", tooltip="For Interframe Noise Relation and Steady Frames.")],
         )
 
     @classmethod

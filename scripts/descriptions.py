@@ -26,6 +26,7 @@ from .parts import (
     INFLATE,
     READ_TEXTS,
     SOURCE,
+    STEPS,
     UNTUNED_PATCH,
     Task,
     checkpoint,
@@ -35,6 +36,7 @@ from .parts import (
     results,
     sample,
     sample_tied,
+    save,
     show,
     with_texts,
 )
@@ -164,6 +166,32 @@ def custom_sampler(task: Task) -> Workflow:
     ]
 
 
+def steady_frames(task: Task) -> Workflow:
+    """Return an edit of each frame by itself, whose flicker is taken out afterwards."""
+    given = {"positive": EDITED, "negative": SOURCE, "latent_image": "Encode"}
+    return [
+        *task.nodes(),
+        Group(
+            "2 Edit each frame by itself",
+            "The image model sees one frame at a time, and so the edit flickers. Anything that edits pictures may do "
+            "this: another model with its own VAE, an editing model, a filter.",
+        ),
+        Node("Edit", "KSampler", model="Model", **given, seed=0, steps=STEPS, cfg=5.0, denoise=0.6),
+        Group(
+            "3 Steady",
+            "What the edit changes is blended along the motion of the source. passes: more steady more. Images may be "
+            "connected instead of latents, both of them.",
+        ),
+        ours("Motion", "ClipMotion", images=task.pixels),
+        ours("Steady", "SteadyFrames", source=("Encode", "LATENT"), edited=("Edit", "LATENT"), motion="Motion"),
+        show("Steady report", "Steady"),
+        Group("4 Steadied clip"),
+        *save("edit", ("Steady", "steadied")),
+        Group("5 As it was edited"),
+        *save("edit per frame", "Edit"),
+    ]
+
+
 def preset(name: str, task: Task) -> Workflow:
     """Return a system of the papers with its published settings."""
     return [*describe_system(task, SYSTEMS[name]), *edited(5)]
@@ -210,6 +238,7 @@ DESCRIBED = (
     custom_sampler,
     reconstruction,
     prompt_tokens,
+    steady_frames,
 )
 MAKE = {make.__name__: make for make in DESCRIBED}
 RUN_WITHOUT_DOWNLOAD = ("edit", "ei2")  # of which a twin for the demo model is a file, too

@@ -65,7 +65,7 @@ def save_video(name: str, images: Any) -> list[Node]:
     ]
 
 
-def save(name: str, latent: str) -> list[Node]:
+def save(name: str, latent: Link) -> list[Node]:
     """Return the nodes from a latent to a saved video."""
     decode = Node(f"Decode {name}", "VAEDecode", samples=latent, vae="Model")
     return [decode, *save_video(name, decode.title)]

@@ -1,6 +1,7 @@
 """The interframe noise relation of INR Smooth (PLoS One 20(4) e0321193, 2025): d = eps - eps_theta is equal in
 neighbouring frames (equations 17 and 18)."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -88,13 +89,38 @@ def with_std_of(noise: Tensor, like: Tensor) -> Tensor:
     return noise * (like.std(dim=dims, keepdim=True) / noise.std(dim=dims, keepdim=True))
 
 
-def blending_kernel(frames: int, strength: float, passes: int, like: Tensor) -> Tensor:
+def check_factors(**factors: Sequence[float]) -> None:
+    """Raise ValueError where an input, by its name, holds a factor that is not from 0 to 1."""
+    for name, values in factors.items():
+        for value in values:
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} holds {value:g}. Each must be from 0 to 1.")
+
+
+def frame_shares(shares: Sequence[float], like: Tensor) -> Tensor:
+    """Return the relation's share in each frame's result, shape (f, 1, 1, 1), from one for each frame or one for all.
+
+    Raises:
+        ValueError: there is another number of them than frames.
+    """
+    if len(shares) not in (1, len(like)):
+        raise ValueError(
+            f"frame_strengths has {len(shares)} numbers and the clip {len(like)} frames. Give one for each frame, or "
+            "leave it empty."
+        )
+    return like.new_tensor(shares).expand(len(like)).reshape(-1, 1, 1, 1)
+
+
+def blending_kernel(frames: int, strength: float, passes: int, like: Tensor, direction: Direction = "both") -> Tensor:
     """Return what each frame takes of every other after some passes of blending neighbours, shape (frames, frames).
 
-    One pass leaves 1 - strength of a frame and adds strength times the mean of its neighbours. Rows sum to 1.
+    One pass leaves 1 - strength of a frame and adds strength times the mean of its neighbours, of which "forward" takes
+    the frame before alone and "backward" the frame after. Rows sum to 1.
     """
     number = torch.arange(frames, dtype=torch.float64)
-    near = ((number - number[:, None]).abs() == 1).double()  # 1 where two frames are neighbours
+    steps = {"both": (-1, 1), "forward": (-1,), "backward": (1,), "none": ()}[direction]
+    apart = number - number[:, None]
+    near = sum((apart == step).double() for step in steps) + torch.zeros_like(apart)  # 1 where one takes of the other
     count = near.sum(dim=1, keepdim=True)
     once = torch.eye(frames) * (1 - strength * (count > 0)) + strength * near / count.clamp(min=1)
     return torch.linalg.matrix_power(once, passes).to(like)
@@ -111,7 +137,12 @@ def follow(flow: Tensor, seen: Tensor, step: Tensor, step_seen: Tensor) -> tuple
 
 
 def smooth_edit(
-    delta: Tensor, strength: float, motion: Motion | None = None, passes: int = 1, share: Tensor | float = 1.0
+    delta: Tensor,
+    strength: float,
+    motion: Motion | None = None,
+    passes: int = 1,
+    share: Tensor | float = 1.0,
+    direction: Direction = "both",
 ) -> Tensor:
     """Blend each frame's edit direction with other frames': the interframe noise relation at sampling time, ours.
 
@@ -128,11 +159,12 @@ def smooth_edit(
         motion: of the source clip at the size of delta; None = frames as they lie.
         passes: how often neighbours are blended, to reach frames farther away.
         share: of the result against delta, 0 ... 1, for example a mask that broadcasts to delta.
+        direction: neighbours taken, see `blending_kernel`.
 
     Returns:
         Smoothed direction, the shape of delta; delta itself where no other frame is seen.
     """
-    kernel = blending_kernel(len(delta), strength, passes, delta)
+    kernel = blending_kernel(len(delta), strength, passes, delta, direction)
     own = kernel.diagonal().view(-1, 1, 1, 1)
     forward, backward = (None, None) if motion is None else motion.steps
     later, seen_later = from_later_frames(delta, kernel, forward, passes)

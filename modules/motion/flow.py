@@ -51,6 +51,19 @@ class Motion:
 
         return Motion(flow(self.forward), flow(self.backward), seen(self.seen_forward), seen(self.seen_backward))
 
+    def fitted(self, clip: Tensor) -> "Motion":
+        """Return the motion at the size, on the device and in the precision of a clip, shape (f, c, h, w).
+
+        Raises:
+            ValueError: it is of another number of frames.
+        """
+        if len(self.forward) != len(clip) - 1:
+            raise ValueError(
+                f"motion is of {len(self.forward) + 1} frames and the clip has {len(clip)}. Take it from the frames "
+                "of the source clip."
+            )
+        return self.resized(*clip.shape[-2:]).to(clip)
+
     def to(self, like: Tensor) -> "Motion":
         """Return the motion on the device and in the precision of a tensor."""
         return Motion(*(value.to(like) for value in vars(self).values()))

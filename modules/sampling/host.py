@@ -25,15 +25,14 @@ from ..inversion.host.foreign import MASKED
 from ..inversion.host.identity import model_digest
 from ..inversion.host.invert import INVERSION, inversion_of, trajectory
 from ..inversion.inversion import Inversion
-from ..inversion.noise_relation import smooth_edit
+from ..inversion.noise_relation import check_factors, frame_shares, smooth_edit
 from ..motion.flow import Motion
 from ..sockets.pictures import read_mask
 from .guidance import rescaled_guidance
-from .texture import texture_energy
+from .texture import back_off, texture_energy
 
 log = logging.getLogger(__name__)
 Watch = Callable[[int, Tensor], None]
-BACK_OFF = (1.0, 0.5, 0.25, 0.0)
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,7 @@ class RelationSettings:
             raise ValueError(
                 f"start {self.start:g} and end {self.end:g} of the relation leave no steps. Set end above start."
             )
-        for name, factors in (("frame_strengths", self.frames), ("step_strengths", self.steps)):
-            if not all(0 <= factor <= 1 for factor in factors):
-                wrong = next(factor for factor in factors if not 0 <= factor <= 1)
-                raise ValueError(f"{name} holds {wrong:g}. Each must be from 0 to 1.")
+        check_factors(frame_strengths=self.frames, step_strengths=self.steps)
         check_mask(self.mask)
 
 
@@ -128,20 +124,9 @@ class Relating:
         settings = self.settings
         if settings is None or self.weights is not None:
             return
-        if len(settings.frames) not in (1, len(x)):
-            raise ValueError(
-                f"frame_strengths has {len(settings.frames)} numbers and the clip {len(x)} frames. Give one for each "
-                "frame, or leave it empty."
-            )
-        weights = x.new_tensor(settings.frames).reshape(-1, 1, 1, 1).expand(len(x), 1, *x.shape[2:])
-        self.weights = weights * to_positions(settings.mask, x) if settings.mask is not None else weights
-        if settings.motion is not None:
-            if len(settings.motion.forward) != len(x) - 1:
-                raise ValueError(
-                    f"motion is of {len(settings.motion.forward) + 1} frames and the clip has {len(x)}. Take it from "
-                    "the frames that were inverted."
-                )
-            self.motion = settings.motion.resized(*x.shape[-2:]).to(x)
+        shares = frame_shares(settings.frames, x)
+        self.weights = shares * to_positions(settings.mask, x) if settings.mask is not None else shares
+        self.motion = None if settings.motion is None else settings.motion.fitted(x)
 
     def __call__(self, step: int, x: Tensor, eps: Tensor) -> Tensor:
         """Return the noise to go along at a step, counted from the first that is sampled."""
@@ -156,14 +141,17 @@ class Relating:
         floor = min(1.0, texture) * (settings.keep_texture if settings else 0.0)
 
         # Relate, with less strength where too little texture is left.
-        for part in BACK_OFF if strength else ():
+        if strength:
             assert settings is not None and self.weights is not None, "it acts"
-            used = part * strength
-            related = source + smooth_edit(eps - source, used, self.motion, settings.passes, self.weights)
-            texture = (texture_energy(x - sigma * related).mean() / energy).item()
-            if texture >= floor:
-                break
-
+            related_by = partial(
+                smooth_edit, eps - source, motion=self.motion, passes=settings.passes, share=self.weights
+            )
+            related, used, texture = back_off(
+                lambda weight: source + related_by(weight),
+                strength,
+                lambda eps: (texture_energy(x - sigma * eps).mean() / energy).item(),
+                floor,
+            )
         self.used.append(used)
         self.texture.append(texture)
         return related

@@ -44,6 +44,7 @@ NODES = (
     "SliceDenoiser",
     "SmoothSample",
     "SmoothSampler",
+    "SteadyFrames",
     "TuningOptions",
     "TuningPreview",
     "TunePromptTokens",
@@ -83,6 +84,7 @@ DEFAULTS = {
     "SmoothSample": {"cfg": 7.5, "cfg_end": 1, "cfg_rescale": 0, "eta": 0},
     "NullTextOptimization": {"cfg": 7.5, "inner_steps": 10, "learning_rate": 1e-2, "tolerance": 1e-5},
     "InterframeNoiseRelation": {"strength": 0.5, "start": 0, "end": 0.8, "passes": 8},  # ours, chosen by measurement
+    "SteadyFrames": {"strength": 0.5, "passes": 8, "direction": "both", "keep_texture": 0},  # ours, as the relation's
     "AttentionControl": {"cross": "refine", "cross_end": 0.8, "self_attention": "replace", "self_end": 0.5},
     "TunePromptTokens": {"shared_tokens": 4, "frame_tokens": 2, "steps": 300, "learning_rate": 1e-2},
 }

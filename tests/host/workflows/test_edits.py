@@ -84,6 +84,15 @@ def test_a_clip_is_edited_in_windows(host: Host, long_clip: Path) -> None:
     assert "Context window 2/2: frames 2-17 of 18" in host.log_text()
 
 
+def test_an_edit_per_frame_is_steadied(host: Host, demo_clip: Path) -> None:
+    prompt = load_workflow(host, "demo_steady_frames", **{"Edit.steps": 3})
+    run = host.run(prompt, patience=PATIENCE)
+    report = json.loads(run.text(find_node(prompt, "Steady report")))
+    assert report["unsteadiness_after"] < 0.5 * report["unsteadiness_before"]
+    steadied, edited = (saved_frames(host, prompt, run, title) for title in ("Save edit", "Save edit per frame"))
+    assert steadied.shape == edited.shape == read_clip(demo_clip)[0].shape and not steadied.equal(edited)
+
+
 def test_edges_steer_an_edit(host: Host, demo_clip: Path) -> None:
     edits = []
     for strength in (0.6, 0.0):

@@ -18,7 +18,7 @@ def test_every_workflow_is_run_by_a_test() -> None:
     names = {path.stem for path in (ROOT / "workflows").glob("*.json")}
     twins = {name for name in MAKE if f'"demo_{name}"' in text}
     assert not {name for name in names if f'"{name}"' not in text} - twins - SD15.keys() - PRESETS.keys()
-    assert len(names - PRESETS.keys()) <= 16 and SD15.keys() <= MAKE.keys() and PRESETS.keys() <= names
+    assert len(names - PRESETS.keys()) <= 17 and SD15.keys() <= MAKE.keys() and PRESETS.keys() <= names
 
 
 def test_every_saved_video_has_the_sources_sound() -> None:
@@ -27,7 +27,7 @@ def test_every_saved_video_has_the_sources_sound() -> None:
         assert set(sounds) <= {("Frames", "audio")}, name
 
 
-SAMPLES = {"SmoothSample", "SamplerCustomAdvanced"}
+SAMPLES = {"SmoothSample", "SamplerCustomAdvanced", "KSampler"}
 LEARNS = {"OneShotTune", "TunePromptTokens", "NullTextOptimization"}
 JUDGES = {"InversionStability", "ReconstructionReport", "CovariateShiftReport", "CompareGrid", "EditScorecard"}
 COSTLY = SAMPLES | LEARNS | JUDGES | {"INRBidirectionalDDIMInversion", "ClipMotion", "FitPlanner"}

@@ -1,0 +1,1 @@
+"""Clips that were edited frame by frame, steadied."""
