@@ -5,13 +5,14 @@ from comfy_api.latest import io
 from ..modules.files.strict_json import to_json
 from ..modules.steady.host import steady_clip
 from ..modules.steady.steady import SteadySettings
+from .node import Node
 from .sample import CATEGORY, read_numbers
 from .types import PREFIX, Motion, part_input
 
 CLIP = io.MatchType.Template("clip", [io.Image, io.Latent])
 
 
-class SteadyFrames(io.ComfyNode):
+class SteadyFrames(Node):
     """A clip that was edited frame by frame, without the flicker."""
 
     @classmethod

@@ -29,7 +29,9 @@ def rebuilt(tensors: Sequence[Tensor], builds: Sequence[Build]) -> Iterator[None
 
     def pack(saved: Tensor) -> Any:
         build = known.get(saved.untyped_storage()._cdata)
-        return saved if build is None else (build, saved.shape, saved.stride(), saved.storage_offset())
+        if build is None:
+            return saved.detach()  # a result that knew its graph would hold it for ever, where no backward comes
+        return build, saved.shape, saved.stride(), saved.storage_offset()
 
     def unpack(packed: Any) -> Tensor:
         if isinstance(packed, Tensor):
