@@ -177,8 +177,8 @@ class OneShotTune(Node):
                     options=list(get_args(Recipe)),
                     default="paper",
                     optional=True,
-                    tooltip="How the learning rate goes over the steps. Paper: constant. Fast: 6 times learning_rate "
-                    "after a warm-up, falling as a cosine; 200 steps then learn what 500 of paper do.",
+                    tooltip="Learning rate as set or raised. Paper: learning_rate itself. Fast: 3 times learning_rate; "
+                    "200 steps then learn what 500 of paper do, as measured with the demo model.",
                 ),
             ],
             outputs=[

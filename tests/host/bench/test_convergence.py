@@ -13,7 +13,7 @@ from consistent_video.bench.convergence_recipes import OURS, PAPERS, RECIPES, UN
 from consistent_video.bench.tasks import VALIDATION, Task
 from consistent_video.bench.world import World
 
-STEPS, THREE = 3, "3 × rate"
+STEPS, TEN = 3, "10 × rate"
 
 
 @pytest.fixture
@@ -57,6 +57,6 @@ def test_what_is_compared_comes_first_and_ends_with_its_own_steps(options) -> No
     assert {name for name, *_ in tunings[:10]} == {UNTUNED, PAPERS, OURS}
     assert {name for name, *_ in tunings[10:]} == RECIPES.keys() - {PAPERS, OURS}
     assert list(convergence.list_cases(PAPERS, "colour_0", 0, options)) == [1, 3]
-    assert list(convergence.list_cases(THREE, "colour_0", 0, options)) == [1]
-    settings = RECIPES[THREE].settings(STEPS, 1e-4, 1)
-    assert (settings.steps, settings.seed, settings.optimization.learning_rate) == (1, 1, pytest.approx(3e-4))
+    assert list(convergence.list_cases(TEN, "colour_0", 0, options)) == [1]
+    settings = RECIPES[TEN].settings(STEPS, 1e-4, 1)
+    assert (settings.steps, settings.seed, settings.optimization.learning_rate) == (1, 1, pytest.approx(1e-3))
