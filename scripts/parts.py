@@ -174,7 +174,7 @@ class Task:
         prompts = [prompt(SOURCE, self.before), prompt(EDITED, self.after)]
         text = "Choose the clip; say what it shows and what it is to show, in the same words but for what changes."
         if self.crop:
-            text += " start_time of Trim says where in the file it begins, length of First frames how long it is."
+            text += " Trim says which seconds of the file are decoded, First frames how many frames of them are taken."
         if with_empty:
             prompts.append(prompt(EMPTY, ""))
             text += " As in the papers, guidance leads away from the empty prompt; text in it is a negative prompt."

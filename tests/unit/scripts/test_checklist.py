@@ -141,6 +141,11 @@ def test_packages_are_audited_where_that_can_be_done(root: Path, monkeypatch: py
     audit.chmod(0o755)
     with pytest.raises(NotReady, match="einops has a hole"):
         checklist.check_packages(root)
+    audit.write_text("#!/bin/sh\necho einops Dependency not found on PyPI and could not be audited\n")
+    with pytest.raises(Skipped, match="could not audit 1 packages"):
+        checklist.check_packages(root)
+    audit.write_text("#!/bin/sh\necho No known vulnerabilities found\n")
+    assert checklist.check_packages(root) == "pip-audit found nothing"
 
 
 def test_one_point_that_fails_fails_the_whole_and_each_has_a_line() -> None:
