@@ -99,9 +99,9 @@ def test_an_edit_that_moves_with_the_clip_is_a_fixed_point_and_its_flicker_goes(
     assert unsteadiness(source, found, motion) < 0.5 * unsteadiness(source, steady + flicker, motion)
 
 
-@pytest.mark.parametrize("contrast", [0.1, 3.0])
+@pytest.mark.parametrize("contrast", [0.1, 1.0])
 def test_less_strength_is_used_where_texture_would_go(contrast: float) -> None:
-    source, settings = contrast * SOURCE, SteadySettings(0.4, 4)
+    source, settings = contrast * SOURCE[:1].expand_as(SOURCE), SteadySettings(0.4, 4)
 
     def textured(strength: float) -> float:
         return texture_energy(steady_edit(source, EDITED, replace(settings, strength=strength))[0]).mean().item()
@@ -114,7 +114,7 @@ def test_less_strength_is_used_where_texture_would_go(contrast: float) -> None:
         found, strength = steady_edit(source, EDITED, replace(settings, keep_texture=keep))
         assert strength == used[-1]
         assert found.equal(steady_edit(source, EDITED, replace(settings, strength=strength))[0])
-    assert used == [0.4] * 4 if contrast < 1 else len({*used}) > 1, "a source with less texture is what counts"
+    assert used == [0.4] * 4 if contrast < 1 else len({*used}) > 2, "a source with less texture is what counts"
 
 
 def test_unsteadiness_is_over_what_is_seen() -> None:
