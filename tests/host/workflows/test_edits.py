@@ -85,12 +85,14 @@ def test_a_clip_is_edited_in_windows(host: Host, long_clip: Path) -> None:
 
 
 def test_an_edit_per_frame_is_steadied(host: Host, demo_clip: Path) -> None:
-    prompt = load_workflow(host, "demo_steady_frames", **{"Edit.steps": 3})
+    prompt = load_workflow(host, "demo_steady_frames", **{"Edit.steps": 3, "Invert steadied.steps": 2})
     run = host.run(prompt, patience=PATIENCE)
     report = json.loads(run.text(find_node(prompt, "Steady report")))
     assert report["unsteadiness_after"] < 0.5 * report["unsteadiness_before"]
-    steadied, edited = (saved_frames(host, prompt, run, title) for title in ("Save edit", "Save edit per frame"))
-    assert steadied.shape == edited.shape == read_clip(demo_clip)[0].shape and not steadied.equal(edited)
+    titles = ("Save edit", "Save edit steadied", "Save edit per frame")
+    sharpened, steadied, edited = (saved_frames(host, prompt, run, title) for title in titles)
+    assert sharpened.shape == steadied.shape == edited.shape == read_clip(demo_clip)[0].shape
+    assert not steadied.equal(edited) and not sharpened.equal(steadied)
 
 
 def test_edges_steer_an_edit(host: Host, demo_clip: Path) -> None:

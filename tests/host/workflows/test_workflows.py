@@ -31,12 +31,13 @@ SAMPLES = {"SmoothSample", "SamplerCustomAdvanced", "KSampler"}
 LEARNS = {"OneShotTune", "TunePromptTokens", "NullTextOptimization"}
 JUDGES = {"InversionStability", "ReconstructionReport", "CovariateShiftReport", "CompareGrid", "EditScorecard"}
 COSTLY = SAMPLES | LEARNS | JUDGES | {"INRBidirectionalDDIMInversion", "ClipMotion", "FitPlanner"}
-EDITS = {"Edit", "Edit plain", "Edit tied", "Grid", "Scorecard"}
+EDITS = {"Edit", "Edit plain", "Edit tied", "Sharpen", "Grid", "Scorecard"}
+OF_EDIT = {*EDITS, "Invert steadied"}
 OF_INVERSION = EDITS | {"Stability", "Reconstruct", "Reconstruction", "Null text"}
-ALL_BUT_MOTION = OF_INVERSION | {"Invert", "Invert to reconstruct", "Shift"}
+ALL_BUT_MOTION = OF_INVERSION | OF_EDIT | {"Invert", "Invert to reconstruct", "Shift"}
 # What may run again where a node is changed, of what is costly: what reads it, and nothing that it has no effect on.
 RUNS = {
-    "Edited prompt": EDITS | {"Stability"},
+    "Edited prompt": OF_EDIT | {"Stability"},
     "Edited text": EDITS | {"Stability"},
     "Source prompt": ALL_BUT_MOTION | {"Tune", "Tokens"},
     "Empty prompt": EDITS | {"Invert", "Null text"},  # it may be a negative prompt
@@ -46,7 +47,7 @@ RUNS = {
     "Options": ALL_BUT_MOTION | {"Tune", "Tokens", "Plan"},
     "Patch": ALL_BUT_MOTION | {"Tune", "Tokens", "Plan"},
     "Windows": ALL_BUT_MOTION,
-    "Motion": EDITS | {"Motion"},
+    "Motion": OF_EDIT | {"Motion"},
     "Relation": EDITS,
     "Invert": OF_INVERSION | {"Invert"},
     "Slices": OF_INVERSION | {"Invert"},
@@ -59,7 +60,8 @@ RUNS = {
     "Edges": ALL_BUT_MOTION | {"Tune"},
     "Guide": EDITS,
     "Sampler": EDITS,
-    "Edit": EDITS,
+    "Edit": OF_EDIT,
+    "Sharpen": {"Sharpen"},
     "Edit plain": {"Edit plain", "Grid"},
     "Edit tied": EDITS - {"Edit plain"},
     "Reconstruction": {"Reconstruction"},
