@@ -15,6 +15,7 @@ from typing import Any
 from ..scripts.environment import comfyui_tree
 from ..scripts.graph import inputs_of
 from ..scripts.host import Host, device_arguments
+from ..scripts.project import PACK as FOLDER
 from ..scripts.workflow import default_value, is_widget
 from .fault_row import Row
 
@@ -22,7 +23,7 @@ PACK = "ConsistentVideo_"
 LONG = "x" * 1_000_000
 NODE, OTHER, SHOW = "node", "other", "show"
 IN_WORDS = ("ValueError", "FloatingPointError", "OutOfMemoryError", "OSError")  # of the pack's own
-OURS = "comfyui-consistent-video"  # folder of the pack, as a server sees it
+
 Json = dict[str, Any]
 Fault = tuple[str, str, str, Json]  # kind, node type, input, prompt
 
@@ -149,7 +150,7 @@ def see(host: Host, prompt: Json, patience: float = 120) -> tuple[str, bool]:
     data = events["execution_error"]
     what = f"{data['exception_type']}: {data['exception_message'].strip()}"
     is_ours = data["node_type"].startswith(PACK)
-    in_words = data["exception_type"].endswith(IN_WORDS) and OURS in "".join(data["traceback"][-1:])
+    in_words = data["exception_type"].endswith(IN_WORDS) and FOLDER in "".join(data["traceback"][-1:])
     return f"{data['node_type'].removeprefix(PACK)}: {what}", in_words or not is_ours
 
 

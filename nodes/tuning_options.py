@@ -195,14 +195,14 @@ class TuningPreviewNode(Node):
                 ),
                 io.Int.Input(
                     "every",
-                    default=50,
+                    default=100,
                     min=1,
                     max=100000,
                     tooltip="Steps of the tuning between two previews. Each costs thrice its own steps in UNet calls.",
                 ),
                 io.Int.Input(
                     "preview_steps",
-                    default=8,
+                    default=5,
                     min=1,
                     max=100,
                     tooltip="DDIM steps of the inversion and of the sampling.",
