@@ -19,7 +19,7 @@ from ..modules.clip_model.methods import EI2, PER_FRAME, method
 from ..modules.inversion.host.invert import invert_clip
 from ..modules.inversion.inversion import InversionSettings
 from ..modules.judging.scorecard import texture_kept
-from ..modules.motion.flow import Motion
+from ..modules.motion.flow import Motion, motion_of
 from ..modules.motion.variational import estimate_motion
 from ..modules.sampling.host import SampleSettings, sample_clip
 from ..modules.steady.steady import SteadySettings, steady_edit, unsteadiness
@@ -35,10 +35,12 @@ SHIFT, SHAKE, SWELL, GRAIN = 0.1, 2.0, 0.06, 0.12  # standard deviations: of col
 NOTHING, PER_FRAME_EDIT = "none", "per frame"
 EDITS = (NOTHING, "colour", "position", "size", "texture", PER_FRAME_EDIT)
 BEFORE_PIXELS, BEFORE_LATENTS = "pixels, not steadied", "latents, not steadied"
-LIE, PIXELS, LATENTS, SAMPLED = "pixels, without motion", "pixels", "latents", "latents, sampled again"
+LIE, EXACT, PIXELS = "pixels, without motion", "pixels, exact motion", "pixels"
+LATENTS, SAMPLED = "latents", "latents, sampled again"
 WAYS = {  # what each is compared with
     BEFORE_PIXELS: BEFORE_PIXELS,
     LIE: BEFORE_PIXELS,
+    EXACT: BEFORE_PIXELS,
     PIXELS: BEFORE_PIXELS,
     BEFORE_LATENTS: BEFORE_LATENTS,
     LATENTS: BEFORE_LATENTS,
@@ -127,6 +129,7 @@ class Steadied:
         self.frames, self.task = truth.source.frames, truth.task
         self.edited, self.latent = cache(self.make_edited), cache(self.make_latent)
         self.steadied = cache(self.steady)
+        self.exact = motion_of(truth.source.flow, truth.source.flow_back)
 
     @cached_property
     def motion(self) -> Motion:
@@ -157,8 +160,8 @@ class Steadied:
         """Return the frames of an edit, steadied in a way."""
         if way == BEFORE_PIXELS:
             return self.edited(edit)
-        if way in (LIE, PIXELS):
-            motion = self.motion if way == PIXELS else None
+        if way in (LIE, EXACT, PIXELS):
+            motion = None if way == LIE else self.exact if way == EXACT else self.motion
             return steady_edit(self.frames, self.edited(edit), SETTINGS, motion)[0].clamp(0, 1)
         if way == BEFORE_LATENTS:
             return self.decode(self.latent(edit))
@@ -245,6 +248,7 @@ has one too, by edges between pixels and by tiles that stand still: the rows *no
 - *Texture*: energy of fine structure against the edit without flicker, of latents after the autoencoder; of edits \
 per frame against the edit itself.
 - *Changed*: mean difference from what is not steadied, of 255. *Moved*: how far the object's centroid lies from there.
+- *Exact motion*: the source's as the world draws it, which a renderer's vector pass would give.
 - *Latents, sampled again*: the steadied latent inverted and sampled with the edited prompt, denoise {DENOISE:g}, \
 {STEPS} steps, by the model whose frames see each other."""
 
