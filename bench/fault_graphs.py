@@ -1,5 +1,6 @@
 """Hostile graphs, made from every node's schema and sent to a ComfyUI server."""
 
+import copy
 import json
 import random
 import tempfile
@@ -65,7 +66,7 @@ def fill(info: Json, sockets: dict[str, list]) -> Json:
 
 def make_garden(infos: Json) -> tuple[Json, dict[str, list]]:
     """Return nodes that provide what every socket takes, and the link for each type."""
-    garden = dict(PROVIDERS)
+    garden = copy.deepcopy(PROVIDERS)
     sockets = {"MODEL": ["inflated", 0], "CLIP": ["demo", 1], "VAE": ["demo", 2], "CONDITIONING": ["text", 0]}
     sockets |= {"LATENT": ["latent", 0], "IMAGE": ["picture", 0], "MASK": ["mask", 0]}
     made = {"patched": "STAMFFAMPatch", "inversion": "INRBidirectionalDDIMInversion", "tune": "OneShotTune"}

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import comfy.model_management
+import folder_paths
 import psutil
 import torch
 from comfy.model_management import InterruptProcessingException
@@ -20,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from ..modules.clip_model.host.attach import attach, inflate
 from ..modules.clip_model.methods import EI2, TUNE_A_VIDEO_PRESET, method
 from ..modules.files.host import IMPORTS, list_files, register_folder
+from ..modules.files.whole import PART
 from ..modules.inversion.host.invert import invert_clip
 from ..modules.inversion.inversion import InversionSettings
 from ..modules.sampling.host import SampleSettings, sample_clip
@@ -143,8 +146,8 @@ def leftovers(runs: Runs) -> list[str]:
     found += ["gradients"] if any(weight.requires_grad for weight in unet.parameters()) else []
     found += ["hooks"] if any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules()) else []
     found += ["deterministic algorithms"] if torch.are_deterministic_algorithms_enabled() else []
-    folder = TUNES.folder
-    found += [f"half a file, {name}" for name in list_files(folder) if name.startswith(PREFIX)]
+    roots = map(Path, folder_paths.get_folder_paths(TUNES.folder))
+    found += [f"half a file, {left.name}" for root in roots for left in root.rglob(f"*{PART}")]
     return found
 
 

@@ -106,7 +106,7 @@ def try_kills(count: int, seed: int) -> Iterator[Row]:
 def kill_writers(folder: Path, count: int, seed: int) -> Row:
     """Kill processes while they write over a tune; the file is the old or the new one."""
     rng, path, failed = random.Random(seed), folder / "tune.safetensors", []
-    tunes = [Tune({"a": torch.full((2**20,), float(value))}, dict.fromkeys(NEEDED)) for value in (0, 1)]
+    tunes = [Tune({"a": torch.full((2**20,), float(value))}, INFO) for value in (0, 1)]
     save_tune(tunes[0], path)
     for number in range(count):
         child = os.fork()
@@ -126,7 +126,7 @@ def kill_writers(folder: Path, count: int, seed: int) -> Row:
     return Row("kill -9 of a process that writes over a tune", count, "the old file or the new one", tuple(failed))
 
 
-NEEDED = ("spatial", "spatial_strength", "temporal", "temporal_strength")
+INFO = {"spatial": None, "spatial_strength": 1.0, "temporal": None, "temporal_strength": 1.0, "loss": []}
 
 
 def write_video(path: Path, frames: int, height: int, width: int, codec: str, form: str, **options: Any) -> None:
@@ -221,7 +221,7 @@ def try_pressure(count: int, seed: int) -> Iterator[Row]:
     """Write to full and read-only disks, and let two clients work at once."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tune.safetensors"
-        tune = Tune({"a": torch.zeros(2**20)}, dict.fromkeys(NEEDED))
+        tune = Tune({"a": torch.zeros(2**20)}, INFO)
         save_tune(tune, path)
         before = path.read_bytes()
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import wraps
+from numbers import Real
 from typing import Any
 
 from comfy_api.latest import io
@@ -46,7 +47,7 @@ def check_input(expected: io.Input, value: Any) -> None:
     """
     name, shown = expected.id, cut(value)
     if isinstance(expected, io.Int.Input | io.Float.Input):
-        is_number = isinstance(value, int | float) and math.isfinite(value)
+        is_number = isinstance(value, Real) and math.isfinite(value)
         least, most = (-math.inf if expected.min is None else expected.min), expected.max
         if not is_number or not least <= value <= (math.inf if most is None else most):
             raise ValueError(f"{name} is {shown}. Give a number from {least:g} to {most:g}.")
@@ -63,7 +64,7 @@ def check_input(expected: io.Input, value: Any) -> None:
 
 def is_literal(kind: str, value: Any) -> bool:
     """Whether a value of a socket is what a prompt may write, a JSON value, and not what nodes hand on."""
-    if kind == "LATENT":
+    if kind == "LATENT" or (kind == io.MatchType.io_type and isinstance(value, dict)):
         return not (isinstance(value, dict) and "samples" in value)
     if kind == "CONDITIONING" and isinstance(value, list):
         return not all(map(is_prompt, value))

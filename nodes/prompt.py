@@ -15,7 +15,7 @@ from ..modules.prompt_tokens.host.tokens import apply_prompt_tokens, tune_prompt
 from ..modules.tuning.host.progress import TuningProgress
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.learning_rate import advice_text
-from ..modules.tuning.settings import TuneSettings
+from ..modules.tuning.settings import MOST_STEPS, TuneSettings
 from .node import Node
 from .shelves import ADAPTERS
 from .tune import consistency_inputs, keep_unfinished
@@ -67,7 +67,7 @@ class TunePromptTokens(Node):
                     tooltip="Tokens of each frame, which it alone sees: what distinguishes it.",
                 ),
                 io.Int.Input(
-                    "steps", default=300, min=1, max=100000, tooltip="Optimiser steps, on one noise level each."
+                    "steps", default=300, min=1, max=MOST_STEPS, tooltip="Optimiser steps, on one noise level each."
                 ),
                 io.Float.Input(
                     "learning_rate",

@@ -3,11 +3,12 @@
 from comfy_api.latest import io
 
 from ..modules.files.strict_json import to_json
+from ..modules.inversion.noise_relation import check_factors
 from ..modules.steady.host import steady_clip
 from ..modules.steady.steady import SteadySettings
 from .node import Node
 from .sample import CATEGORY, read_numbers
-from .types import PREFIX, Motion, part_input
+from .types import PREFIX, Motion, part_input, try_values
 
 CLIP = io.MatchType.Template("clip", [io.Image, io.Latent])
 
@@ -90,6 +91,12 @@ class SteadyFrames(Node):
                     "left, and how much was changed, as JSON.",
                 ),
             ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, frame_strengths=None):
+        return try_values(
+            lambda text: check_factors(frame_strengths=read_numbers("frame_strengths", text)), frame_strengths
         )
 
     @classmethod

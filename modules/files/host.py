@@ -144,6 +144,8 @@ def read_weights(folder: str, name: str) -> dict[str, Tensor]:
             f"{name} is damaged or holds more than weights, which could be code that runs when it is read; it was not "
             "read. Save the weights alone, best as safetensors."
         ) from error
+    except MemoryError:
+        raise
     except Exception as error:  # each format has its own, and a file may hold anything
         raise ValueError(f"{name} is damaged or no file of weights ({error}). Copy it again.") from error
     if not isinstance(weights, dict):

@@ -104,6 +104,8 @@ class ClipModel:
             self.device = device
             self.images(torch.zeros(1, 3, 8, 8))  # its parts fit each other
             self.text("a")
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
         except Exception as error:  # of any kind, by what the files say
             raise ValueError(
                 f"{folder.name} is no whole CLIP folder ({error}). It needs config.json, the weights, "

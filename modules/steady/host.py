@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..diffusion.host.latent import INVERSION, image_latents, is_inverted, to_positions
@@ -78,7 +79,7 @@ def steady_clip(
     share = 1.0 if mask is None else to_positions(mask, after)
     steadied, strength = steady_edit(before, after, settings, motion, share)
     if not isinstance(edited, Mapping):
-        steadied = steadied.clamp(0, 1)
+        steadied = torch.where(steadied == after, after, steadied.clamp(0, 1))
     report = {
         "strength": strength,
         "unsteadiness_before": unsteadiness(before, after, motion),

@@ -14,6 +14,7 @@ from .noise import Noise
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 OptimizerName = Literal["AdamW", "AdamW 8-bit", "gradient descent"]
 OnOutOfMemory = Literal["step down", "stop"]
+MOST_STEPS = 100_000
 MOST_SNAPSHOTS = 32
 LONGEST_LIST = 1000  # letters of a list of them
 
@@ -143,8 +144,8 @@ def read_steps(text: str, steps: int) -> tuple[int, ...]:
     """
     if len(text) > LONGEST_LIST:
         raise ValueError(f"snapshots has {len(text)} letters. Give {MOST_SNAPSHOTS} entries or fewer.")
-    if steps < 1:
-        raise ValueError(f"steps must be 1 or more, got {steps}.")
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"steps must be from 1 to {MOST_STEPS}, got {steps}.")
     found = set()
     for entry in filter(None, (part.strip() for part in text.split(","))):
         try:

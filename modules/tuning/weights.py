@@ -166,18 +166,19 @@ def load_tune(path: Path) -> Tune:
         else:
             tune.tensors[key] = value
     try:
-        check_snapshots(tune)
-        check_state(tune.state, len(tune.made.loss))
+        steps = len(tune.made.loss)
+        check_snapshots(tune, steps)
+        check_state(tune.state, steps)
     except ValueError as error:
         raise ValueError(f"{path.name} is damaged: {error}. {FILE.again}") from error
     return tune
 
 
-def check_snapshots(tune: Tune) -> None:
-    """Refuse snapshots of steps that a tune does not have, or of other tensors than it has."""
+def check_snapshots(tune: Tune, steps: int) -> None:
+    """Refuse snapshots after more steps than a tune has, or of other tensors than it has."""
     for step, snapshot in tune.snapshots.items():
-        if step > len(tune.made.loss):
-            raise ValueError(f"it has a snapshot after {step} steps, and {len(tune.made.loss)} steps")
+        if step > steps:
+            raise ValueError(f"it has a snapshot after {step} steps, and {steps} steps")
         for key, value in snapshot.items():
             if key not in tune.tensors or value.shape != tune.tensors[key].shape:
                 raise ValueError(

@@ -69,13 +69,13 @@ def read_prompts(
     alignment = align_tokens(ids[0], ids[1], end, by_position)
     lengths = (text_length(ids[0], end), text_length(ids[1], end))
     weights = [1.0] * len(alignment)
-    for word in split_words(weighted):
+    for word in split_words(weighted, "words"):
         for position in find_word(clip, word, ids[1:], "edit_text")[0]:
             weights[position] = weight
     source_words = sorted(set(range(1, lengths[0])) - set(alignment[: lengths[1]]))
     edited_words = [i for i in range(1, lengths[1]) if alignment[i] < 0]
     if mask.strip():
-        found = [find_word(clip, word, ids, "source_text and edit_text") for word in split_words(mask)]
+        found = [find_word(clip, word, ids, "source_text and edit_text") for word in split_words(mask, "mask_words")]
         source_words, edited_words = ([i for word in found for i in word[side]] for side in (0, 1))
     counts = [[text_length(token_ids(clip, word, word), end) - 1 for word in text.split()] for text in (source, edited)]
     whole = all(sum(count) == length - 1 for count, length in zip(counts, lengths, strict=True))
@@ -89,10 +89,10 @@ def read_prompts(
     return Prompts(tuple(alignment), tuple(weights), tuple(source_words), tuple(edited_words), replacement, words)
 
 
-def split_words(text: str) -> list[str]:
-    """Return the words of a comma-separated list; ValueError where it is longer than a prompt may be."""
+def split_words(text: str, name: str) -> list[str]:
+    """Return the words of a comma-separated list, an input; ValueError where it is longer than a prompt may be."""
     if len(text) > LONGEST_PROMPT:
-        raise ValueError(f"A list of words has {len(text)} letters. Give {LONGEST_PROMPT} or fewer.")
+        raise ValueError(f"{name} has {len(text)} letters. Give {LONGEST_PROMPT} or fewer.")
     return [word.strip() for word in text.split(",") if word.strip()]
 
 

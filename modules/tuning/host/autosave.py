@@ -1,8 +1,10 @@
 """A tuning on disk while it runs, from which the same tuning goes on after ComfyUI has ended in its middle."""
 
+import copy
 import hashlib
 import json
 import logging
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -59,7 +61,7 @@ class Autosave:
         self.writing: Future | None = None
 
     @contextmanager
-    def of(self, tuning: Any) -> Iterator[None]:
+    def of(self, tuning: Running) -> Iterator[None]:
         """Let a tuning go on from its file if there is one, and write it for as long as the context lasts."""
         root = Path(folder_paths.get_folder_paths(FOLDER)[0])
         self.path = root / SUBFOLDER / f"{fingerprint(tuning)[:16]}.safetensors"
@@ -69,16 +71,25 @@ class Autosave:
             with ThreadPoolExecutor(1) as self.writer:  # which waits for what is being written
                 yield
         finally:
-            for file in self.path.parent.glob(f"{self.path.name}*"):  # also what a killed ComfyUI had half written
-                if file != self.path or not self.is_needed:
-                    file.unlink(missing_ok=True)
+            self.tidy()
+
+    def tidy(self) -> None:
+        """Remove the file, unless it is needed, and what a killed ComfyUI had half written; what stays is told."""
+        for left in self.path.parent.glob(f"{self.path.name}*"):
+            try:
+                if left.is_dir():
+                    shutil.rmtree(left)
+                elif not self.is_needed:
+                    left.unlink(missing_ok=True)
+            except OSError as error:  # no reason to lose what was learned
+                log.warning("%s stays among the autosaves: %s", left.name, error)
 
     def take_up(self, tuning: Running) -> None:
         """Let a tuning go on from its file; where that is damaged, it begins at its first step, which is told."""
         if not self.path.is_file():
             return
         try:
-            kept = load_tune(self.path)
+            kept = copy.deepcopy(load_tune(self.path))  # a file that is mapped can on some systems not be replaced
         except ValueError as error:
             log.warning("The tuning begins at its first step, for its autosave cannot be read: %s", error)
             return
@@ -99,7 +110,7 @@ class Autosave:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             save_tune(make(), self.path, with_state=True)
-        except OSError as error:
+        except Exception as error:  # in a thread, where nobody would see it
             log.warning("The tuning goes on without a new autosave: %s", error)
 
 

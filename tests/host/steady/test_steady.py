@@ -18,7 +18,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def steady(source: Any, edited: Any, **given: Any) -> tuple[Any, dict]:
     clip, report = SteadyFrames.execute(
-        source, edited, given.pop("strength", 0.5), given.pop("passes", 3), **given
+        **{"source": source, "edited": edited, "strength": 0.5, "passes": 3, **given}
     ).args
     return clip, json.loads(report)
 
