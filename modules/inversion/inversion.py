@@ -168,7 +168,7 @@ class Inversion:
                 f"The inversion's noises {tuple(self.noises.shape)}, source {tuple(self.source.shape)}, start "
                 f"{tuple(self.start.shape)} and {len(self.sigmas)} noise levels do not fit each other. Invert again."
             )
-        if not (self.sigmas.diff() < 0).all() or self.sigmas[-1] < 0:
+        if not ((self.sigmas.diff() < 0).all() and self.sigmas[-1] >= 0):
             raise ValueError(f"The inversion's noise levels {self.sigmas.tolist()!s:.60} do not fall. Invert again.")
 
     @property

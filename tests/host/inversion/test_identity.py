@@ -9,9 +9,9 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from consistent_video.modules.clip_model.host import identity as parts
 from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.methods import EI2, PER_FRAME, method
-from consistent_video.modules.inversion.host import identity
 from consistent_video.modules.inversion.host.identity import model_digest
 from consistent_video.modules.tuning.host.apply import apply_tune
 from consistent_video.scripts.environment import ROOT
@@ -117,6 +117,6 @@ def test_an_image_model_is_told_to_be_inflated() -> None:
 
 
 def test_the_digest_looks_at_some_of_a_weight() -> None:
-    (said,) = identity.flatten(torch.arange(24000.0).reshape(20, 1200))
+    (said,) = parts.flatten(torch.arange(24000.0).reshape(20, 1200))
     shape, values = said.split(b") ", 1)
-    assert shape == b"(20, 1200" and identity.SAMPLED <= len(values) / 4 < 2 * identity.SAMPLED
+    assert shape == b"(20, 1200" and parts.SAMPLED <= len(values) / 4 < 2 * parts.SAMPLED

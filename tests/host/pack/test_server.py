@@ -186,6 +186,6 @@ def test_what_values_alone_decide_is_refused_before_anything_runs(
     register_folder()
     monkeypatch.setattr(node, "hidden", SimpleNamespace(unique_id="1"), raising=False)
     with pytest.raises(ValueError) as refused:
-        node.execute(**given, **rest)
+        node.execute.__func__.__wrapped__(node, **given, **rest)  # without the checks of what is connected
     assert node.validate_inputs(**given) == str(refused.value)
     assert node.validate_inputs(**dict.fromkeys(given)) is node.validate_inputs() is True, "linked: not known yet"

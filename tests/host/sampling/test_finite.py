@@ -8,6 +8,7 @@ from torch import Tensor
 
 from consistent_video.modules.clip_model.host.calls import MOST_FRAMES, begin_call
 from consistent_video.modules.clip_model.host.windows import check_hints
+from consistent_video.modules.diffusion.host.finite import likely_source
 from consistent_video.modules.inversion.host import invert as inverting
 from consistent_video.nodes.inversion import INRBidirectionalDDIMInversion
 from consistent_video.nodes.sample import InterframeNoiseRelation
@@ -59,8 +60,7 @@ def test_what_becomes_infinite_on_the_way_names_its_step(model, inversion, monke
     with pytest.raises(FloatingPointError, match="at step 2 of 3. The model's weights are finite: lower cfg"):
         edit(guided, inversion)
     monkeypatch.setattr(type(model.model), "get_dtype_inference", lambda _: torch.float16)
-    with pytest.raises(FloatingPointError, match="computes in float16.* Start ComfyUI with --bf16-unet"):
-        edit(guided, inversion)
+    assert "computes in float16" in likely_source(guided) and "--bf16-unet" in likely_source(guided)
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])

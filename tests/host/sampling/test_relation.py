@@ -150,7 +150,7 @@ def test_the_strength_may_change_from_step_to_step(model, plain) -> None:
         relation(start=0.3, end=0.3)
     with pytest.raises(ValueError, match="step_strengths holds 2. Each must be from 0 to 1."):
         relation(steps=(1.0, 2.0))
-    with pytest.raises(ValueError, match=r"frame_strengths holds \[-0.5\]"):
+    with pytest.raises(ValueError, match="frame_strengths holds -0.5. Each must be"):
         relation(frames=(-0.5,))
 
 

@@ -104,7 +104,7 @@ def test_what_has_no_slices_is_refused(model, latent) -> None:
         sliced(family_model("SD1.x"))
     with pytest.raises(ValueError, match="^empty carries mask, which would have no effect"):
         SliceDenoiser.execute(model, [[EMPTY[0][0], {"mask": torch.ones(1, 8, 8)}]], weight=0.2)
-    with pytest.raises(ValueError, match="^weight of the slices must be from 0 to 1, got 2"):
+    with pytest.raises(ValueError, match="^weight is 2.0. Give a number from 0 to 1."):
         sliced(model, 2.0)
     with pytest.raises(ValueError, match="one frame, which has no slices"):
         noise_of(sliced(model), latent["samples"][:1], EDIT)
