@@ -61,7 +61,7 @@ class Autosave:
         self.writing: Future | None = None
 
     @contextmanager
-    def of(self, tuning: Running) -> Iterator[None]:
+    def of(self, tuning: Any) -> Iterator[None]:
         """Let a tuning go on from its file if there is one, and write it for as long as the context lasts."""
         root = Path(folder_paths.get_folder_paths(FOLDER)[0])
         self.path = root / SUBFOLDER / f"{fingerprint(tuning)[:16]}.safetensors"
