@@ -126,7 +126,7 @@ def kill_writers(folder: Path, count: int, seed: int) -> Row:
     return Row("kill -9 of a process that writes over a tune", count, "the old file or the new one", tuple(failed))
 
 
-INFO: dict[str, Any] = {"spatial": None, "spatial_strength": 1.0, "temporal": None, "temporal_strength": 1.0, "loss": []}
+INFO: dict[str, Any] = {"spatial": None, "spatial_strength": 1.0, "temporal": None, "temporal_strength": 1.0}
 
 
 def write_video(path: Path, frames: int, height: int, width: int, codec: str, form: str, **options: Any) -> None:
