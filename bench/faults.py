@@ -3,6 +3,8 @@
 import argparse
 import importlib
 import json
+import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -93,6 +95,7 @@ def complete_rows(name: str, options: argparse.Namespace) -> list[Row]:
 def cell(text: Any, length: int = 240) -> str:
     """Return a text as it stands in a table's cell, cut to a length; what cannot be printed becomes a space."""
     line = " ".join("".join(sign if sign.isprintable() else " " for sign in str(text)).split())
+    line = re.sub(rf"{re.escape(tempfile.gettempdir())}/[^\s,']+", "the folder", line)
     return (line if len(line) <= length else line[:length] + "...").replace("|", "\\|")
 
 
