@@ -83,7 +83,7 @@ def list_cases(options: argparse.Namespace) -> list[Case]:
 
 
 class Study:
-    """The demo model, and the clip at hand."""
+    """The demo model, and the clip that is measured."""
 
     def __init__(self) -> None:
         self.world = World()

@@ -8,7 +8,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-SHOWN = 60  # letters of a value in a message
+from ..modules.files.names import shown
+
+MOST_OPTIONS = 600  # letters of the options in a message
 JSON = (str, int, float, list, dict, type(None))
 
 
@@ -45,21 +47,21 @@ def check_input(expected: io.Input, value: Any) -> None:
     Raises:
         ValueError: naming the input and the value.
     """
-    name, shown = expected.id, cut(value)
+    name, given = expected.id, shown(value)
     if isinstance(expected, io.Int.Input | io.Float.Input):
         is_number = isinstance(value, Real) and math.isfinite(value)
         least, most = (-math.inf if expected.min is None else expected.min), expected.max
         if not is_number or not least <= value <= (math.inf if most is None else most):
-            raise ValueError(f"{name} is {shown}. Give a number from {least:g} to {most:g}.")
+            raise ValueError(f"{name} is {given}. Give a number from {least:g} to {most:g}.")
     elif isinstance(expected, io.String.Input):
         if not isinstance(value, str):
-            raise ValueError(f"{name} is {shown}, which is not a text. Write one.")
+            raise ValueError(f"{name} is {given}, which is not a text. Write one.")
     elif isinstance(expected, io.Combo.Input):
         options = list(expected.options or [])
         if value not in options:
-            raise ValueError(f"{name} is {shown}. Choose one of {cut(options, 10 * SHOWN)}.")
+            raise ValueError(f"{name} is {given}. Choose one of {shown(options, MOST_OPTIONS)}.")
     elif not isinstance(expected, io.Boolean.Input | io.AnyType.Input) and is_literal(expected.io_type, value):
-        raise ValueError(f"{name} is {shown}, a value that was written where something is to be connected. Connect it.")
+        raise ValueError(f"{name} is {given}, a value that was written where something is to be connected. Connect it.")
 
 
 def is_literal(kind: str, value: Any) -> bool:
@@ -76,9 +78,3 @@ def is_prompt(pair: Any) -> bool:
     if not isinstance(pair, list | tuple) or len(pair) != 2:
         return False
     return not isinstance(pair[0], JSON) and isinstance(pair[1], dict)
-
-
-def cut(value: Any, length: int = SHOWN) -> str:
-    """Return a value as code on one line, cut to a length."""
-    text = " ".join(repr(value[:length] if isinstance(value, str) else value).split())
-    return text if len(text) <= length else f"{text[:length]}..."

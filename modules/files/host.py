@@ -20,6 +20,7 @@ from .whole import PART, explained
 FOLDER = "consistent_video"
 IMPORTS = "consistent_video_import"  # the host's name of the same folder, with more kinds of files
 EXTENSIONS = {FOLDER: {".safetensors"}, IMPORTS: {".safetensors", ".bin", ".pt", ".pth"}}
+AUTOSAVES = "autosave"  # of tunings, below the tunes' folder
 INVERSIONS = "consistent_video_inversions"
 OPTICAL_FLOW, LPIPS, CLIP_FOLDERS = "optical_flow", "lpips", "clip_score"  # what measures: the first is the host's own
 WEIGHTS = {".safetensors", ".pt", ".pth"}
@@ -83,8 +84,13 @@ def save_new(save: Callable[[Path], None], prefix: str, ending: str = "", folder
 
 
 def list_files(folder: str) -> list[str]:
-    """Return the names of the files in a models folder, by the host's name of it, without those still being written."""
-    return [name for name in folder_paths.get_filename_list(folder) if f"{PART}/" not in Path(name).as_posix()]
+    """Return the names of the files in a models folder, by the host's name of it.
+
+    Those still being written are left out, and of what can be imported our own autosaves.
+    """
+    hidden = (f"{PART}/", f"{AUTOSAVES}/") if folder == IMPORTS else (f"{PART}/",)
+    names = folder_paths.get_filename_list(folder)
+    return [name for name in names if not any(part in Path(name).as_posix() for part in hidden)]
 
 
 def find_file(folder: str, name: str) -> Path:

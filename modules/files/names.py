@@ -1,5 +1,7 @@
 """Names that users give to files: what every system takes as one, and nothing that leads elsewhere."""
 
+from typing import Any
+
 LONGEST, DEEPEST = 200, 1000  # bytes of a name and of all: file systems allow 255, and a number and an ending are added
 FORBIDDEN = '<>:"|?*'  # by Windows
 RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
@@ -42,6 +44,8 @@ def check_prefix(prefix: str) -> str:
     return "/".join(part for part in parts if part not in (".", ""))
 
 
-def shown(text: str) -> str:
-    """Return a text as a message shows it: printable, and not longer than a line."""
-    return repr(text) if len(text) <= 60 else f"{text[:60]!r}..."
+def shown(value: Any, length: int = 60) -> str:
+    """Return a value as a message shows it: as code, printable, on one line, and cut to a length."""
+    text = " ".join(repr(value[:length] if isinstance(value, str) else value).split())
+    whole = len(text) <= length + len("''") and not (isinstance(value, str) and len(value) > length)
+    return text if whole else f"{text[: length + 2]}..."

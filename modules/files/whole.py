@@ -63,8 +63,8 @@ def explained(path: Path) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"{path.name} could not be written ({getattr(error, 'strerror', None) or error}). Make room in "
-            f"{path.parent}, and see that ComfyUI may write there."
+            f"{path.name} could not be written ({getattr(error, 'strerror', None) or error}). Free up "
+            f"space in {path.parent}, and check that ComfyUI may write there."
         ) from error
 
 

@@ -41,6 +41,8 @@ class Motion:
 
     def resized(self, height: int, width: int) -> "Motion":
         """Return the motion on frames of another size; flows are in its pixels, and what is half seen is not."""
+        if self.forward.shape[-2:] == (height, width):
+            return self
         scale = self.forward.new_tensor([width / self.forward.shape[-1], height / self.forward.shape[-2]])
 
         def flow(value: Tensor) -> Tensor:

@@ -76,6 +76,7 @@ def steady_clip(
     """
     check_mask(mask)
     before, after = read_pair(source, edited)
+    motion = None if motion is None else motion.fitted(before)
     share = 1.0 if mask is None else to_positions(mask, after)
     steadied, strength = steady_edit(before, after, settings, motion, share)
     if not isinstance(edited, Mapping):

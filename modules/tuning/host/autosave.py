@@ -18,13 +18,12 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...clip_model.host.identity import flatten
-from ...files.host import FOLDER
+from ...files.host import AUTOSAVES, FOLDER
 from ..tuner import Tuner
 from ..weights import Tune, hash_tensors, load_tune, save_tune
 from .attached import foreign_patches
 from .control_nets import ControlNets
 
-SUBFOLDER = "autosave"  # of the tunes' folder
 log = logging.getLogger(__name__)
 
 
@@ -64,7 +63,7 @@ class Autosave:
     def of(self, tuning: Any) -> Iterator[None]:
         """Let a tuning go on from its file if there is one, and write it for as long as the context lasts."""
         root = Path(folder_paths.get_folder_paths(FOLDER)[0])
-        self.path = root / SUBFOLDER / f"{fingerprint(tuning)[:16]}.safetensors"
+        self.path = root / AUTOSAVES / f"{fingerprint(tuning)[:16]}.safetensors"
         self.take_up(tuning)
         self.due = time.monotonic() + self.seconds
         try:

@@ -13,7 +13,7 @@ import torch
 
 from consistent_video.bench.fault_files import try_files, try_paths
 from consistent_video.bench.fault_readers import folders_at, make_readers, make_tune
-from consistent_video.modules.files.host import FOLDER, list_files
+from consistent_video.modules.files.host import AUTOSAVES, FOLDER, IMPORTS, list_files
 from consistent_video.modules.files.whole import PART, appearing
 from consistent_video.modules.tuning.weights import load_tune
 from consistent_video.nodes.shelves import TUNES
@@ -49,13 +49,18 @@ def test_processes_that_save_under_one_prefix_overwrite_nothing(tmp_path: Path) 
 
 
 def test_what_is_being_written_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, FOLDER, ([str(tmp_path)], {".safetensors"}))
+    for name in (FOLDER, IMPORTS):
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(tmp_path)], {".safetensors"}))
     TUNES.write(make_tune(), "a/swan")
     with appearing(tmp_path / "unet", new=True) as unfinished:
         unfinished.mkdir()
         (unfinished / "half.safetensors").write_text("half")
         assert (tmp_path / f"unet{PART}" / "content" / "half.safetensors").exists()
         assert list_files(FOLDER) == ["a/swan_00001_.safetensors"]
+        folder_paths.filename_list_cache.pop(FOLDER, None)
+        TUNES.write(make_tune(), f"{AUTOSAVES}/12")
+        assert list_files(FOLDER) == ["a/swan_00001_.safetensors", f"{AUTOSAVES}/12_00001_.safetensors"]
+        assert list_files(IMPORTS) == ["a/swan_00001_.safetensors"]
     assert (tmp_path / "unet" / "half.safetensors").exists()
 
 

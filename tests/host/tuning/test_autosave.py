@@ -14,9 +14,10 @@ from comfy_extras.nodes_freelunch import FreeU_V2
 
 from consistent_video.modules.clip_model.methods import EI2
 from consistent_video.modules.files import tensor_file
+from consistent_video.modules.files.host import AUTOSAVES
 from consistent_video.modules.files.whole import PART
 from consistent_video.modules.tuning.host import progress
-from consistent_video.modules.tuning.host.autosave import SUBFOLDER, Autosave
+from consistent_video.modules.tuning.host.autosave import Autosave
 from consistent_video.modules.tuning.host.training import Tuning
 from consistent_video.modules.tuning.weights import Tune, load_tune
 from consistent_video.nodes import tune
@@ -33,7 +34,7 @@ MASK = torch.rand(1, 96, 64, generator=torch.Generator().manual_seed(0))
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of autosaves, in a tunes' folder of the test's own."""
     monkeypatch.setattr(folder_paths, "get_folder_paths", lambda _: [str(tmp_path)])
-    return tmp_path / SUBFOLDER
+    return tmp_path / AUTOSAVES
 
 
 class EachStep(Autosave):
@@ -154,9 +155,9 @@ def test_a_tuning_goes_on_where_it_cannot_be_saved_or_its_autosave_is_damaged(lo
         raise OSError("No space left on device")
 
     monkeypatch.setattr(tensor_file, "save_file", full)
-    anew = EachStep()
-    assert_same_tuning(run(patched(EI2, lively_model()), LONG, autosave=anew), long)
-    assert "begins at its first step, for its autosave cannot be read" in caplog.text and anew.resumed == 0
+    again = EachStep()
+    assert_same_tuning(run(patched(EI2, lively_model()), LONG, autosave=again), long)
+    assert "begins at its first step, for its autosave cannot be read" in caplog.text and again.resumed == 0
     assert "goes on without a new autosave" in caplog.text
 
 

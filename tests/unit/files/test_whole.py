@@ -69,7 +69,7 @@ def test_the_first_error_is_seen_with_what_to_do(where: str, tmp_path: Path, mon
 
     for held, name in ((Path, "mkdir"),) if where == "mkdir" else ((os, "replace"), (os, "rmdir"), (os, "unlink")):
         monkeypatch.setattr(held, name, refuse)
-    words = rf"^a could not be written \(Permission denied\)\. Make room in {tmp_path}, and see that ComfyUI may write"
+    words = rf"^a could not be written \(Permission denied\)\. Free up space in {tmp_path}, and check that"
     with pytest.raises(OSError, match=words), appearing(tmp_path / "a", new=True) as file:
         file.write_text("x")
     assert not (tmp_path / "a").exists()

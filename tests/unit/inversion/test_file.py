@@ -169,7 +169,7 @@ def test_a_failed_save_leaves_no_half_and_keeps_the_older_file(
     with pytest.raises(OSError) as caught:
         save_inversion(draw_inversion(1), path)
     said = str(caught.value)
-    assert said.startswith("swan.safetensors could not be written") and f"Make room in {tmp_path}" in said
+    assert said.startswith("swan.safetensors could not be written") and f"Free up space in {tmp_path}" in said
     assert "No space left on device" in said and caught.value.__cause__ is failure
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 

@@ -170,7 +170,7 @@ def test_a_failed_save_leaves_no_half_and_keeps_the_older_file(
     with pytest.raises(OSError) as caught:
         save_tune(Tune({}, {}), path)
     said = str(caught.value)
-    assert said.startswith("clip.safetensors could not be written (") and f"Make room in {tmp_path}, and" in said
+    assert said.startswith("clip.safetensors could not be written (") and f"Free up space in {tmp_path}, and" in said
     assert str(getattr(failure, "strerror", None) or failure) in said and caught.value.__cause__ is failure
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
