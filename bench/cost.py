@@ -17,10 +17,10 @@ from ..modules.sampling.host import SampleSettings, sample_clip
 from .document import write_section
 from .memory_count import GIB, Peak
 from .performance import Row, Setting, complete_rows, read_setting
-from .sd15 import make_latent, make_model, make_prompt
 from .table import write_table
 from .timing import time_calls
 from .tune import CODE, CODE_DEFAULTS, WAYS, Way, clip_model, tuning
+from .unets import make_latent, make_model, make_prompt
 
 FULL_ATTENTION = "full attention"
 COMPARED = {

@@ -4,7 +4,7 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from unittest import mock
 
@@ -20,7 +20,6 @@ from ..scripts.regions import write_region
 from .document import judge, write_section
 from .memory_count import GIB, measured_peak
 from .performance import Row, Setting, complete_rows, read_setting
-from .sd15 import guided_call, load, make_model
 from .table import write_table
 from .tune import (
     CODE,
@@ -35,6 +34,7 @@ from .tune import (
     settings_of,
     tuning_peak,
 )
+from .unets import SD15, SDXL, guided_call, load, make_model
 
 PUBLISHED = ROOT / "docs" / "performance.md"  # whose figures the README shows as well
 SAMPLING = "sampling"
@@ -48,6 +48,7 @@ CURVES = {
 }
 FRAMES, RS = (4, 8, 16, 24, 32, 64), (1, 2, 4, 8)
 SHOWN = (8, 16, 24, 32)
+LARGE_FRAMES, LARGE_SIZES = (8, 16, 24), (1.5, 2.0)  # of SDXL: 768 and 1024 pixels squared
 SIZES = (0.5, 0.75, 1.0, 1.5)  # of the size given
 USUAL_FRAMES, USUAL_R, USUAL_SIZE = 8, 4, 64
 MORE_FRAMES = 24  # for r, of which little is seen with few
@@ -68,6 +69,7 @@ class Case:
     frames: int
     size: int
     r: int
+    family: str = SD15
 
 
 def list_cases(setting: Setting) -> list[Case]:
@@ -78,6 +80,13 @@ def list_cases(setting: Setting) -> list[Case]:
     shapes += [(usual, round(part * setting.size), USUAL_R) for part in SIZES]
     wanted = [(what, *shape) for shape in shapes for what in CURVES]
     wanted += [(what, usual, setting.size, USUAL_R) for what in (SAMPLING_PER_FRAME, CODE, CODE_DEFAULTS)]
+    wanted += [
+        (what, frames, round(part * setting.size), USUAL_R, SDXL)
+        for what in (SAMPLING, OURS_CHECKPOINTED, OURS_LEAST)
+        for frames in LARGE_FRAMES
+        if frames <= setting.frames
+        for part in LARGE_SIZES
+    ]
     return [Case(setting.device, setting.chip, setting.torch, *one) for one in dict.fromkeys(wanted)]
 
 
@@ -86,15 +95,15 @@ def sampling_peak(case: Case) -> int:
     unload_all_models()
     with torch.no_grad(), measured_peak(case.device) as peak:
         preset = EI2 if case.what == SAMPLING else PER_FRAME
-        model = clip_model(make_model(peak.dtype), Way(preset), case.r)
+        model = clip_model(make_model(peak.dtype, family=case.family), Way(preset), case.r)
         load([model])
-        call = guided_call(model, case.frames, case.size)
+        call = guided_call(model, case.frames, case.size, case.family)
         peak.begin()
         call()
         return peak.end()
 
 
-base_model = cache(make_model)
+base_model = lru_cache(1)(make_model)
 
 
 def planned_peak(case: Case) -> int | None:
@@ -102,7 +111,7 @@ def planned_peak(case: Case) -> int | None:
     if case.what not in CURVES:
         return None
     on_gpu, shape = case.device == "cuda", (case.frames, 4, case.size, case.size)
-    model = clip_model(base_model(None if on_gpu else torch.bfloat16), Way(), case.r)
+    model = clip_model(base_model(None if on_gpu else torch.bfloat16, family=case.family), Way(), case.r)
     with mock.patch.object(planner, "BESIDE", planner.BESIDE if on_gpu else 0.0):
         if case.what == SAMPLING:
             return planner.sampling_peak(model, shape)
@@ -115,7 +124,7 @@ def run_case(case: Case) -> Row:
     planned = planned_peak(case)
     try:
         if case.what in WAYS:
-            held = tuning_peak(case.device, WAYS[case.what], case.frames, case.size, case.r)
+            held = tuning_peak(case.device, WAYS[case.what], case.frames, case.size, case.r, case.family)
         else:
             held = sampling_peak(case)
     except torch.OutOfMemoryError:
@@ -136,15 +145,16 @@ def measure_memory(options: argparse.Namespace) -> None:
 
 def make_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
     """Yield the lines of the table, what belongs together one after another."""
-    rows = sorted(rows, key=lambda row: (row["size"], row["r"], row["frames"]))
+    rows = sorted(rows, key=lambda row: (row["family"], row["size"], row["r"], row["frames"]))
     kinds = sorted({row["what"] for row in rows}, key=[SAMPLING, SAMPLING_PER_FRAME, *WAYS].index)
     for what in kinds:
         for row in (row for row in rows if row["what"] == what):
             gib = math.inf if row["bytes"] is None else row["bytes"] / GIB
             written = "out of memory" if row["bytes"] is None else f"{gib:.3g}"
             frames, *shape = clip = [row[key] for key in ("frames", "size", "r")]
-            limit = LIMITS.get((what, frames)) if shape == [USUAL_SIZE, USUAL_R] else None
-            yield [CURVES.get(what, what), *map(str, clip), written, *judge(gib, limit)]
+            is_usual = [row["family"], *shape] == [SD15, USUAL_SIZE, USUAL_R]
+            limit = LIMITS.get((what, frames)) if is_usual else None
+            yield [row["family"], CURVES.get(what, what), *map(str, clip), written, *judge(gib, limit)]
 
 
 def make_planner_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
@@ -161,7 +171,7 @@ def curve(rows: Sequence[Row], setting: Setting, what: str, along: str) -> list[
     """Return the points of a curve along "frames", "r" or "size", the others at their usual values."""
     frames = min(MORE_FRAMES if along == "r" else USUAL_FRAMES, setting.frames)
     usual = {"frames": frames, "r": USUAL_R, "size": setting.size}
-    chosen = [row for row in rows if row["what"] == what and row["bytes"] is not None]
+    chosen = [row for row in rows if (row["family"], row["what"]) == (SD15, what) and row["bytes"] is not None]
     points = {
         row[along]: row["bytes"] / GIB
         for row in chosen
@@ -203,7 +213,7 @@ def make_section(setting: Setting, rows: Sequence[Row], plot: Path) -> str:
             f"{how}. The most that is held at a time, the UNet's weights among it: in a guided UNet call, and in a "
             f"tuning step. {EI2}, unless said otherwise.",
             f"![Memory over frames, r and size]({plot.name})",
-            write_table(["what", "frames", "latent", "r", "GiB", "target", "met"], list(make_lines(rows))),
+            write_table(["model", "what", "frames", "latent", "r", "GiB", "target", "met"], list(make_lines(rows))),
             "What Fit Planner says, as a part of what was held"
             + (":" if setting.device == "cuda" else "; here without what it adds for a GPU's libraries:"),
             write_table(["what", "cases", "× held", "target", "met"], list(make_planner_lines(rows))),

@@ -17,10 +17,10 @@ from ..modules.tuning import updates
 from ..modules.tuning.settings import OptimizerName
 from .document import write_section
 from .performance import Row, Setting, complete_rows, read_setting
-from .sd15 import guided_call, load, make_model
 from .table import write_table
 from .timing import Times, balanced_order, ratios, time_calls, write_milliseconds, write_spread
 from .tune import Way, clip_model, tuning
+from .unets import guided_call, load, make_model
 
 AS_IT_IS = "as it is"
 

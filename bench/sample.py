@@ -12,9 +12,9 @@ from ..modules.clip_model.host.attach import attach, inflate
 from ..modules.clip_model.methods import EI2, FULL, TUNE_A_VIDEO_PRESET, method
 from .document import judge, write_section
 from .performance import Row, Setting, complete_rows, read_setting
-from .sd15 import guided_call, load, make_model
 from .table import write_table
 from .timing import ratios, time_rounds, write_milliseconds, write_spread
+from .unets import guided_call, load, make_model
 
 PER_FRAME = "per frame"
 OURS = f"{EI2}, r = 4"

@@ -28,9 +28,9 @@ from .baselines import naive_temporal, norms_in_float32, softmax_attention
 from .document import judge, write_section
 from .memory_count import GIB, measured_peak
 from .performance import Row, Setting, complete_rows, read_setting
-from .sd15 import make_latent, make_model, make_prompt
 from .table import write_table
 from .timing import Times, balanced_order, ratios, time_calls, write_milliseconds, write_spread
+from .unets import SD15, make_latent, make_model, make_prompt
 
 ENDLESS = 10**6  # steps of a tuning, so that its state is noted at the first alone
 UNBOUNDED = 2**60  # bytes
@@ -118,10 +118,10 @@ def settings_of(way: Way, precision: Precision = "auto") -> TuneSettings:
 
 @contextmanager
 def tuning(
-    model: ModelPatcher, way: Way, frames: int, size: int, precision: Precision = "auto"
+    model: ModelPatcher, way: Way, frames: int, size: int, precision: Precision = "auto", family: str = SD15
 ) -> Iterator[BareTuning]:
     """Yield a tuning that has done its first step, on a private copy."""
-    inputs = TuneInputs(make_prompt(), make_latent(frames, size))
+    inputs = TuneInputs(make_prompt(family), make_latent(frames, size))
     with ExitStack() as during:
         if way.kernel is not None:
             during.enter_context(mock.patch.object(chunks, "CHUNK_BYTES", UNBOUNDED))
@@ -159,13 +159,13 @@ def work_as_its_code(made: Tuning, kernel: Attend) -> None:
         module.forward = partial(naive_temporal, module)
 
 
-def tuning_peak(device: str, way: Way, frames: int, size: int, r: int = 4) -> int:
+def tuning_peak(device: str, way: Way, frames: int, size: int, r: int = 4, family: str = SD15) -> int:
     """Return the bytes held at most in a tuning step, the copy's weights among them; without a GPU accounted."""
     unload_all_models()
     with measured_peak(device) as peak:
-        model = clip_model(make_model(peak.dtype), way, r)
+        model = clip_model(make_model(peak.dtype, family=family), way, r)
         before = peak.now()
-        with tuning(model, way, frames, size, "auto" if device == "cuda" else "bf16") as made:
+        with tuning(model, way, frames, size, "auto" if device == "cuda" else "bf16", family) as made:
             peak.begin()
             made.step()
             return peak.end() - before

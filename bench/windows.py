@@ -25,9 +25,9 @@ from ..modules.tuning.host.learned import sdpa_override
 from .document import judge, write_section
 from .memory_count import MIB, extra_memory, measured_peak, without_values
 from .performance import Row, Setting, complete_rows, read_setting
-from .sd15 import load, make_latent, make_model, make_prompt
 from .table import write_table
 from .tasks import Truth, draw_task
+from .unets import load, make_latent, make_model, make_prompt
 from .world import World
 
 FRAMES, CUT, STEPS, CFG, CFG_END = 24, (8, 2), 8, 3.0, 0.5

@@ -7,31 +7,54 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from consistent_video.bench import attention, cost, gpu, memory, options, sample, sd15, solvers, temporal, tune, windows
+from consistent_video.bench import (
+    attention,
+    cost,
+    gpu,
+    memory,
+    options,
+    sample,
+    solvers,
+    temporal,
+    tune,
+    unets,
+    windows,
+)
 from consistent_video.bench.document import TITLES, UNKNOWN, read_sections
 from consistent_video.bench.memory_count import Held, Peak
 from consistent_video.scripts.environment import ROOT
 
 CALLS = {solvers.DDIM: (4,), solvers.MIDPOINT: (3,), solvers.REFINED: (4,), solvers.DDPM: (2,)}
 NARROW = {
-    **sd15.UNET,
+    **unets.FAMILIES[unets.SD15].unet,
     "model_channels": 32,
     "num_res_blocks": [1, 1],
     "channel_mult": [1, 2],
     "transformer_depth": [1, 0],
     "transformer_depth_output": [1, 1, 0, 0],
 }
+NARROW_SDXL = {
+    **unets.FAMILIES[unets.SDXL].unet,
+    "model_channels": 64,
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "transformer_depth": [0, 1],
+    "transformer_depth_output": [0, 0, 1, 1],
+    "transformer_depth_middle": 1,
+}
 
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     """Options of a performance benchmark at its smallest, of a narrow UNet."""
-    monkeypatch.setattr(sd15, "UNET", NARROW)
+    for name, unet in ((unets.SD15, NARROW), (unets.SDXL, NARROW_SDXL)):
+        monkeypatch.setitem(unets.FAMILIES, name, replace(unets.FAMILIES[name], unet=unet))
     small = {"WINDOW": 2, "OVERLAP": 1, "KINDS": ("colour",), "STEPS": 2, "CUT": (3, 1)}
     small["KEPT_CLIPS"] = ((8, 4),)
     small["LONG"] = {what: (8, (3, 4)) for what in windows.LONG}
@@ -42,6 +65,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     monkeypatch.setattr(memory, "FRAMES", (4,))
     monkeypatch.setattr(memory, "RS", (4,))
     monkeypatch.setattr(memory, "SIZES", (1.0,))
+    monkeypatch.setattr(memory, "LARGE_FRAMES", (4,))
+    monkeypatch.setattr(memory, "LARGE_SIZES", (1.0,))
     monkeypatch.setattr(memory, "CURVES", {name: memory.CURVES[name] for name in (memory.SAMPLING,)})
     monkeypatch.setattr(tune, "WAYS", {name: tune.WAYS[name] for name in (tune.OURS, tune.SMOOTHED)})
     monkeypatch.setattr(cost, "COMPARED", {name: cost.COMPARED[name] for name in (cost.EI2, cost.CODE)})
@@ -69,6 +94,7 @@ def test_a_performance_benchmark_writes_its_section_from_its_rows(part, tiny, mo
     )
     assert not re.search(r"\bnan\b|\binf\b|/home|/work|/tmp", own)
     rows = [json.loads(line) for path in tiny.state.iterdir() for line in path.read_text().splitlines()]
+    assert part is not memory or {"SD1.5", "SDXL"} == {row["family"] for row in rows}
     assert rows and all(row["frames"] <= 4 and row["size"] <= 8 for row in rows)
     monkeypatch.setattr(part, "run_case", lambda *_: pytest.fail("what is done is not done again"))
     measure(tiny)
@@ -119,7 +145,7 @@ def test_accounting_finds_what_a_real_step_holds(tiny, monkeypatch) -> None:
 
 def test_tune_a_videos_code_learns_the_same(tiny) -> None:
     """With the frozen weights in float32 either way, only the kernels differ."""
-    base = sd15.make_model(torch.float32)
+    base = unets.make_model(torch.float32)
     losses = []
     for way in (tune.Way(tune.TUNE_A_VIDEO_PRESET), memory.WAYS[tune.CODE], memory.WAYS[tune.CODE_DEFAULTS]):
         with tune.tuning(tune.clip_model(base, way), way, 3, 8) as made:

@@ -1,7 +1,8 @@
-"""SD1.5's UNet, randomly filled, as the host makes it, and what it is called with."""
+"""The UNets of SD1.5 and SDXL, randomly filled, as the host makes them, and what they are called with."""
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,19 +15,63 @@ from torch import Tensor
 
 from ..modules.tuning.host.learned import sdpa_override
 
-UNET: dict[str, Any] = {
+COMMON: dict[str, Any] = {
     "image_size": 32,
     "in_channels": 4,
     "out_channels": 4,
     "model_channels": 320,
-    "num_res_blocks": [2, 2, 2, 2],
-    "channel_mult": [1, 2, 4, 4],
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-    "transformer_depth_middle": 1,
-    "context_dim": 768,
     "use_spatial_transformer": True,
     "legacy": False,
+}
+SD15, SDXL = "SD1.5", "SDXL"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of checkpoints.
+
+    Attributes:
+        kind: the host's description of it.
+        unet: configuration of its UNet.
+        pooled: width of the pooled text that it takes, 0 = none.
+    """
+
+    kind: type
+    unet: dict[str, Any]
+    pooled: int = 0
+
+
+FAMILIES = {
+    SD15: Family(
+        comfy.supported_models.SD15,
+        {
+            **COMMON,
+            "num_res_blocks": [2, 2, 2, 2],
+            "channel_mult": [1, 2, 4, 4],
+            "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+            "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+            "transformer_depth_middle": 1,
+            "context_dim": 768,
+        },
+    ),
+    SDXL: Family(
+        comfy.supported_models.SDXL,
+        {
+            **COMMON,
+            "num_res_blocks": [2, 2, 2],
+            "channel_mult": [1, 2, 4],
+            "transformer_depth": [0, 0, 2, 2, 10, 10],
+            "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+            "transformer_depth_middle": 10,
+            "context_dim": 2048,
+            "use_linear_in_transformer": True,
+            "num_heads": -1,
+            "num_head_channels": 64,
+            "num_classes": "sequential",
+            "adm_in_channels": 2816,
+        },
+        pooled=1280,
+    ),
 }
 TOKENS = 77
 DRAWN = 1_000_003  # random numbers that fill all weights, over and over: drawing each would take longer than measuring
@@ -45,15 +90,16 @@ def random_weights(shapes: dict[str, torch.Size], dtype: torch.dtype) -> dict[st
     return {key: fill(key, shape) for key, shape in shapes.items()}
 
 
-def make_model(dtype: torch.dtype | None = None, disable_dynamic: bool = True) -> ModelPatcher:
+def make_model(dtype: torch.dtype | None = None, disable_dynamic: bool = True, family: str = SD15) -> ModelPatcher:
     """Return the UNet as a host model that can be loaded again, wholly held by the device it runs on.
 
     Args:
         dtype: of its weights and what it computes in; None = what the host takes on this device.
         disable_dynamic: as the host asks where it loads again; here never otherwise.
+        family: one of FAMILIES.
     """
     assert disable_dynamic, "weights that come and go would be measured with it"
-    config = comfy.supported_models.SD15(UNET)
+    config = FAMILIES[family].kind(FAMILIES[family].unet)
     device = comfy.model_management.get_torch_device()
     supported = config.supported_inference_dtypes
     if dtype is None:
@@ -65,13 +111,20 @@ def make_model(dtype: torch.dtype | None = None, disable_dynamic: bool = True) -
     shapes = {key: value.shape for key, value in model.diffusion_model.state_dict().items()}
     model.diffusion_model.load_state_dict(random_weights(shapes, dtype))
     patcher = comfy.model_patcher.ModelPatcher(model, device, comfy.model_management.unet_offload_device())
-    patcher.cached_patcher_init = (partial(make_model, dtype), ())
+    patcher.cached_patcher_init = (partial(make_model, dtype, family=family), ())
     return patcher
 
 
-def make_prompt() -> list[list[Any]]:
+def make_prompt(family: str = SD15) -> list[list[Any]]:
     """Return a conditioning of random text states."""
-    return [[torch.randn(1, TOKENS, UNET["context_dim"], generator=torch.Generator().manual_seed(2)), {}]]
+    generator, width, pooled = torch.Generator().manual_seed(2), context_width(family), FAMILIES[family].pooled
+    states = torch.randn(1, TOKENS, width, generator=generator)
+    return [[states, {"pooled_output": torch.randn(1, pooled, generator=generator)} if pooled else {}]]
+
+
+def context_width(family: str) -> int:
+    """Return the width of text states."""
+    return FAMILIES[family].unet["context_dim"]
 
 
 def make_latent(frames: int, size: int) -> dict[str, Tensor]:
@@ -85,14 +138,17 @@ def load(models: Sequence[ModelPatcher]) -> None:
     comfy.model_management.load_models_gpu([*models, *attached], force_full_load=True)
 
 
-def guided_call(model: ModelPatcher, frames: int, size: int) -> Callable[[], Tensor]:
+def guided_call(model: ModelPatcher, frames: int, size: int, family: str = SD15) -> Callable[[], Tensor]:
     """Return one UNet call of a loaded model as sampling with classifier-free guidance makes it: two rows a frame.
 
     Attention is PyTorch's, which the host takes on NVIDIA cards by itself.
     """
     device = model.load_device
     x = torch.randn(2 * frames, 4, size, size, device=device)
-    context = torch.randn(2 * frames, TOKENS, UNET["context_dim"], device=device)
+    context = torch.randn(2 * frames, TOKENS, context_width(family), device=device)
     options = {**model.model_options["transformer_options"], "cond_or_uncond": [1, 0]}
     options["optimized_attention_override"] = sdpa_override
-    return partial(model.model.apply_model, x, 5 * x.new_ones(len(x)), c_crossattn=context, transformer_options=options)
+    given: dict[str, Any] = {"c_crossattn": context, "transformer_options": options}
+    if FAMILIES[family].pooled:
+        given["y"] = torch.randn(2 * frames, model.model.adm_channels, device=device)
+    return partial(model.model.apply_model, x, 5 * x.new_ones(len(x)), **given)
