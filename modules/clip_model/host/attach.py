@@ -11,6 +11,7 @@ from comfy.ldm.modules.attention import (
     SpatialVideoTransformer,
 )
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_base import SDXLRefiner
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -35,6 +36,11 @@ WRAPPERS: dict[str, Callable[..., Any]] = {  # what builds on clip models may ad
 def check_supported(model: ModelPatcher) -> None:
     """Refuse models that are not image UNets with spatial transformers, saying what is supported."""
     unet = model.model.diffusion_model
+    if isinstance(model.model, SDXLRefiner):
+        raise ValueError(
+            "model is SDXL's refiner, which only finishes pictures at low noise levels and cannot take a clip to noise "
+            "and back. Load the base checkpoint; the edited frames may be refined afterwards, one by one."
+        )
     kinds = {type(module) for module in unet.modules()}
     if not isinstance(unet, UNetModel) or SpatialTransformer not in kinds or SpatialVideoTransformer in kinds:
         raise ValueError(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from comfy.model_base import ModelType
+from comfy.model_base import ModelType, SDXLRefiner
 from comfy.model_patcher import ModelPatcher
 
 from consistent_video.modules.clip_model.host.attach import attach, inflate
@@ -58,6 +58,33 @@ def test_the_structure_is_the_familys(family: Family) -> None:
 def test_inflation_alone_changes_nothing(family: Family, base, num_frames: int) -> None:
     assert torch.equal(family.sample(inflate(family.model, num_frames)), base)
     assert torch.equal(family.sample(family.patched(PER_FRAME)), base)
+
+
+def test_sdxl_takes_pooled_text_and_sizes_of_each_frame() -> None:
+    """One frame's pooled text, or its sizes, change that frame alone where attention stays within frames."""
+    width = FAMILIES["SDXL"][1]["context_dim"]
+    sdxl = Family("SDXL", family_model("SDXL"), (prompt(5, width), prompt(4, width)))
+    clip_model = sdxl.patched(PER_FRAME)
+    (states, extra), *_ = sdxl.prompts[0]
+    pooled = extra["pooled_output"].repeat(FRAMES, 1)
+    other = pooled.clone()
+    other[2] += 1
+
+    def edited(**values) -> torch.Tensor:
+        return replace(sdxl, prompts=([[states, values]], sdxl.prompts[1])).sample(clip_model)
+
+    before = edited(pooled_output=pooled)
+    assert torch.equal(before, sdxl.sample(clip_model)), "the same for all frames is one for all"
+    changed = [not torch.equal(*frames) for frames in zip(before, edited(pooled_output=other), strict=True)]
+    assert changed == [n == 2 for n in range(FRAMES)]
+    assert not torch.equal(before, edited(pooled_output=pooled, width=512, height=768, crop_w=8))
+
+
+def test_the_refiner_is_refused() -> None:
+    refiner = family_model("SDXL")
+    refiner.model.__class__ = SDXLRefiner
+    with pytest.raises(ValueError, match="model is SDXL's refiner.* Load the base checkpoint"):
+        inflate(refiner)
 
 
 @pytest.mark.parametrize("name", CROSS_FRAME)
