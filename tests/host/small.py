@@ -1,7 +1,8 @@
 """Small things of the host's own types for in-process tests: models, a clip, prompts."""
 
+import json
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -59,9 +60,9 @@ SD2_UNET = {
 }
 SDXL_UNET = {
     **SD2_UNET,
-    "transformer_depth": [0, 2, 3],
-    "transformer_depth_output": [0, 0, 2, 2, 3, 3],
-    "transformer_depth_middle": 3,
+    "transformer_depth": [0, 1, 2],
+    "transformer_depth_output": [0, 0, 1, 1, 2, 2],
+    "transformer_depth_middle": 2,
     "context_dim": 56,
     "num_classes": "sequential",
     "adm_in_channels": POOLED + 6 * 256,
@@ -95,8 +96,13 @@ FAMILIES = {"SD1.x": (Small, UNET), "SD2.x": (SmallSD2, SD2_UNET), "SDXL": (comf
 
 def unet_shapes(config: dict[str, Any]) -> dict[str, torch.Size]:
     """Return the shapes of a UNet's weights, also where the host would make layers without weights."""
+    return shapes_of(json.dumps(config))
+
+
+@cache
+def shapes_of(config: str) -> dict[str, torch.Size]:
     with mock.patch.object(comfy.memory_management, "aimdo_enabled", False), torch.device("meta"):
-        unet = UNetModel(**config, num_heads=8)
+        unet = UNetModel(**json.loads(config), num_heads=8)
     return {key: value.shape for key, value in unet.state_dict().items()}
 
 

@@ -37,15 +37,20 @@ def edited(model, inversion) -> Tensor:
     return edit(model, inversion)
 
 
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Tensor]:
+    """The weights of a base model that nothing is chained to."""
+    return lively_model().model.state_dict()
+
+
 @pytest.fixture(autouse=True)
-def the_base_model_stays(base):
+def the_base_model_stays(base, expected):
     """Check after each test that the shared model has its weights to the bit, no hooks, methods or options."""
     yield
     comfy.model_management.load_models_gpu(
         [base]
     )  # the host takes patches of weights out where it loads the next model
     comfy.model_management.unload_all_models()
-    expected = lively_model().model.state_dict()
     weights = base.model.state_dict()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[key], value) for key, value in expected.items())

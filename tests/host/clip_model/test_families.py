@@ -15,7 +15,7 @@ from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME, TU
 from ..small import FAMILIES, FRAMES, clip_latent, family_model, prompt, sample
 
 CROSS_FRAME = (EI2, TUNE_A_VIDEO_PRESET, FULL)
-BLOCKS = {"SD2.x": {64: 3, 128: 3, 192: 1}, "SDXL": {128: 2 * 3, 192: 3 * 4}}  # by width: depth times layers
+BLOCKS = {"SD2.x": {64: 3, 128: 3, 192: 1}, "SDXL": {128: 1 * 3, 192: 2 * 4}}  # by width: depth times layers
 
 
 @dataclass(frozen=True)
