@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from .node import Group, Node, Packed, Subgraph, Workflow
 from .parts import EDITED, SOURCE, save_video
@@ -53,15 +52,9 @@ def pack(
     return Subgraph(name, description, parts, inputs, dials, outputs)
 
 
-def use(subgraph: Subgraph, workflow: Workflow, **inputs: Any) -> Packed:
-    """Return a subgraph as a node with the values that a workflow's nodes have, fed by the nodes outside."""
-    nodes = {part.title: part for part in workflow if isinstance(part, Node)}
-    values = {
-        dial: nodes[title].inputs[name]
-        for dial, (title, name) in subgraph.dials.items()
-        if title in nodes and name in nodes[title].inputs
-    }
-    return Packed(subgraph, **{name: title for name, (title, _) in subgraph.inputs.items()}, **values, **inputs)
+def use(subgraph: Subgraph) -> Packed:
+    """Return a subgraph as a node of a workflow that has the nodes outside, by the same titles."""
+    return Packed(subgraph, **{name: title for name, (title, _) in subgraph.inputs.items()})
 
 
 def edit_clip(edit: Workflow) -> Subgraph:

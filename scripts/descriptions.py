@@ -86,17 +86,17 @@ def edit_clip(task: Task) -> Workflow:
     """Return the main graph as one node."""
     graph = edit(task)
     nodes = {part.title: part for part in graph if isinstance(part, Node)}
-    packed = blueprints.use(subgraphs()["Edit Clip"], graph)
+    packed = blueprints.use(blueprints.edit_clip(graph))
     return [
-        Group("1 Model and clip", "Choose the clip."),
+        Group("1 Model and clip", "Choose the clip. A LoRA goes between Model and Edit Clip."),
         nodes["Model"],
         nodes["Source clip"],
         Group(
             "2 Edit",
             "Say what the clip shows and what it is to show, in the same words but for what changes. frames, width and "
             "height: what is taken of the file. cfg: higher follows the edited prompt more and the clip less. "
-            "denoise: more leaves the edit freer; 0 matches it to the size. A double click on the node's title opens "
-            "all that it consists of.",
+            "denoise: more leaves the edit freer; 0 matches it to the size. The button at the node's top right, or a "
+            "double click beside its name, opens all that it consists of.",
         ),
         packed,
         Group("3 Edited clip"),

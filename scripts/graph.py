@@ -1,7 +1,7 @@
 """Build workflows in the editor's form: nodes in titled columns, from what each needs and what feeds it."""
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ SOURCES = {  # files that workflows name: their folder below models, and the rep
     "v1-5-pruned-emaonly-fp16.safetensors": ("checkpoints", "Comfy-Org/stable-diffusion-v1-5-archive"),
     "control_v11p_sd15_canny_fp16.safetensors": ("controlnet", "comfyanonymous/ControlNet-v1-1_fp16_safetensors"),
 }
+FILES = ("file", "ckpt_name")  # inputs that choose one
 SHOWN = {  # pixels of what a node shows below its inputs
     "LoadVideo": WIDTH,
     "SaveVideo": WIDTH,
@@ -146,7 +147,8 @@ def build(workflow: Workflow, object_info: Json, core: str = "unknown") -> Json:
     """
     packed = {part.kind: part.subgraph for part in workflow if isinstance(part, Packed)}
     canvas = Canvas()
-    canvas.fill(workflow, object_info | {kind: one.describe(object_info) for kind, one in packed.items()}, core)
+    infos = object_info | {kind: one.describe(object_info) for kind, one in packed.items()}
+    canvas.fill(workflow, infos, core)
     canvas.link(workflow)
     definitions = [define(subgraph, object_info, core) for subgraph in packed.values()]
     return {
@@ -156,10 +158,23 @@ def build(workflow: Workflow, object_info: Json, core: str = "unknown") -> Json:
         "links": canvas.links,
         "groups": canvas.frames,
         "config": {},
-        "extra": {},
+        "extra": describe_app(canvas, infos, packed.keys()) if packed else {},
         "version": 0.4,
         **({"definitions": {"subgraphs": definitions}} if definitions else {}),
     }
+
+
+def describe_app(canvas: Canvas, infos: Json, packed: Container[str]) -> Json:
+    """Return what the editor's app mode shows of a workflow: files to choose, subgraphs' dials, and what is saved."""
+    nodes = canvas.forms.values()
+    saves = [form["id"] for form in nodes if infos[form["type"]].get("output_node")]
+    asked = [
+        [form["id"], entry["name"]]
+        for form in nodes
+        for entry in form["inputs"]
+        if "widget" in entry and (entry["name"] in FILES or form["type"] in packed)
+    ]
+    return {"linearData": {"inputs": asked, "outputs": saves}} if saves else {}
 
 
 def define(subgraph: Subgraph, object_info: Json, core: str) -> Json:
