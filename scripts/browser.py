@@ -140,9 +140,11 @@ class Editor:
         self.page.keyboard.type(name)
         self.page.locator("mark, .highlight").get_by_text(name, exact=True).first.wait_for()
         self.page.keyboard.press("Enter")
-        self.page.mouse.move(middle[0] - 300, middle[1] - 200)  # the node hangs on the pointer
+        there = "app.graph.nodes.some(node => node.title === name && !!node.flags.ghost === hangs)"
+        self.page.wait_for_function(f"([name, hangs]) => {there}", arg=[name, True])  # on the pointer, until a click
+        self.page.mouse.move(middle[0] - 300, middle[1] - 200)
         self.page.mouse.click(middle[0] - 300, middle[1] - 200)
-        self.page.wait_for_function("name => app.graph.nodes.some(node => node.title === name)", arg=name)
+        self.page.wait_for_function(f"([name, hangs]) => {there}", arg=[name, False])
 
     def open_help(self) -> None:
         """Open the help page of the one node of the graph by its button."""

@@ -9,6 +9,7 @@ import pytest
 
 from consistent_video.scripts.browser import CARD, Editor
 from consistent_video.scripts.environment import ROOT
+from consistent_video.scripts.project import PACK
 from consistent_video.scripts.workflow import is_link
 
 from .conftest import PATIENCE, SHOTS
@@ -22,7 +23,7 @@ CHANGED = {  # dials of each, and the steps of nodes within
     "Steady an Edit": {"passes": 2},
 }
 CONNECT = """() => {
-    const [node] = app.graph.nodes
+    const node = app.graph.nodes.find(one => one.subgraph)
     const [model, clip, save] = ["ConsistentVideo_LoadDemoModel", "LoadVideo", "SaveVideo"].map(kind => {
         const made = LiteGraph.createNode(kind)
         made.title = kind
@@ -38,10 +39,17 @@ CONNECT = """() => {
     node.subgraph.nodes.flatMap(one => one.widgets ?? []).filter(one => one.name === "steps")
         .forEach(one => { one.value = 2 })
 }"""
-SET = """values => app.graph.nodes[0].widgets.filter(widget => widget.name in values)
+OPEN = """() => {
+    const node = app.graph.nodes.find(one => one.subgraph)
+    app.canvas.openSubgraph(node.subgraph, node)
+}"""
+QUICK = "app.graph.nodes.find(one => one.subgraph).subgraph.nodes.find(one => one.title === 'Invert')" + (
+    ".widgets.find(one => one.name === 'steps').value = 2"
+)
+SET = """values => app.graph.nodes.find(one => one.subgraph).widgets.filter(widget => widget.name in values)
     .forEach(widget => { widget.value = values[widget.name] })"""
 UNPACK = """() => {
-    app.canvas.selectItems([app.graph.nodes[0]])
+    app.canvas.selectItems([app.graph.nodes.find(one => one.subgraph)])
     return app.extensionManager.command.execute("Comfy.Graph.UnpackSubgraph")
 }"""
 LOST = "Missing Link ID when unpacking"  # the editor of today, of every dial: it has a value instead of a link
@@ -65,7 +73,7 @@ def test_a_blueprint_is_found_opened_changed_run_and_unpacked(editor: Editor, na
     editor.find_node(name)
     page = editor.page
     page.evaluate(CONNECT)
-    page.evaluate("app.canvas.openSubgraph(app.graph.nodes[0].subgraph)")
+    page.evaluate(OPEN)
     page.wait_for_function("!!app.canvas.subgraph")
     editor.picture().save(SHOTS / f"blueprint_{name.lower().replace(' ', '_')}.png")
     page.evaluate("app.extensionManager.command.execute('Comfy.Graph.ExitSubgraph')")
@@ -87,11 +95,19 @@ def test_a_blueprint_is_found_opened_changed_run_and_unpacked(editor: Editor, na
 
 def test_a_first_edit_takes_a_new_user_at_most_three_clicks(editor: Editor) -> None:
     with editor.as_new_user() as page:
-        page.get_by_placeholder("Search ...").fill("demo_edit_clip")
-        clicks = [page.locator(CARD.format("demo_edit_clip")), page.get_by_test_id("queue-button")]
-        for button in clicks:
+        menu = page.get_by_role("navigation")
+        page.get_by_placeholder("Search ...").wait_for()
+        menu.get_by_text("Extensions", exact=True).wait_for()
+        clicks = [
+            menu.get_by_text(PACK, exact=True),
+            page.locator(CARD.format("demo_edit_clip")),
+            page.get_by_test_id("queue-button"),
+        ]
+        for button in clicks[:2]:
             button.click()
         page.wait_for_function("app.graph.nodes.some(node => node.title === 'Save edit')")
+        page.evaluate(QUICK)
+        clicks[2].click()
         editor.show(editor.box("Save edit"))
         editor.wait_for_video("Save edit", PATIENCE)
         editor.picture().save(SHOTS / "first_edit.png")
