@@ -135,16 +135,12 @@ class Editor:
 
     def find_node(self, name: str) -> None:
         """Add a node or blueprint to a graph by the search that a double click opens."""
-        middle = self.size[0] / 2, self.size[1] / 2
-        self.page.mouse.dblclick(*middle)
+        self.set("Comfy.NodeSearchBoxImpl.FollowCursor", False)  # else it hangs on the pointer until a click
+        self.page.mouse.dblclick(self.size[0] / 2, self.size[1] / 2)
         self.page.keyboard.type(name)
         self.page.locator("mark, .highlight").get_by_text(name, exact=True).first.wait_for()
         self.page.keyboard.press("Enter")
-        there = "app.graph.nodes.some(node => node.title === name && !!node.flags.ghost === hangs)"
-        self.page.wait_for_function(f"([name, hangs]) => {there}", arg=[name, True])  # on the pointer, until a click
-        self.page.mouse.move(middle[0] - 300, middle[1] - 200)
-        self.page.mouse.click(middle[0] - 300, middle[1] - 200)
-        self.page.wait_for_function(f"([name, hangs]) => {there}", arg=[name, False])
+        self.page.wait_for_function("name => app.graph.nodes.some(node => node.title === name)", arg=name)
 
     def open_help(self) -> None:
         """Open the help page of the one node of the graph by its button."""

@@ -182,14 +182,14 @@ def define(subgraph: Subgraph, object_info: Json, core: str) -> Json:
     info = subgraph.describe(object_info)
     canvas = Canvas()
     canvas.fill(subgraph.parts, object_info, core, FIRST_INSIDE)
-    entries = [{"name": name, "type": socket_type(kind), "links": []} for name, kind, _ in inputs_of(info)]
-    exits = [
+    entries: list[Json] = [{"name": name, "type": socket_type(kind), "links": []} for name, kind, _ in inputs_of(info)]
+    exits: list[Json] = [
         {"name": name, "type": kind, "link": None}
         for name, kind in zip(info["output_name"], info["output"], strict=True)
     ]
     # What a node outside feeds, seen from within: the entries that are its own, at their places among all.
     fed = {title for title, _ in subgraph.inputs.values()}
-    other = {"name": "", "type": ""}
+    other: Json = {"name": "", "type": ""}
     own = {name: title for name, (title, _) in subgraph.inputs.items()}
     outside = {
         title: {"id": ENTRY, "outputs": [port if own.get(port["name"]) == title else other for port in entries]}
