@@ -107,6 +107,7 @@ def test_a_first_edit_takes_a_new_user_at_most_three_clicks(editor: Editor) -> N
             button.click()
         page.wait_for_function("app.graph.nodes.some(node => node.title === 'Save edit')")
         page.evaluate(QUICK)
+        page.evaluate(SET, SMALL)
         clicks[2].click()
         editor.show(editor.box("Save edit"))
         editor.wait_for_video("Save edit", PATIENCE)
