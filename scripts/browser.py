@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -70,6 +72,19 @@ class Editor:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.playwright.stop()
 
+    @contextmanager
+    def as_new_user(self) -> Iterator[Page]:
+        """Use the editor in a page of its own as one who opens it for the first time."""
+        known, self.page = self.page, self.browser.new_page(viewport={"width": self.size[0], "height": self.size[1]})
+        try:
+            self.page.request.post(f"http://{self.address}/settings/{TUTORIAL}", data="false").dispose()
+            self.page.goto(f"http://{self.address}")
+            self.page.wait_for_function(READY)
+            yield self.page
+        finally:
+            self.page.close()
+            self.page = known
+
     def complain(self, kind: str, text: str) -> None:
         """Note an error of the console; those of requests are noted with their address by `look_at`.
 
@@ -117,6 +132,15 @@ class Editor:
         self.page.evaluate("kind => { app.graph.add(LiteGraph.createNode(kind)) }", kind)
         ((_, box),) = self.boxes("nodes")
         self.show(box, 200)
+
+    def find_node(self, name: str) -> None:
+        """Add a node or blueprint to a graph by the search that a double click opens."""
+        self.set("Comfy.NodeSearchBoxImpl.FollowCursor", False)  # else it hangs on the pointer until a click
+        self.page.mouse.dblclick(self.size[0] / 2, self.size[1] / 2)
+        self.page.keyboard.type(name)
+        self.page.locator("mark, .highlight").get_by_text(name, exact=True).first.wait_for()
+        self.page.keyboard.press("Enter")
+        self.page.wait_for_function("name => app.graph.nodes.some(node => node.title === name)", arg=name)
 
     def open_help(self) -> None:
         """Open the help page of the one node of the graph by its button."""

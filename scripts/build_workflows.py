@@ -1,4 +1,4 @@
-"""Write workflows/*.json, in the editor's form, from the descriptions: `python scripts/build_workflows.py`.
+"""Write workflows/*.json and subgraphs/*.json from the descriptions: `python scripts/build_workflows.py`.
 
 What sockets and widgets a node has, the running ComfyUI says.
 """
@@ -9,15 +9,12 @@ from pathlib import Path
 
 import environment
 
-WORKFLOWS = environment.ROOT / "workflows"
-
 
 def main() -> None:
-    """Write every workflow."""
+    """Write every workflow and blueprint."""
     environment.enter(__file__, [])
     environment.register_pack()
-    from consistent_video.scripts.descriptions import workflows
-    from consistent_video.scripts.graph import build
+    from consistent_video.scripts.descriptions import write_all
     from consistent_video.scripts.host import Host, device_arguments
 
     with (
@@ -25,10 +22,10 @@ def main() -> None:
         Host(environment.comfyui_tree(), Path(base), device_arguments()) as host,
     ):
         info, version = host.object_info(), host.version()
-    WORKFLOWS.mkdir(exist_ok=True)
-    for name, groups in workflows().items():
-        text = json.dumps(build(groups, info, version), indent=1, ensure_ascii=False)
-        (WORKFLOWS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    for name, form in write_all(info, version).items():
+        path = environment.ROOT / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(form, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

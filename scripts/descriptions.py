@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from . import blueprints
 from .descriptions_of_tuning import (
     ei2,
     import_tune_a_video,
@@ -17,7 +18,7 @@ from .descriptions_of_tuning import (
     tune_a_video,
     tuning_settings,
 )
-from .graph import Group, Node, Workflow
+from .graph import Group, Node, Packed, Subgraph, Workflow, build
 from .parts import (
     CFG,
     CFG_END,
@@ -43,6 +44,7 @@ from .parts import (
     with_texts,
 )
 from .systems import SYSTEMS, describe_system
+from .workflow import Json
 
 WINDOW = 16  # frames that the model sees at a time in a long clip
 
@@ -77,6 +79,28 @@ def edit(task: Task) -> Workflow:
         sample_tied("Patch"),
         sample("Reconstruction", "Patch", SOURCE, 1.0),
         *results(),
+    ]
+
+
+def edit_clip(task: Task) -> Workflow:
+    """Return the main graph as one node."""
+    graph = edit(task)
+    nodes = {part.title: part for part in graph if isinstance(part, Node)}
+    packed = blueprints.use(blueprints.edit_clip(graph))
+    return [
+        Group("1 Model and clip", "Choose the clip. A LoRA goes between Model and Edit Clip."),
+        nodes["Model"],
+        nodes["Source clip"],
+        Group(
+            "2 Edit",
+            "Say what the clip shows and what it is to show, in the same words but for what changes. frames, width and "
+            "height: what is taken of the file. cfg: higher follows the edited prompt more and the clip less. "
+            "denoise: more leaves the edit freer; 0 matches it to the size. The button at the node's top right, or a "
+            "double click beside its name, opens all that it consists of.",
+        ),
+        packed,
+        Group("3 Edited clip"),
+        nodes["Save edit"].but(video=(packed.title, "video")),
     ]
 
 
@@ -234,10 +258,12 @@ SD15_TASK = Task(
 )
 STRIPED = {"before": "a striped blue cross on a brick wall", "after": "a striped red ring on a brick wall"}
 OWN_DEMO_TASKS = {
+    "edit_clip": replace(DEMO_TASK, crop=(8, 128)),
     "long_clip": replace(DEMO_TASK, file="striped_cross.mp4", **STRIPED),  # type: ignore[arg-type]
     "controlnet": replace(DEMO_TASK, after="a blue circle on a white background"),
 }
 DESCRIBED = (
+    edit_clip,
     edit,
     ei2,
     inr_smooth,
@@ -255,7 +281,7 @@ DESCRIBED = (
     steady_frames,
 )
 MAKE = {make.__name__: make for make in DESCRIBED}
-RUN_WITHOUT_DOWNLOAD = ("edit", "ei2")  # of which a twin for the demo model is a file, too
+RUN_WITHOUT_DOWNLOAD = ("edit_clip", "edit", "ei2")  # of which a twin for the demo model is a file, too
 
 
 HAVE_THEIR_OWN = ("EI²", "Tune-A-Video", "INR on Tune-A-Video")  # systems that a workflow above shows
@@ -276,3 +302,26 @@ def workflows() -> dict[str, Workflow]:
         **{f"demo_{name}": describe_demo(name) for name in RUN_WITHOUT_DOWNLOAD},
         **{name: make(long if make is long_clip else SD15_TASK) for name, make in {**MAKE, **PRESETS}.items()},
     }
+
+
+def subgraphs() -> dict[str, Subgraph]:
+    """Return every subgraph blueprint by its file name."""
+    made = (
+        blueprints.edit_clip(edit(SD15_TASK)),
+        blueprints.tune_and_edit_clip(ei2(SD15_TASK)),
+        blueprints.invert_and_reconstruct(edit(SD15_TASK)),
+        blueprints.steady_an_edit(steady_frames(SD15_TASK)),
+    )
+    return {each.name: each for each in made}
+
+
+def write_all(object_info: Json, core: str) -> dict[str, Json]:
+    """Return every workflow and blueprint in the editor's form, by its path.
+
+    Args:
+        object_info: the server's description of its nodes, by type.
+        core: its version.
+    """
+    files = {f"workflows/{name}.json": groups for name, groups in workflows().items()}
+    files |= {f"subgraphs/{name}.json": [Group(name), Packed(each)] for name, each in subgraphs().items()}
+    return {name: build(parts, object_info, core) for name, parts in files.items()}

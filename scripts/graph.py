@@ -1,19 +1,25 @@
 """Build workflows in the editor's form: nodes in titled columns, from what each needs and what feeds it."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
+from .node import Group, Node, Packed, Subgraph, Workflow, inputs_of, socket_type
 from .project import PACK, VERSION
-from .workflow import CONTROLS, Json, default_value, is_widget
+from .workflow import CONTROLS, ENTRY, EXIT, LINK, Json, default_value, is_widget
 
 WIDTH, GAP, TOP = 340, 60, 140
 COLOUR = "#3f789e"
+CATEGORY = "Consistent Video"
+FIRST_INSIDE = 101  # number of a subgraph's first node: in a workflow, no two nodes have the same
 CORE = "comfy-core"  # the registry's id of ComfyUI's own nodes
 SOURCES = {  # files that workflows name: their folder below models, and the repository of Hugging Face that has them
     "v1-5-pruned-emaonly-fp16.safetensors": ("checkpoints", "Comfy-Org/stable-diffusion-v1-5-archive"),
     "control_v11p_sd15_canny_fp16.safetensors": ("controlnet", "comfyanonymous/ControlNet-v1-1_fp16_safetensors"),
 }
+FILES = ("file", "ckpt_name")  # inputs that choose one
 SHOWN = {  # pixels of what a node shows below its inputs
     "LoadVideo": WIDTH,
     "SaveVideo": WIDTH,
@@ -23,40 +29,66 @@ SHOWN = {  # pixels of what a node shows below its inputs
 }
 
 
-class Node:
-    """A node of a workflow.
+@dataclass
+class Canvas:
+    """Nodes in the editor's form.
 
-    Args:
-        title: unique in its workflow.
-        kind: node type.
-        inputs: by name. A socket takes the title of the node that feeds it by its first output of the socket's type;
-            (title, name of the output) is a link to that very output, also into a widget; all else is a widget's value.
+    Attributes:
+        nodes: all of them, with the notes above the columns.
+        forms: the described nodes by title.
+        frames: the columns' groups.
+        links: all links so far.
     """
 
-    def __init__(self, title: str, kind: str, /, **inputs: Any):
-        self.title, self.kind, self.inputs = title, kind, inputs
+    nodes: list[Json] = field(default_factory=list)
+    forms: dict[str, Json] = field(default_factory=dict)
+    frames: list[Json] = field(default_factory=list)
+    links: list[list[Any]] = field(default_factory=list)
 
-    def but(self, **inputs: Any) -> "Node":
-        """Return the node with other or further inputs."""
-        return Node(self.title, self.kind, **{**self.inputs, **inputs})
+    def fill(self, workflow: Workflow, infos: Json, core: str, first: int = 1) -> None:
+        """Place the nodes and groups of a workflow, numbered from `first`, not yet linked."""
+        count = sum(isinstance(part, Node) for part in workflow)
+        for part in workflow:
+            if isinstance(part, Group):
+                x, y = len(self.frames) * (WIDTH + 2 * GAP), TOP
+                bounding = [x - 20, TOP - 70, WIDTH + 40, 70]
+                self.frames.append({"title": part.title, "bounding": bounding, "color": COLOUR})
+                if part.note:
+                    self.nodes.append(note(first + count + len(self.frames) - 1, part.note, x))
+            else:
+                form = place(part, first + len(self.forms), infos[part.kind], x, y, core)
+                self.nodes.append(form)
+                self.forms[part.title] = form
+                y += form["size"][1] + GAP
+                self.frames[-1]["bounding"][3] = y - TOP + 70
 
+    def link(self, workflow: Workflow, outside: Mapping[str, Json] = MappingProxyType({})) -> None:
+        """Link the nodes of a workflow to those that feed them, here or outside."""
+        sources = {**outside, **self.forms}
+        for node in (part for part in workflow if isinstance(part, Node)):
+            form = self.forms[node.title]
+            with_widget = {entry["name"] for entry in form["inputs"] if "widget" in entry}
+            for name, given in node.inputs.items():
+                if isinstance(given, tuple) or name not in with_widget:
+                    title, output = given if isinstance(given, tuple) else (given, None)
+                    self.connect(sources[title], output, form, name)
 
-@dataclass(frozen=True)
-class Group:
-    """The head of a titled column of nodes, with an optional note above it."""
+    def connect(self, source: Json, output: str | None, target: Json, name: str) -> None:
+        """Link an output, of a name or else the first of the input's type, to an input, which may be a widget's.
 
-    title: str
-    note: str = ""
-
-
-Workflow = Sequence[Group | Node]  # columns, each a head and its nodes
-
-
-def inputs_of(info: Json) -> Iterator[tuple[str, str | list, Json]]:
-    """Yield (name, type, options) of a node type's inputs in the editor's order."""
-    for section in ("required", "optional"):
-        for name, (kind, *rest) in info["input"].get(section, {}).items():
-            yield name, kind, rest[0] if rest else {}
+        Raises:
+            KeyError: there is no such input.
+            ValueError: there is no such output.
+        """
+        found = next((pair for pair in enumerate(target["inputs"]) if pair[1]["name"] == name), None)
+        if found is None:
+            raise KeyError(f"{target['type']} has no input {name}")
+        position, entry = found
+        named = [port["name" if output else "type"] for port in source["outputs"]]
+        slot, number = named.index(output or entry["type"]), len(self.links) + 1
+        entry["link"] = number
+        source["outputs"][slot]["links"].append(number)
+        self.links.append([number, source["id"], slot, target["id"], position, entry["type"]])
 
 
 def widgets(info: Json, values: Json) -> Iterator[tuple[str, str, list[Any]]]:
@@ -65,7 +97,7 @@ def widgets(info: Json, values: Json) -> Iterator[tuple[str, str, list[Any]]]:
         if is_widget(kind, options):
             value = values.get(name, default_value(kind, options))
             control = [CONTROLS[0]] if options.get("control_after_generate") else []
-            yield name, "COMBO" if isinstance(kind, list) else kind, [value, *control]
+            yield name, socket_type(kind), [value, *control]
 
 
 def sockets(info: Json) -> Iterator[tuple[str, str]]:
@@ -113,40 +145,93 @@ def build(workflow: Workflow, object_info: Json, core: str = "unknown") -> Json:
         KeyError: a description names a node or input that does not exist.
         ValueError: it names an output that does not exist.
     """
-    described = {node.title: node for node in workflow if isinstance(node, Node)}
-    ids = {title: number for number, title in enumerate(described, start=1)}
-    nodes: list[Json] = []
-    frames: list[Json] = []
-    for part in workflow:
-        if isinstance(part, Group):
-            x, y = len(frames) * (WIDTH + 2 * GAP), TOP
-            frames.append({"title": part.title, "bounding": [x - 20, TOP - 70, WIDTH + 40, 70], "color": COLOUR})
-            if part.note:
-                nodes.append(note(len(ids) + len(frames), part.note, x))
-        else:
-            nodes.append(place(part, ids[part.title], object_info[part.kind], x, y, core))
-            y += nodes[-1]["size"][1] + GAP
-            frames[-1]["bounding"][3] = y - TOP + 70
-    forms = {form["id"]: form for form in nodes}
-    links: list[list[Any]] = []
-    for node in described.values():
-        kinds = dict(sockets(object_info[node.kind]))
-        for name, given in node.inputs.items():
-            if name in kinds or isinstance(given, tuple):
-                title, output = given if isinstance(given, tuple) else (given, None)
-                info = object_info[described[title].kind]
-                slot = info["output_name"].index(output) if output else info["output"].index(kinds[name])
-                links.append(connect(len(links) + 1, forms[ids[title]], slot, forms[ids[node.title]], name))
+    packed = {part.kind: part.subgraph for part in workflow if isinstance(part, Packed)}
+    canvas = Canvas()
+    infos = object_info | {kind: one.describe(object_info) for kind, one in packed.items()}
+    canvas.fill(workflow, infos, core)
+    canvas.link(workflow)
+    definitions = [define(subgraph, object_info, core) for subgraph in packed.values()]
     return {
-        "last_node_id": max(forms),
-        "last_link_id": len(links),
-        "nodes": nodes,
-        "links": links,
-        "groups": frames,
+        "last_node_id": max(form["id"] for form in canvas.nodes),
+        "last_link_id": len(canvas.links),
+        "nodes": canvas.nodes,
+        "links": canvas.links,
+        "groups": canvas.frames,
         "config": {},
-        "extra": {},
+        "extra": describe_app(canvas, infos, packed.keys()) if packed else {},
         "version": 0.4,
+        **({"definitions": {"subgraphs": definitions}} if definitions else {}),
     }
+
+
+def describe_app(canvas: Canvas, infos: Json, packed: Container[str]) -> Json:
+    """Return what the editor's app mode shows of a workflow: files to choose, subgraphs' dials, and what is saved."""
+    nodes = canvas.forms.values()
+    saves = [form["id"] for form in nodes if infos[form["type"]].get("output_node")]
+    asked = [
+        [form["id"], entry["name"]]
+        for form in nodes
+        for entry in form["inputs"]
+        if "widget" in entry and (entry["name"] in FILES or form["type"] in packed)
+    ]
+    return {"linearData": {"inputs": asked, "outputs": saves}} if saves else {}
+
+
+def define(subgraph: Subgraph, object_info: Json, core: str) -> Json:
+    """Return the definition of a subgraph in the editor's form."""
+    info = subgraph.describe(object_info)
+    canvas = Canvas()
+    canvas.fill(subgraph.parts, object_info, core, FIRST_INSIDE)
+    entries: list[Json] = [{"name": name, "type": socket_type(kind), "links": []} for name, kind, _ in inputs_of(info)]
+    exits: list[Json] = [
+        {"name": name, "type": kind, "link": None}
+        for name, kind in zip(info["output_name"], info["output"], strict=True)
+    ]
+    # What a node outside feeds, seen from within: the entries that are its own, at their places among all.
+    fed = {title for title, _ in subgraph.inputs.values()}
+    other: Json = {"name": "", "type": ""}
+    own = {name: title for name, (title, _) in subgraph.inputs.items()}
+    outside = {
+        title: {"id": ENTRY, "outputs": [port if own.get(port["name"]) == title else other for port in entries]}
+        for title in fed
+    }
+    canvas.link(subgraph.parts, outside)
+    for dial, (title, name) in subgraph.dials.items():
+        canvas.connect({"id": ENTRY, "outputs": entries}, dial, canvas.forms[title], name)
+    for port, (title, output) in subgraph.outputs.items():
+        canvas.connect(canvas.forms[title], output, {"id": EXIT, "inputs": exits}, port)
+    right = len(canvas.frames) * (WIDTH + 2 * GAP)
+    return {
+        "id": subgraph.id,
+        "version": 1,
+        "state": {
+            "lastGroupId": 0,
+            "lastNodeId": max(form["id"] for form in canvas.nodes),
+            "lastLinkId": len(canvas.links),
+            "lastRerouteId": 0,
+        },
+        "revision": 0,
+        "config": {},
+        "name": subgraph.name,
+        "description": subgraph.description,
+        "category": CATEGORY,
+        "inputNode": {"id": ENTRY, "bounding": [-WIDTH, TOP, 160, 40 + 20 * len(entries)]},
+        "outputNode": {"id": EXIT, "bounding": [right, TOP, 160, 40 + 20 * len(exits)]},
+        "inputs": [describe_port(subgraph, port, port["links"]) for port in entries],
+        "outputs": [describe_port(subgraph, port, [port["link"]]) for port in exits],
+        "widgets": [],
+        "nodes": canvas.nodes,
+        "groups": canvas.frames,
+        "links": [dict(zip(LINK, link, strict=True)) for link in canvas.links],
+        "extra": {},
+    }
+
+
+def describe_port(subgraph: Subgraph, port: Json, links: list[int]) -> Json:
+    """Return an input or output of a subgraph's definition."""
+    name = port["name"]
+    number = uuid.uuid5(uuid.UUID(subgraph.id), f"{name} {port['type']}")
+    return {"id": str(number), "name": name, "type": port["type"], "linkIds": links}
 
 
 def place(node: Node, number: int, info: Json, x: int, y: int, core: str) -> Json:
@@ -177,14 +262,6 @@ def place(node: Node, number: int, info: Json, x: int, y: int, core: str) -> Jso
         "properties": describe_origin(node.kind, info, written, core),
         "widgets_values": written,
     }
-
-
-def connect(number: int, source: Json, slot: int, target: Json, name: str) -> list[Any]:
-    """Link an output to an input, which may be a widget's, in both nodes; return the link."""
-    position, entry = next((i, entry) for i, entry in enumerate(target["inputs"]) if entry["name"] == name)
-    entry["link"] = number
-    source["outputs"][slot]["links"].append(number)
-    return [number, source["id"], slot, target["id"], position, entry["type"]]
 
 
 def note(number: int, text: str, x: int) -> Json:

@@ -19,17 +19,15 @@ ROOT = environment.ROOT
 
 def build_all() -> tuple[dict, dict]:
     """Return what build_workflows.py and build_locales.py would write, by path."""
-    from consistent_video.scripts.descriptions import workflows
-    from consistent_video.scripts.graph import build
+    from consistent_video.scripts.descriptions import write_all
     from consistent_video.scripts.host import Host, device_arguments
     from consistent_video.scripts.texts import english
 
     with tempfile.TemporaryDirectory() as base:
         with Host(environment.comfyui_tree(), Path(base), device_arguments()) as host:
             info, version = host.object_info(), host.version()
-    graphs = {f"workflows/{name}.json": build(groups, info, version) for name, groups in workflows().items()}
     ours = [entry for name, entry in info.items() if name.startswith("ConsistentVideo_")]
-    return graphs, {f"locales/en/{name}": texts for name, texts in english(ours).items()}
+    return write_all(info, version), {f"locales/en/{name}": texts for name, texts in english(ours).items()}
 
 
 def check_all() -> int:

@@ -5,6 +5,7 @@ A workflow (UI form) has nodes with positional widget values and a list of links
 """
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 MUTED, BYPASSED = 2, 4
@@ -12,6 +13,8 @@ NOTES = ("Note", "MarkdownNote")
 REROUTE = "Reroute"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "COMFY_DYNAMICCOMBO_V3")
 SEEDS = ("seed", "noise_seed")
+ENTRY, EXIT = -10, -20  # what stands for a subgraph's inputs and outputs among its nodes
+LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")  # of a subgraph, in a workflow's order
 CONTROLS = ("fixed", "increment", "decrement", "randomize")
 
 Json = dict[str, Any]
@@ -24,10 +27,11 @@ class WorkflowError(ValueError):
 def to_prompt(workflow: Json, object_info: Json) -> Json:
     """Convert a workflow into a prompt.
 
-    Notes are left out, reroutes and bypassed nodes are followed to what feeds them, muted nodes feed nothing.
+    Notes are left out, reroutes and bypassed nodes are followed to what feeds them, muted nodes feed nothing. Nodes of
+    a subgraph are called after the node that it is, such as 5:101.
 
     Args:
-        workflow: UI form, without subgraphs.
+        workflow: UI form.
         object_info: the server's description of its nodes, by type.
     Returns:
         The prompt; every node's title is its own or else the type's display name.
@@ -36,9 +40,17 @@ def to_prompt(workflow: Json, object_info: Json) -> Json:
     """
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link[0]: tuple(link[1:3]) for link in workflow["links"]}
-    prompt = {}
+    subgraphs = {each["id"]: each for each in workflow.get("definitions", {}).get("subgraphs", [])}
+    prompt: Json = {}
+    unpacked: dict[tuple[str, int], Any] = {}  # what the outputs of subgraphs are
     for node in nodes.values():
         if node["type"] in (*NOTES, REROUTE) or node.get("mode", 0) in (MUTED, BYPASSED):
+            continue
+        if node["type"] in subgraphs:
+            sources = [find_source(entry.get("link"), nodes, links) for entry in node["inputs"]]
+            inside, outputs = unpack(node, sources, subgraphs[node["type"]], object_info)
+            prompt |= inside
+            unpacked |= outputs
             continue
         if node["type"] not in object_info:
             raise WorkflowError(f"the server has no node type {node['type']!r} (node {node['id']})")
@@ -50,7 +62,54 @@ def to_prompt(workflow: Json, object_info: Json) -> Json:
                 inputs[entry["name"]] = [str(source[0]), source[1]]
         title = node.get("title") or info.get("display_name") or node["type"]
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": title}}
-    return prompt
+    return relink(prompt, lambda key, slot: unpacked.get((key, slot), [key, slot]))
+
+
+def unpack(
+    node: Json, sources: list[tuple[int, int] | None], subgraph: Json, object_info: Json
+) -> tuple[Json, dict[tuple[str, int], Any]]:
+    """Return the nodes of a subgraph as a prompt, and what its outputs are.
+
+    Args:
+        node: that is the subgraph, in the workflow.
+        sources: the output that feeds each of its inputs, None where none does.
+        subgraph: its definition.
+        object_info: the server's description of its nodes, by type.
+    """
+    values = deque(node.get("widgets_values") or [])
+    given: dict[int, Any] = {}
+    for slot, (entry, source) in enumerate(zip(node["inputs"], sources, strict=True)):
+        value = values.popleft() if "widget" in entry and values else None
+        if source or value is not None:
+            given[slot] = [str(source[0]), source[1]] if source else value
+
+    def from_outside(key: str, slot: int) -> Any:
+        return given[slot] if key == str(ENTRY) else [f"{node['id']}:{key}", slot]
+
+    links = [[link[key] for key in LINK] for link in subgraph["links"]]
+    links = [link for link in links if link[1] != ENTRY or link[2] in given]
+    inside = relink(to_prompt({**subgraph, "links": links}, object_info), from_outside)
+    nodes = {each["id"]: each for each in subgraph["nodes"]}
+    origins = {link[0]: tuple(link[1:3]) for link in links}
+    ends = {link[4]: find_source(link[0], nodes, origins) for link in links if link[3] == EXIT}
+    outputs = {(str(node["id"]), slot): from_outside(str(end[0]), end[1]) for slot, end in ends.items() if end}
+    return {f"{node['id']}:{key}": each for key, each in inside.items()}, outputs
+
+
+def relink(prompt: Json, give: Callable[[str, int], Any]) -> Json:
+    """Return a prompt with another link, or a value, in place of each link."""
+    return {
+        key: {
+            **node,
+            "inputs": {name: give(*value) if is_link(value) else value for name, value in node["inputs"].items()},
+        }
+        for key, node in prompt.items()
+    }
+
+
+def is_link(value: Any) -> bool:
+    """Whether an input of a prompt is a link, [node id, output index], and not a value of its own."""
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
 
 
 def take_values(inputs: Json, values: deque, prefix: str = "") -> Json:
@@ -98,9 +157,11 @@ def default_value(kind: str | list, options: Json) -> Any:
 
 def find_source(link: int | None, nodes: dict, links: dict) -> tuple[int, int] | None:
     """Follow a link through reroutes and bypassed nodes to the output that feeds it, (node id, index), if any does."""
-    if link is None:
+    if link not in links:
         return None
     origin, slot = links[link]
+    if origin == ENTRY:
+        return origin, slot
     node = nodes[origin]
     if node["type"] == REROUTE:
         return find_source(node["inputs"][0].get("link"), nodes, links)

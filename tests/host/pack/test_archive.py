@@ -25,7 +25,7 @@ WEIGHTS = {
     "vae.safetensors",
 }
 TOP = {"CHANGELOG.md", "LICENSE", "README.md", "__init__.py", "pyproject.toml", "requirements.txt"}
-WHOLE = ("locales", "modules", "nodes", "web", "workflows")
+WHOLE = ("locales", "modules", "nodes", "subgraphs", "web", "workflows")
 LINK = re.compile(r"\]\(([^)#:]+)\)")
 LARGEST = 32 * 2**20
 

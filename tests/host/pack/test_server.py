@@ -148,6 +148,21 @@ def test_every_workflow_is_listed_and_served_as_a_template(host: Host) -> None:
         assert served == json.loads(file.read_text(encoding="utf-8"))
 
 
+def test_every_blueprint_is_listed_and_served(host: Host) -> None:
+    files = {file.stem: file for file in (ROOT / "subgraphs").glob("*.json")}
+    listed = {
+        entry["name"]: key
+        for key, entry in host.get("global_subgraphs").items()
+        if entry["info"]["node_pack"] == f"custom_nodes.{PACK}"
+    }
+    assert files and listed.keys() == files.keys()
+    for name, key in listed.items():
+        served = json.loads(host.get(f"global_subgraphs/{key}")["data"])
+        (node,), (definition,) = served["nodes"], served["definitions"]["subgraphs"]
+        assert node["type"] == definition["id"] and definition["name"] == name and definition["description"]
+        assert served == json.loads(files[name].read_text(encoding="utf-8"))
+
+
 def test_every_node_has_help_pages_that_name_its_inputs(host: Host, infos: dict) -> None:
     """In English and in Chinese; the editor looks for the page of its language, then for the one without."""
     missing = []

@@ -4,43 +4,20 @@ Pictures of what was seen lie in output/browser.
 """
 
 import json
-import shutil
-from collections.abc import Iterator
 
 import pytest
 
 from consistent_video.scripts.browser import Editor
 from consistent_video.scripts.descriptions import PRESETS
-from consistent_video.scripts.environment import ROOT, comfyui_tree
-from consistent_video.scripts.host import PACK, Host, device_arguments
+from consistent_video.scripts.environment import ROOT
+from consistent_video.scripts.host import PACK, Host
 from consistent_video.scripts.workflow import to_prompt
 
-from ..workflows.graphs import small_clip
+from .conftest import PATIENCE, SHOTS
 
 FEW = ("controlvideo", "slicedit")  # of the papers' systems, which are of the same nodes
 WORKFLOWS = sorted({path.stem for path in (ROOT / "workflows").glob("*.json")} - PRESETS.keys() | {*FEW})
 HELP = tuple(f"ConsistentVideo_{name}" for name in ("AttentionControl", "InversionStability", "OneShotTune"))  # of all
-SHOTS = ROOT / "output" / "browser"
-PATIENCE = 900_000  # milliseconds; a loaded machine is many times slower
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """A server of its own: what is queued here is not to lie in the cache of the others' graphs."""
-    base = tmp_path_factory.mktemp("edited")
-    (base / "input").mkdir()
-    for clip in (ROOT / "demo" / "clips").glob("*.mp4"):
-        small_clip(base / "input" / clip.name, 4)
-    shutil.copy(base / "input" / "red_circle.mp4", base / "input" / "clip.mp4")
-    with Host(comfyui_tree(), base, device_arguments()) as host:
-        yield host
-
-
-@pytest.fixture(scope="module")
-def editor(server: Host) -> Iterator[Editor]:
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    with Editor(server.address) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

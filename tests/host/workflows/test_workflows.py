@@ -5,10 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from consistent_video.scripts.descriptions import DEMO_TASK, MAKE, OWN_DEMO_TASKS, PRESETS, SD15_TASK, workflows
+from consistent_video.scripts.descriptions import (
+    DEMO_TASK,
+    MAKE,
+    OWN_DEMO_TASKS,
+    PRESETS,
+    SD15_TASK,
+    workflows,
+    write_all,
+)
 from consistent_video.scripts.environment import ROOT
-from consistent_video.scripts.graph import build
 from consistent_video.scripts.host import Host
+from consistent_video.scripts.workflow import find_node, is_link, to_prompt
 
 from .graphs import SD15
 
@@ -18,7 +26,7 @@ def test_every_workflow_is_run_by_a_test() -> None:
     names = {path.stem for path in (ROOT / "workflows").glob("*.json")}
     twins = {name for name in MAKE if f'"demo_{name}"' in text}
     assert not {name for name in names if f'"{name}"' not in text} - twins - SD15.keys() - PRESETS.keys()
-    assert len(names - PRESETS.keys()) <= 17 and SD15.keys() <= MAKE.keys() and PRESETS.keys() <= names
+    assert len(names - PRESETS.keys()) <= 19 and SD15.keys() <= MAKE.keys() and PRESETS.keys() <= names
 
 
 def test_every_saved_video_has_the_sources_sound() -> None:
@@ -72,47 +80,52 @@ RUNS = {
 }
 
 
-def nodes_after(workflow: dict, title: str) -> dict[str, str]:
-    """Return the kinds of the nodes that run again where a node of a workflow is changed, by their titles.
+def nodes_after(prompt: dict, title: str) -> dict[str, str]:
+    """Return the kinds of the nodes that run again where a node of a prompt is changed, by their titles.
 
     ComfyUI runs a node again where its inputs or those of any node before it have changed.
     """
-    nodes = workflow["nodes"]
-    named = {node["id"]: (node.get("title"), node["type"].removeprefix("ConsistentVideo_")) for node in nodes}
-    reached = {number for number, (name, _) in named.items() if name == title}
-    while further := {to for _, start, _, to, *_ in workflow["links"] if start in reached} - reached:
+    feeds = [(value[0], key) for key, node in prompt.items() for value in node["inputs"].values() if is_link(value)]
+    reached = {find_node(prompt, title)}
+    while further := {to for start, to in feeds if start in reached} - reached:
         reached |= further
-    return dict(named[number] for number in reached)
+    return {
+        prompt[key]["_meta"]["title"]: prompt[key]["class_type"].removeprefix("ConsistentVideo_") for key in reached
+    }
+
+
+def read_prompt(host: Host, name: str) -> dict:
+    return to_prompt(json.loads(WRITTEN[name].read_text(encoding="utf-8")), host.object_info())
 
 
 WRITTEN = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_a_change_runs_nothing_again_that_it_has_no_effect_on(name: str) -> None:
-    workflow = json.loads(WRITTEN[name].read_text(encoding="utf-8"))
-    titles = {node.get("title") for node in workflow["nodes"]}
+def test_a_change_runs_nothing_again_that_it_has_no_effect_on(host: Host, name: str) -> None:
+    prompt = read_prompt(host, name)
+    titles = {node["_meta"]["title"] for node in prompt.values()}
     for title in titles & RUNS.keys():
-        ran = {name for name, kind in nodes_after(workflow, title).items() if kind in COSTLY}
+        ran = {name for name, kind in nodes_after(prompt, title).items() if kind in COSTLY}
         assert ran <= RUNS[title], title
     assert {"Source prompt", "Edited prompt"} <= titles
-    again = nodes_after(workflow, "Source prompt").values()
+    again = nodes_after(prompt, "Source prompt").values()
     assert COSTLY & set(again), "titles are as they were"
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_another_edited_prompt_samples_each_edit_once_and_is_written_in_one_place(name: str) -> None:
-    workflow = json.loads(WRITTEN[name].read_text(encoding="utf-8"))
+def test_another_edited_prompt_samples_each_edit_once_and_is_written_in_one_place(host: Host, name: str) -> None:
+    prompt = read_prompt(host, name)
     texts = {task.after for task in (DEMO_TASK, SD15_TASK, *OWN_DEMO_TASKS.values())}
-    written = {node.get("title") for node in workflow["nodes"] if texts & {str(one) for one in node["widgets_values"]}}
+    inputs = {node["_meta"]["title"]: node["inputs"] for node in prompt.values()}
+    written = {title for title, given in inputs.items() if texts & {str(one) for one in given.values()}}
     (title,) = written - {"Preview prompt"}  # two would have to be kept alike
-    ran = nodes_after(workflow, title)
-    edits = {node["title"] for node in workflow["nodes"] if node.get("title", "") in EDITS - {"Grid", "Scorecard"}}
+    ran = nodes_after(prompt, title)
+    edits = inputs.keys() & EDITS - {"Grid", "Scorecard"}
     assert {name for name, kind in ran.items() if kind in SAMPLES} == edits
 
 
-def test_the_workflows_are_what_their_descriptions_say(host: Host) -> None:
-    written = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "workflows").glob("*.json")}
-    info, version = host.object_info(), host.version()
-    built = {name: build(groups, info, version) for name, groups in workflows().items()}
-    assert written == built, "run build_workflows.py"
+def test_the_workflows_and_blueprints_are_what_their_descriptions_say(host: Host) -> None:
+    paths = [path for folder in ("workflows", "subgraphs") for path in (ROOT / folder).glob("*.json")]
+    written = {path.relative_to(ROOT).as_posix(): json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    assert written == write_all(host.object_info(), host.version()), "run build_workflows.py"

@@ -3,8 +3,9 @@
 import pytest
 
 from consistent_video.scripts.graph import SOURCES, Group, Node, build
+from consistent_video.scripts.node import Packed, Subgraph
 from consistent_video.scripts.project import PACK, VERSION
-from consistent_video.scripts.workflow import to_prompt
+from consistent_video.scripts.workflow import is_link, to_prompt
 
 INFO = {
     "Load": {
@@ -91,3 +92,53 @@ def test_nodes_name_their_pack_and_version_and_the_files_that_they_need() -> Non
         "models": [{"name": file, "url": address, "directory": "checkpoints"}],
     }
     assert saves == {"Node name for S&R": "Save", "cnr_id": PACK, "ver": VERSION}
+
+
+MIX = {
+    "name": "Mix",
+    "python_module": "nodes",
+    "input": {"required": {"images": ["IMAGE"], "other": ["IMAGE"], "amount": ["FLOAT", {"default": 0.5}]}},
+    "output": ["IMAGE", "FLOAT"],
+    "output_name": ["images", "amount"],
+}
+PARTS = [
+    Group("a"),
+    Node("first", "Mix", images="clip", other="paint", amount=0.25),
+    Node("second", "Mix", images="first", other="clip"),
+]
+INPUTS = {"clip": ("clip", "IMAGE"), "paint": ("paint", "IMAGE")}
+BOTH = Subgraph(
+    "Both",
+    "",
+    PARTS,
+    INPUTS,
+    {"amount": ("first", "amount")},
+    {"mixed": ("second", "images"), "raw": ("first", "images")},
+)
+
+
+@pytest.mark.parametrize("given", [{}, {"amount": 0.75}, {"amount": ("clip", "fps")}])
+def test_a_subgraph_runs_as_its_parts_would(given: dict) -> None:
+    info = {**INFO, "Mix": MIX}
+    around = [Group("1"), LOAD, Node("paint", "Load")], [SAVE.but(images=("Both", "mixed"))]
+    packed = to_prompt(build([*around[0], Packed(BOTH, clip="clip", paint="paint", **given), *around[1]], info), info)
+    parts = [PARTS[0], PARTS[1].but(**given), PARTS[2], SAVE.but(images=("second", "images"))]
+    plain = to_prompt(build([*around[0], *parts], info), info)
+    titles = [{key: node["_meta"]["title"] for key, node in prompt.items()} for prompt in (packed, plain)]
+    named = [
+        {
+            names[key]: {
+                name: (names[value[0]], value[1]) if is_link(value) else value for name, value in node["inputs"].items()
+            }
+            for key, node in prompt.items()
+        }
+        for prompt, names in zip((packed, plain), titles, strict=True)
+    ]
+    assert named[0] == named[1] and len(packed) == 5
+
+
+def test_a_subgraph_without_what_feeds_it_lacks_it_alone() -> None:
+    info = {**INFO, "Mix": MIX}
+    prompt = to_prompt(build([Group("1"), Packed(BOTH)], info), info)
+    first, second = (prompt[f"1:{number}"]["inputs"] for number in (101, 102))
+    assert first == {"amount": 0.25} and second == {"amount": 0.5, "images": ["1:101", 0]}
