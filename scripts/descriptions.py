@@ -256,6 +256,7 @@ SD15_TASK = Task(
     {"gradient_checkpointing": True},
     Node("ControlNet", "ControlNetLoader", control_net_name=CONTROL_NET),
 )
+SDXL_TASK = replace(SD15_TASK, model=checkpoint("sd_xl_base_1.0.safetensors"), crop=(8, 1024))
 STRIPED = {"before": "a striped blue cross on a brick wall", "after": "a striped red ring on a brick wall"}
 OWN_DEMO_TASKS = {
     "edit_clip": replace(DEMO_TASK, crop=(8, 128)),
@@ -301,6 +302,7 @@ def workflows() -> dict[str, Workflow]:
     return {
         **{f"demo_{name}": describe_demo(name) for name in RUN_WITHOUT_DOWNLOAD},
         **{name: make(long if make is long_clip else SD15_TASK) for name, make in {**MAKE, **PRESETS}.items()},
+        "edit_sdxl": edit(SDXL_TASK),
     }
 
 

@@ -17,6 +17,7 @@ FIRST_INSIDE = 101  # number of a subgraph's first node: in a workflow, no two n
 CORE = "comfy-core"  # the registry's id of ComfyUI's own nodes
 SOURCES = {  # files that workflows name: their folder below models, and the repository of Hugging Face that has them
     "v1-5-pruned-emaonly-fp16.safetensors": ("checkpoints", "Comfy-Org/stable-diffusion-v1-5-archive"),
+    "sd_xl_base_1.0.safetensors": ("checkpoints", "stabilityai/stable-diffusion-xl-base-1.0"),
     "control_v11p_sd15_canny_fp16.safetensors": ("controlnet", "comfyanonymous/ControlNet-v1-1_fp16_safetensors"),
 }
 FILES = ("file", "ckpt_name")  # inputs that choose one

@@ -26,7 +26,19 @@ def test_every_workflow_is_run_by_a_test() -> None:
     names = {path.stem for path in (ROOT / "workflows").glob("*.json")}
     twins = {name for name in MAKE if f'"demo_{name}"' in text}
     assert not {name for name in names if f'"{name}"' not in text} - twins - SD15.keys() - PRESETS.keys()
-    assert len(names - PRESETS.keys()) <= 19 and SD15.keys() <= MAKE.keys() and PRESETS.keys() <= names
+    assert len(names - PRESETS.keys()) <= 20 and SD15.keys() <= MAKE.keys() and PRESETS.keys() <= names
+
+
+def test_the_workflow_for_sdxl_is_the_main_one_but_for_checkpoint_and_size() -> None:
+    main, large = (json.loads((ROOT / "workflows" / f"{name}.json").read_text()) for name in ("edit", "edit_sdxl"))
+    assert main["links"] == large["links"]
+    differing = {
+        one["title"]: (one["widgets_values"], other["widgets_values"])
+        for one, other in zip(main["nodes"], large["nodes"], strict=True)
+        if one.get("widgets_values") != other.get("widgets_values")
+    }
+    assert differing.keys() == {"Model", "Scale"}
+    assert differing["Model"][1] == ["sd_xl_base_1.0.safetensors"] and 1024 in differing["Scale"][1]
 
 
 def test_every_saved_video_has_the_sources_sound() -> None:
