@@ -33,10 +33,11 @@ def test_the_main_workflow_runs(host: Host, edited, demo_clip: Path) -> None:
     assert inversion["denoise"] < 1 and "8 x 8" in inversion["starts_there_because"]
 
 
-def test_the_main_workflow_as_one_node_runs_the_same(host: Host, edited, demo_clip: Path) -> None:
+def test_the_main_workflow_as_one_node_gives_the_same_edit(host: Host, edited, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_edit_clip", **{"Scale.width": 64, "Scale.height": 64})
     run = host.run(prompt, patience=PATIENCE)
-    assert saved_frames(host, prompt, run, "Save edit").equal(saved_frames(host, *edited, "Save edit"))
+    packed, plain = saved_frames(host, prompt, run, "Save edit"), saved_frames(host, *edited, "Save edit")
+    assert (packed - plain).abs().mean() < 0.02, "apart from Scale, which rounds to 8 bits"
 
 
 WHAT_A_PROMPT_RUNS = {"Edited prompt", "Edit", "Decode edit", "Video of edit", "Save edit"}
