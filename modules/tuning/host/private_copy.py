@@ -24,6 +24,12 @@ def check_tunable(model: ModelPatcher) -> None:
         ValueError: the model's loader cannot load it again, its weights are too coarse, or it carries what would have
             no effect.
     """
+    require_unet(
+        model,
+        "Tuning, or a measurement on a private copy (One-Shot Tune, Tune Prompt, Null-Text Optimization, Inversion "
+        "Stability),",
+        "Leave that node out: the inversion alone edits a clip.",
+    )
     check_attached(model)
     if model.cached_patcher_init is None:
         raise ValueError(
