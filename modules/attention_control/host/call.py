@@ -10,8 +10,8 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ...clip_model.host.settings import CONTROL
-from ...diffusion.path import NoisePath
 from ...diffusion.midpoint import midpoints
+from ...diffusion.path import NoisePath
 from ...inversion.inversion import Inversion
 from ..maps import attend_by_maps, cross_maps, refine_maps, replace_maps, reweight, threshold_mask, word_map
 from ..recipe import RECIPES, Name, Recipe

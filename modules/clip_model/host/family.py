@@ -42,8 +42,8 @@ FAMILIES = (
     Family(
         "Qwen-Image",
         ("QwenImage",),
-        why_not="Its latents have an axis of time, along which its VAE takes a batch of pictures for a video, and clips "
-        "here are batches of pictures. Load a model of another family.",
+        why_not="Its latents have an axis of time, along which its VAE takes a batch of pictures for a video, and "
+        "clips here are batches of pictures. Load a model of another family.",
     ),
 )
 

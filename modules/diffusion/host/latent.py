@@ -33,8 +33,8 @@ def prediction_by(sampling: Any) -> Prediction:
             return prediction
     raise ValueError(
         f"model samples by {', '.join(base.__name__ for base in type(sampling).__bases__)}; Consistent Video knows "
-        "eps-prediction, v-prediction and flow matching on a table of noise levels. Remove the ModelSampling node before it, or load "
-        "a checkpoint of the Stable Diffusion 1.x family."
+        "eps-prediction, v-prediction and flow matching on a table of noise levels. Remove the ModelSampling node "
+        "before it, or load a checkpoint of the Stable Diffusion 1.x family."
     )
 
 

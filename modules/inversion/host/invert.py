@@ -45,7 +45,8 @@ def invert_latent(model, x, sigmas, *given, options, settings, **named):
         return sample_ddpm_inversion(model, x, sigmas, *given, options=options, noise=noise, **named)
     state = latent_to_state(x, sigmas[0])
     if settings.solver == "midpoint":
-        return sample_midpoint(model, state, sigmas, *given, options=SamplingOptions(options.on_eps, prediction=options.prediction), **named)
+        following = SamplingOptions(options.on_eps, prediction=options.prediction)
+        return sample_midpoint(model, state, sigmas, *given, options=following, **named)
     return sample_ddim_inversion(model, state, sigmas, *given, options=options, **named)
 
 
@@ -156,6 +157,6 @@ def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> I
     inversion.check_unchanged(samples)
     if model is not None:
         kind = kind_of_path(prediction_of(model))  # raises for a model that samples in another way
-        fitting_latents(model, latent, clip_settings(model).num_frames, "inversion")
         inversion.check_levels(sigma_table(model), kind)
+        fitting_latents(model, latent, clip_settings(model).num_frames, "inversion")
     return inversion

@@ -13,8 +13,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-from ...clip_model.host.features import Features
 from ...clip_model.host.family import require_unet
+from ...clip_model.host.features import Features
 from ...clip_model.host.settings import KEY, clip_settings
 from ...diffusion.host.latent import fitting_latents
 from ..accounting import Held

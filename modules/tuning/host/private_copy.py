@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
+from ...clip_model.host.family import require_unet
 from ..settings import Precision
 from .attached import check_attached, naming_patches
 
