@@ -193,7 +193,8 @@ def test_parts_for_unets_are_refused_by_name(flux, latent) -> None:
 
 
 def test_other_samplers_refuse_an_inverted_clip(flux, latent) -> None:
-    samples = plain(flux, latent)["samples"]
+    inverted = plain(flux, latent)  # held, or else it is forgotten
+    samples = inverted["samples"]
     sampler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor([0.5, 0.0])
     with pytest.raises(ValueError, match="scale down by 1 - sigma"):
         comfy.sample.sample_custom(
