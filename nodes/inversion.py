@@ -6,6 +6,7 @@ from typing import get_args
 from comfy_api.latest import io
 
 from ..modules.clip_model.attention.bases import BASES
+from ..modules.clip_model.host.family import guidance_of
 from ..modules.diffusion.ddim import Label, Solver
 from ..modules.files.host import INVERSIONS, stamp
 from ..modules.files.strict_json import to_json
@@ -190,7 +191,9 @@ class INRBidirectionalDDIMInversion(Node):
             raise ValueError(f"cfg {settings.cfg:g} of the inversion needs a negative. Connect one, or set cfg to 1.")
         inverted = invert_clip(model, positive, negative or positive, latent, settings)
         inversion = inverted[INVERSION]
-        report = {**inversion.report(settings), "seconds": round(time.monotonic() - began, 2)}
+        guidance = guidance_of(model)
+        said = {"guidance": guidance} if guidance else {}
+        report = {**inversion.report(settings), **said, "seconds": round(time.monotonic() - began, 2)}
         return io.NodeOutput(inverted, inversion.sigmas, to_json(report))
 
 

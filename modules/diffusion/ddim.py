@@ -2,6 +2,7 @@
 
 States are in k-diffusion's form x = x_0 + sigma * eps; the variance-preserving latent of the papers is
 x / sqrt(1 + sigma^2). In this form a DDIM step is Euler's: z = x / sqrt(alpha_bar) of INR Smooth's equation (23) is x.
+The same steps are Euler's of a flow, where `eps` stands for its velocity, see `path`.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,9 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .path import PATHS, NoisePath, PathKind
 from .schedule import sigma_to_alpha_bar
 
-Prediction = Literal["eps", "v"]
+Prediction = Literal["eps", "v", "flow"]  # the last: the velocity of a flow, see `path`
 Label = Literal["next", "current"]
 Solver = Literal["DDIM", "midpoint"]
 OnEps = Callable[[int, Tensor, Tensor], Tensor]
@@ -21,6 +23,8 @@ OnEps = Callable[[int, Tensor, Tensor], Tensor]
 
 def unet_output(x: Tensor, denoised: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
     """Return the UNet output behind a denoised prediction: eps, or v = sqrt(a) eps - sqrt(1 - a) x_0, a = alpha_bar.
+
+    Of a flow it is the velocity, (x - x_0) / sigma as well.
 
     With the true x_0 for `denoised` it is the training target.
 
@@ -31,7 +35,7 @@ def unet_output(x: Tensor, denoised: Tensor, sigma: Tensor, prediction: Predicti
         prediction: what the UNet predicts.
     """
     eps = (x - denoised) / sigma
-    if prediction == "eps":
+    if prediction != "v":
         return eps
     alpha_bar = sigma_to_alpha_bar(sigma)
     return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * denoised
@@ -42,7 +46,7 @@ def output_to_eps(x: Tensor, output: Tensor, sigma: Tensor, prediction: Predicti
 
     For v-prediction eps = sqrt(a) v + sqrt(1 - a) x_vp with x_vp = sqrt(a) x and a = alpha_bar of the state.
     """
-    if prediction == "eps":
+    if prediction != "v":
         return output
     alpha_bar = sigma_to_alpha_bar(sigma)
     return alpha_bar.sqrt() * output + ((1 - alpha_bar) * alpha_bar).sqrt() * x
@@ -67,9 +71,14 @@ def state_to_latent(x: Tensor, sigma: Tensor) -> Tensor:
     return x / (1 + sigma.to(x) ** 2).sqrt()
 
 
-def relabelled(x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
-    """Return the state at the noise level `label` of the same variance-preserving latent as that of x at `sigma`."""
-    return x * ((1 + label**2) / (1 + sigma**2)).sqrt()
+def kind_of_path(prediction: Prediction) -> PathKind:
+    """Return which path a model that predicts so walks."""
+    return "flow" if prediction == "flow" else "noise"
+
+
+def path_of(prediction: Prediction) -> NoisePath:
+    """Return the path that a model that predicts so walks."""
+    return PATHS[kind_of_path(prediction)]
 
 
 def told_level(label: Label, sigma: Tensor, sigma_next: Tensor) -> Tensor:
@@ -114,7 +123,7 @@ class Denoiser:
         return self.model(x, sigma * x.new_ones(len(x)), **(self.extra_args or {}))
 
     def eps(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        """Predict the noise of a state.
+        """Predict the noise of a state, of a flow the velocity.
 
         The UNet sees the same variance-preserving latent whatever the label: x is rescaled to it.
 
@@ -125,7 +134,7 @@ class Denoiser:
         """
         if label is None:
             return (x - self.x_0(x, sigma)) / sigma
-        seen = relabelled(x, sigma, label)
+        seen = path_of(self.prediction).relabelled(x, sigma, label)
         output = unet_output(seen, self.x_0(seen, label), label, self.prediction)
         return output_to_eps(x, output, sigma, self.prediction)
 
@@ -150,6 +159,7 @@ class SamplingOptions:
         eta: 0 = deterministic, 1 = ancestral.
         generator: of the fresh noise where eta is above 0, on the CPU.
         noise_of: step -> what it adds instead of fresh noise; None = fresh noise.
+        prediction: what the model predicts; of a flow eta is 0.
     """
 
     on_eps: OnEps = lambda step, x, eps: eps
@@ -157,6 +167,7 @@ class SamplingOptions:
     eta: float = 0.0
     generator: torch.Generator | None = None
     noise_of: Callable[[int], Tensor] | None = None
+    prediction: Prediction = "eps"
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """Deterministic sampling and its inversion by the midpoint rule: of second order, for one call of the UNet a step.
 
 FireFlow (Deng et al., 2024, arXiv 2412.07517) inverts and samples rectified flows so. Here it follows DDIM's own
-equation dx/dsigma = eps(x, sigma), in which a DDIM step is Euler's, see `ddim`.
+equation dx/dsigma = eps(x, sigma), in which a DDIM step is Euler's, see `ddim`; of a flow dx/dt = v(x, t), as there.
 """
 
 import torch
 from torch import Tensor
 
-from .ddim import Denoiser, ddim_step, relabelled
+from .ddim import Denoiser, ddim_step, path_of
 
 
 def midpoints(sigmas: Tensor) -> Tensor:
@@ -41,12 +41,13 @@ def sample_midpoint(model, x, sigmas, extra_args=None, callback=None, disable=No
         options: `ddim.SamplingOptions` without noise, that is of eta 0.
     """
     assert not options.eta, "noise is added between steps of DDIM alone"
-    denoiser, direction = Denoiser(model, extra_args), None
+    denoiser, path = Denoiser(model, extra_args), path_of(options.prediction)
+    direction = None
     first, *middles = levels_called(sigmas)
     for i, (sigma, middle, sigma_next) in enumerate(zip(sigmas[:-1], middles, sigmas[1:], strict=True)):
         # Go half the step as before.
         if direction is None:
-            direction = denoiser.eps(relabelled(x, sigma, first), first)
+            direction = denoiser.eps(path.relabelled(x, sigma, first), first)
         halfway = ddim_step(x, direction, sigma, middle)
 
         # Predict.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 SIDE_OF_FULL_NOISE = 64  # latent positions each way at which Stable Diffusion's noise levels fit: 512 x 512 pixels
+SIGMA_OF_FULL_NOISE = 14.6146  # of Stable Diffusion 1.x
 
 
 def ddim_timesteps(num_steps: int, num_train_timesteps: int = 1000, denoise: float = 1.0) -> Tensor:
@@ -75,3 +76,45 @@ def matched_denoise(sigma_table: Tensor, height: int, width: int) -> float:
 def sigma_to_alpha_bar(sigma: Tensor) -> Tensor:
     """Return alpha_bar = 1 / (1 + sigma^2)."""
     return 1 / (1 + sigma**2)
+
+
+def flow_sigmas(sigma_table: Tensor, num_steps: int, denoise: float = 1.0) -> Tensor:
+    """Return the levels of a flow's walk from noise to clean, shape (num_steps + 1,), descending, 0 last.
+
+    At denoise 1 they are those of ComfyUI's scheduler "simple": evenly spaced in the table, from its end.
+
+    Args:
+        sigma_table: the flow's times, 0 ... 1, by training timestep, ascending.
+        num_steps: number of evaluations of the model.
+        denoise: the part of the table, from the clean end, that the walk covers, above 0, at most 1.
+
+    Raises:
+        ValueError: num_steps or denoise is out of range.
+    """
+    if not 0 < denoise <= 1:
+        raise ValueError(f"denoise must be above 0 and at most 1, got {denoise:g}.")
+    span = max(1, round(denoise * len(sigma_table)))
+    if not 1 <= num_steps <= span:
+        remedy = "" if denoise == 1 else f" at denoise {denoise:.2f}; lower steps or raise denoise"
+        raise ValueError(f"steps must be between 1 and {span}, got {num_steps}{remedy}.")
+    places = span - 1 - torch.arange(num_steps) * span // num_steps
+    return torch.cat([sigma_table[places], torch.zeros_like(sigma_table[:1])])
+
+
+def matched_flow_denoise(sigma_table: Tensor, height: int, width: int) -> float:
+    """Return the part of a flow's table to walk so that as much of a clip is left as Stable Diffusion's noise leaves.
+
+    A flow ends in noise alone, sigma = 1. Of the clip, (1 - t) / t is left against the noise; the walk begins where
+    that is 1 / sigma_max of Stable Diffusion 1.x at 64 x 64 latent positions, and in proportion to the side at other
+    sizes, for the reason of `matched_denoise` (ours): t / (1 - t) = 14.61 sqrt(h w) / 64.
+
+    Args:
+        sigma_table: the flow's times by training timestep, ascending.
+        height, width: of the latent, positions.
+
+    Returns:
+        Above 0, below 1 unless the table ends before.
+    """
+    against = SIGMA_OF_FULL_NOISE * (height * width) ** 0.5 / SIDE_OF_FULL_NOISE
+    time = sigma_table.new_tensor(against / (1 + against))
+    return max(1, int(torch.searchsorted(sigma_table, time, right=True))) / len(sigma_table)

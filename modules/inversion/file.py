@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from ..diffusion.path import PathKind
 from ..files.record import Count, read_record
 from ..files.tensor_file import Kind, read_file, write_file
 from .inversion import Inversion, InversionSettings
@@ -11,12 +12,13 @@ from .inversion import Inversion, InversionSettings
 
 @dataclass(frozen=True)
 class Made:
-    """What a file says of an inversion besides its tensors."""
+    """What a file says of an inversion besides its tensors; those of older versions are of kind "noise"."""
 
     OPEN: ClassVar = True
     num_frames: Count
     model: str
     made: InversionSettings
+    kind: PathKind = "noise"
 
 
 FILE = Kind(
@@ -43,7 +45,12 @@ def save_inversion(inversion: Inversion, path: Path, new: bool = False) -> None:
         "noises": inversion.noises,
         "source": inversion.source,
     }
-    made = {"num_frames": inversion.num_frames, "model": inversion.model, "made": asdict(inversion.settings)}
+    made = {
+        "num_frames": inversion.num_frames,
+        "model": inversion.model,
+        "made": asdict(inversion.settings),
+        "kind": inversion.kind,
+    }
     write_file(FILE, tensors, made, path, new)
 
 
@@ -56,8 +63,7 @@ def load_inversion(path: Path) -> Inversion:
     tensors, info = read_file(FILE, path)
     made = read_record(Made, info, "info")
     try:
-        return Inversion(
-            tensors["sigmas"], tensors["noises"], tensors["source"], tensors["samples"], made.made, made.model
-        )
+        found = tensors["sigmas"], tensors["noises"], tensors["source"], tensors["samples"]
+        return Inversion(*found, made.made, made.model, made.kind)
     except ValueError as error:
         raise ValueError(f"{path.name} is damaged: {error}") from error

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..clip_model.attention.bases import BASES
-from ..diffusion.ddim import Label, Solver, relabelled, state_to_latent, told_level
+from ..diffusion.ddim import Label, Solver, state_to_latent, told_level
+from ..diffusion.path import PATHS, NoisePath, PathKind
 from ..diffusion.seed import seeded
 from ..files.record import Between, Part
-from .noise_relation import Direction, Reading, implied_noise, smooth_noise, with_std_of
+from .noise_relation import Direction, Reading, smooth_noise, with_std_of
 
 Noise = Literal["implied", "Gaussian"]
 Start = Literal["inverted latent", "clean latent", "every step"]
@@ -96,22 +97,27 @@ class InversionSettings:
 
 
 class Relation:
-    """The interframe noise relation during an inversion; collects the noise of each step."""
+    """The interframe noise relation during an inversion; collects the direction of each step, noise or velocity.
 
-    def __init__(self, settings: InversionSettings, sigmas: Tensor):
-        self.settings, self.sigmas = settings, sigmas
+    It relates noise; of a flow, the noise that velocities imply.
+    """
+
+    def __init__(self, settings: InversionSettings, sigmas: Tensor, kind: PathKind = "noise"):
+        self.settings, self.sigmas, self.path = settings, sigmas, PATHS[kind]
         self.generator = seeded(settings.seed)
         self.noises: list[Tensor] = []
         self.clean = self.last = torch.empty(0)
 
     def __call__(self, step: int, x: Tensor, eps: Tensor) -> Tensor:
-        """Take the predicted noise of a step, return the one to go along."""
+        """Take the predicted direction of a step, return the one to go along."""
         if step == 0:
             self.clean = state_to_latent(x, self.sigmas[0])
         self.last = eps
         is_smoothed = self.settings.start == "every step" and self.settings.relates(len(x))
         if is_smoothed and step > 0:  # the clean state has no noise to relate
-            eps = self.smooth(eps, x, self.sigmas[step].to(x))
+            sigma = self.sigmas[step].to(x)
+            noise = self.smooth(self.path.to_noise(x, eps, sigma), x, sigma)
+            eps = self.path.to_direction(x, noise, sigma)
         self.noises.append(eps.to("cpu", torch.float16))
         return eps
 
@@ -119,7 +125,7 @@ class Relation:
         """Smooth the predicted noise of the state x at sigma."""
         how = self.settings.gamma, self.settings.direction, self.settings.reading
         if self.settings.noise == "implied":
-            return smooth_noise(eps, implied_noise(x, self.clean, sigma), *how)
+            return smooth_noise(eps, self.path.implied_noise(x, self.clean, sigma), *how)
         fresh = torch.randn(x.shape, generator=self.generator).to(x)
         return with_std_of(smooth_noise(eps, fresh, *how), eps)
 
@@ -128,14 +134,32 @@ class Relation:
 
         Args:
             x, clean: the inverted state there and the clean one, model latents.
-            eps: noise that the last step of the inversion to it went along.
+            eps: direction that the last step of the inversion to it went along.
             sigma: noise level.
         """
-        self.clean, sigma, eps = clean, sigma.to(x), eps.to(x)
-        smoothed = self.smooth(eps, x, sigma)
+        self.clean, sigma = clean, sigma.to(x)
+        noise = self.path.to_noise(x, eps.to(x), sigma)
+        smoothed = self.smooth(noise, x, sigma)
         if self.settings.start == "clean latent":
-            return clean + sigma * smoothed
-        return x + sigma * (smoothed - eps)
+            return self.path.state(clean, smoothed, sigma)
+        return x + sigma * (smoothed - noise)
+
+
+def check_full_noise(settings: InversionSettings, sigma: Tensor, frames: int) -> None:
+    """Raise ValueError where the relation is asked for at the end of a flow, at which it changes nothing.
+
+    Args:
+        settings: of the inversion of a flow.
+        sigma: where the inversion ends.
+        frames: of the clip.
+    """
+    is_implied = settings.noise == "implied" and settings.start != "every step"
+    if settings.relates(frames) and is_implied and sigma >= 1:
+        raise ValueError(
+            f"gamma {settings.gamma:g} has no effect at denoise {settings.denoise:g}: there a flow model's latent is "
+            "noise alone, and implied and predicted noise are equal. Lower denoise (0 = auto), set start to every "
+            "step, or gamma to 0."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,11 +169,12 @@ class Inversion:
     Attributes:
         sigmas: noise levels to sample with, descending, shape (steps + 1,).
         noises: what the inversion went along or, of ancestral sampling, predicted of each state; in the order of
-            sampling, shape (steps, f, c, h, w), model latent, float16.
+            sampling, shape (steps, f, c, h, w), model latent, float16. Of a flow velocities.
         source: VAE latent that was inverted, shape (f, c, h, w).
         start: VAE latent that sampling starts from, at sigmas[0].
         settings: of the inversion.
         model: digest of the model that it was made with.
+        kind: path that its states lie on; of a flow the noise levels are its times, 1 at most and 0 last.
 
     Raises:
         ValueError: the shapes do not fit each other, or the noise levels do not fall.
@@ -161,6 +186,7 @@ class Inversion:
     start: Tensor
     settings: InversionSettings
     model: str
+    kind: PathKind = "noise"
 
     def __post_init__(self) -> None:
         if self.start.shape != self.source.shape or self.noises.shape != (len(self.sigmas) - 1, *self.source.shape):
@@ -170,6 +196,13 @@ class Inversion:
             )
         if not ((self.sigmas.diff() < 0).all() and self.sigmas[-1] >= 0):
             raise ValueError(f"The inversion's noise levels {self.sigmas.tolist()!s:.60} do not fall. Invert again.")
+        if self.kind == "flow" and not (self.sigmas[0] <= 1 and self.sigmas[-1] == 0):
+            raise ValueError(f"The inversion's times {self.sigmas.tolist()!s:.60} are not a flow's. Invert again.")
+
+    @property
+    def path(self) -> NoisePath:
+        """The path that its states lie on."""
+        return PATHS[self.kind]
 
     @property
     def num_frames(self) -> int:
@@ -186,7 +219,7 @@ class Inversion:
         if self.settings.start == "every step" or not self.settings.relates(self.num_frames):
             return states[step]
         clean = state_to_latent(states[-1], self.sigmas[-1])
-        relation = Relation(self.settings, self.sigmas)
+        relation = Relation(self.settings, self.sigmas, self.kind)
         return relation.start_of_sampling(states[step], clean, self.noises[step], self.sigmas[step])
 
     def call_at(self, states: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -202,7 +235,7 @@ class Inversion:
             return states[step], self.sigmas[step]
         sigma = self.sigmas[step + 1]
         told = told_level(self.settings.label, sigma, self.sigmas[step])
-        return relabelled(states[step + 1], sigma, told), told
+        return self.path.relabelled(states[step + 1], sigma, told), told
 
     def check_unchanged(self, samples: Tensor) -> None:
         """Raise ValueError where a VAE latent is not the start any more."""
@@ -220,8 +253,18 @@ class Inversion:
                 "itself, not the clip and not a latent that was sampled or edited from it."
             )
 
-    def check_levels(self, table: Tensor) -> None:
-        """Raise ValueError where noise levels are not in a model's table, ascending."""
+    def check_levels(self, table: Tensor, kind: PathKind = "noise") -> None:
+        """Raise ValueError where a model walks another path, or noise levels are not in its table, ascending.
+
+        A flow knows all times.
+        """
+        if kind != self.kind:
+            made, other = ("a flow-matching model", "a Stable Diffusion model")[:: 1 if self.kind == "flow" else -1]
+            raise ValueError(
+                f"inversion was made with {made}, and model is {other}. Connect the clip model that inverted it."
+            )
+        if kind == "flow":
+            return
         levels = self.sigmas[self.sigmas > 0]
         if (table[:, None] - levels[None]).abs().amin(dim=0).max() > 1e-4:
             raise ValueError(
@@ -232,11 +275,12 @@ class Inversion:
     def report(self, asked: InversionSettings) -> dict[str, Any]:
         """Return what was done, JSON values, where these settings were asked for."""
         denoise, (height, width) = self.settings.denoise, self.source.shape[-2:]
+        equal = "full noise" if self.kind == "flow" else "64 x 64"
         why = f"denoise is {denoise:g}"
         if not asked.denoise:
             why = (
                 f"denoise auto is {denoise:g} at {width} x {height} latent positions: a start at a higher noise level "
-                "would know less of the clip's layout than Stable Diffusion's does at 64 x 64"
+                f"would know less of the clip's layout than Stable Diffusion's does at {equal}"
                 if denoise < 1
                 else f"denoise auto is 1 at {width} x {height} latent positions, 64 x 64 or more"
             )

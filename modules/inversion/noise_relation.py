@@ -1,5 +1,10 @@
 """The interframe noise relation of INR Smooth (PLoS One 20(4) e0321193, 2025): d = eps - eps_theta is equal in
-neighbouring frames (equations 17 and 18)."""
+neighbouring frames (equations 17 and 18).
+
+Of a flow (ours): with the velocity u = (x - x_0) / t that the clip implies and the model's v, both at x, eps -
+eps_theta = (1 - t)(u - v), see `diffusion.path`. Neighbours have one t, so that the same relation says that u - v is
+equal in them: (24) becomes v[n+1] + u[n] - u[n+1], and (25) likewise. At t = 1 it says nothing: there x is the noise.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,11 +17,6 @@ from ..motion.flow import Motion, warp
 LEAST_SEEN = 1e-6  # share of other frames below which a point counts as seen in none
 Direction = Literal["both", "forward", "backward", "none"]
 Reading = Literal["mean", "sum", "complementary"]
-
-
-def implied_noise(x: Tensor, x_0: Tensor, sigma: Tensor) -> Tensor:
-    """Return the noise that takes the clean latent x_0 to the state x = x_0 + sigma * eps, the eps of (10)."""
-    return (x - x_0) / sigma
 
 
 def relate_backward(eps_inv: Tensor, eps: Tensor) -> Tensor:

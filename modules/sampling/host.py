@@ -14,10 +14,11 @@ from comfy.samplers import CFGGuider
 from torch import Tensor
 
 from ..clip_model.host.evolved import sets_guidance
+from ..clip_model.host.family import guidance_of, require_unet
 from ..clip_model.host.settings import KEY
-from ..diffusion.ddim import SamplingOptions, sample_ddim, state_to_latent
+from ..diffusion.ddim import SamplingOptions, kind_of_path, sample_ddim, state_to_latent
 from ..diffusion.ddpm import step_noise
-from ..diffusion.host.latent import to_positions
+from ..diffusion.host.latent import prediction_by, to_positions
 from ..diffusion.host.run import ClipSampler, run_sampler, warn_of_frames
 from ..diffusion.midpoint import sample_midpoint
 from ..diffusion.seed import seeded
@@ -220,6 +221,11 @@ class InvertedClipSampler(ClipSampler):
                 "of the inversion. The first is to be below the second, which ends with them or is 0. Set both to 0 "
                 "for all steps."
             )
+        if self.settings.eta and inversion.kind == "flow":
+            raise ValueError(
+                f"eta {self.settings.eta:g} adds noise as DDIM does, and a flow-matching model's sampling has none. "
+                "Set eta to 0."
+            )
         if self.settings.eta and (made.is_ancestral or made.solver == "midpoint"):
             raise ValueError(
                 f"eta {self.settings.eta:g} adds noise at each step, and the inversion ({made.method}, solver "
@@ -245,7 +251,8 @@ class InvertedClipSampler(ClipSampler):
                 "same node."
             )
         inversion, settings, model = self.inversion, self.settings, model_wrap.inner_model
-        inversion.check_levels(model.model_sampling.sigmas.cpu())
+        kind = kind_of_path(prediction_by(model.model_sampling))
+        inversion.check_levels(model.model_sampling.sigmas.cpu(), kind)
         inversion.check_unchanged(model.process_latent_out(latent_image).cpu())
         states = trajectory(model, inversion)
         if settings.start_step:
@@ -332,7 +339,9 @@ def sample_clip(
         )
     sampler = InvertedClipSampler(inversion, settings, watch)
     if settings.cfg_rescale:
+        require_unet(model, "cfg_rescale", "Set cfg_rescale to 0.")
         model = with_rescaled_guidance(model, settings.cfg_rescale)
     samples = run_sampler(model, latent["samples"], sampler, sampler.sigmas, settings.cfg, positive, negative)
     kept = {key: value for key, value in latent.items() if key != INVERSION}
-    return {**kept, "samples": samples}, sampler.report
+    guidance = guidance_of(model)
+    return {**kept, "samples": samples}, {**sampler.report, **({"guidance": guidance} if guidance else {})}

@@ -9,6 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..clip_model.host.family import require_unet
 from ..clip_model.host.settings import SLICES, UNSEEN, clip_settings, count_frames
 from ..clip_model.host.windows import MEMORY
 from ..tuning.host.tune_inputs import check_plain, condition
@@ -113,6 +114,7 @@ def attach_slices(model: ModelPatcher, empty: list, settings: SliceSettings) -> 
         ValueError: the model is not inflated, or the conditioning carries more than a prompt.
     """
     clip_settings(model)
+    require_unet(model, "Slice Denoiser", "Connect the model before that node.")
     check_plain(empty, 1, "empty")
     clone = model.clone()
     clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, SLICES)

@@ -10,8 +10,8 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ...clip_model.host.settings import CONTROL
-from ...diffusion.ddim import relabelled
 from ...diffusion.midpoint import midpoints
+from ...diffusion.path import NoisePath
 from ...inversion.inversion import Inversion
 from ..maps import attend_by_maps, cross_maps, refine_maps, replace_maps, reweight, threshold_mask, word_map
 from ..recipe import RECIPES, Name, Recipe
@@ -132,7 +132,7 @@ class Control:
     def kept_state(self, step: int) -> Tensor:
         """Return what a step leads to where local blend keeps the source."""
         if self.recipe.blends_noisier:
-            return relabelled(self.states[step], self.sigmas[step], self.sigmas[step + 1])
+            return NoisePath().relabelled(self.states[step], self.sigmas[step], self.sigmas[step + 1])
         return self.states[step + 1]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...clip_model.host.bank import transformer_blocks
 from ...clip_model.host.evolved import CONTEXT, WINDOWS, samples_in_windows
+from ...clip_model.host.family import require_unet
 from ...clip_model.host.settings import CONTROL, KEY, STEER, UNSEEN
 from ...clip_model.host.windows import WINDOW, frames_of_window
 from ...diffusion.host.run import CACHE
@@ -154,6 +155,7 @@ def attach_control(
     Raises:
         ValueError: the inversion is not the model's, or the conditioning carries more than a prompt.
     """
+    require_unet(model, "Attention Control", "Connect the model before that node.")
     inversion = inversion_of(latent, model)
     check_plain(positive, inversion.num_frames, "source_positive")
     clone = model.clone()

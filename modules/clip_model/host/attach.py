@@ -6,12 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import comfy.model_patcher
-from comfy.ldm.modules.attention import (
-    SpatialTransformer,
-    SpatialVideoTransformer,
-)
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.model_base import SDXLRefiner
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -21,6 +15,7 @@ from ..temporal import TemporalConfig
 from .bank import TemporalBank, transformer_blocks
 from .calls import OURS, attend_block, begin_call, prepare_call
 from .conflicts import check_sampling, refuse_conflicts
+from .family import family_of, require_unet
 from .settings import KEY, ClipSettings, clip_settings
 from .windows import begin_sampling, evaluate_window, predict_step
 
@@ -33,43 +28,23 @@ WRAPPERS: dict[str, Callable[..., Any]] = {  # what builds on clip models may ad
 }
 
 
-def check_supported(model: ModelPatcher) -> None:
-    """Refuse models that are not image UNets with spatial transformers, saying what is supported."""
-    unet = model.model.diffusion_model
-    if isinstance(model.model, SDXLRefiner):
-        raise ValueError(
-            "model is SDXL's refiner, which only finishes pictures at low noise levels and cannot take a clip to noise "
-            "and back. Load the base checkpoint; the edited frames may be refined afterwards, one by one."
-        )
-    kinds = {type(module) for module in unet.modules()}
-    if not isinstance(unet, UNetModel) or SpatialTransformer not in kinds or SpatialVideoTransformer in kinds:
-        raise ValueError(
-            f"model is {type(model.model).__name__} ({type(unet).__name__}), which Consistent Video cannot inflate. "
-            "Supported are image UNets with SpatialTransformer blocks: the Stable Diffusion 1.x family (SD2.x and SDXL "
-            "share the structure). Load such a checkpoint."
-        )
-    if model.model.concat_keys or unet.in_channels != model.model.latent_format.latent_channels:
-        raise ValueError(
-            f"model takes {unet.in_channels} input channels, more than the latent has: a checkpoint for inpainting or "
-            "of another special kind, which Consistent Video does not know. Load the ordinary checkpoint."
-        )
-
-
 def inflate(model: ModelPatcher, num_frames: int = 0) -> ModelPatcher:
     """Return a clone whose batch is a clip; the weights and, alone, the outputs are the base model's.
 
     Args:
-        model: SD1.x-like image model.
+        model: image model of a family that is known. A flow-matching transformer has no part that would heed the frames
+            in a call, and its calls are left alone.
         num_frames: frames per clip, 0 = the whole batch is one clip.
 
     Raises:
         ValueError: the model is not supported.
     """
-    check_supported(model)
+    has_parts = family_of(model).parts
     clone = model.clone()
     for kind, wrapper in WRAPPERS.items():
         clone.remove_wrappers_with_key(kind, KEY)
-        clone.add_wrapper_with_key(kind, KEY, wrapper)
+        if has_parts or kind != WrappersMP.DIFFUSION_MODEL:
+            clone.add_wrapper_with_key(kind, KEY, wrapper)
     clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, check_sampling)
     options = clone.model_options["transformer_options"]
     options[KEY] = replace(options.get(KEY, ClipSettings()), num_frames=num_frames)
@@ -103,6 +78,7 @@ def attach(
             sampling is empty.
     """
     attached = clip_settings(model)
+    require_unet(model, "STAM/FFAM Patch or Apply Tune", "Connect the model from Inflate UNet itself.")
     sigmas = sigmas_of(model, percents)
     if tensors is None and attached.temporal is not None and attached.temporal.is_tuned:
         raise ValueError(

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.model_sampling import EPS, V_PREDICTION
+from comfy.model_sampling import CONST, EPS, V_PREDICTION
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,18 +18,23 @@ def prediction_of(model: ModelPatcher) -> Prediction:
     """Return what a model's UNet predicts.
 
     Raises:
-        ValueError: it predicts neither eps nor v, or has no table of noise levels.
+        ValueError: it predicts neither eps nor v nor the velocity of a flow, or has no table of noise levels.
     """
-    sampling = model.get_model_object("model_sampling")
+    return prediction_by(model.get_model_object("model_sampling"))
+
+
+def prediction_by(sampling: Any) -> Prediction:
+    """Return what a model with some `model_sampling` predicts, see `prediction_of`."""
     if getattr(sampling, "sigmas", None) is not None:
-        known: dict[Any, Prediction] = {EPS.calculate_denoised: "eps", V_PREDICTION.calculate_denoised: "v"}
+        known: dict[Any, Prediction] = {EPS.calculate_denoised: "eps", V_PREDICTION.calculate_denoised: "v",
+                                       CONST.calculate_denoised: "flow"}  # fmt: skip
         prediction = known.get(type(sampling).calculate_denoised)
         if prediction is not None:
             return prediction
     raise ValueError(
         f"model samples by {', '.join(base.__name__ for base in type(sampling).__bases__)}; Consistent Video knows "
-        "eps-prediction and v-prediction on a table of noise levels. Remove the ModelSampling node before it, or load "
-        "a checkpoint of the Stable Diffusion 1.x family."
+        "eps-prediction, v-prediction and flow matching on a table of noise levels. Remove the ModelSampling node "
+        "before it, or load a checkpoint of the Stable Diffusion 1.x family."
     )
 
 
@@ -49,7 +54,7 @@ def image_latents(latent: dict[str, Any], name: str = "latent") -> Tensor:
         shape = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
         raise ValueError(
             f"{name} has shape {shape}; a clip of image latents (frames, channels, height, width) is needed. Encode "
-            "the frames with the VAE of an image model."
+            "the frames with the VAE of an image model; that of a video model mixes them."
         )
     check_numbers(samples, name, "Encode the frames with the VAE of the model; if it recurs, in float32.")
     return samples

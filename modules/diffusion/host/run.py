@@ -10,7 +10,7 @@ import comfy.utils
 import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.samplers import KSAMPLER
+from comfy.samplers import KSAMPLER, KSamplerX0Inpaint
 from torch import Tensor
 
 from ...clip_model.host.evolved import refuse_other_starts, sets_guidance
@@ -90,7 +90,9 @@ def plays_itself(model: ModelPatcher) -> bool:
 class ClipSampler(KSAMPLER):
     """A sampler of a clip: refuses what would have no effect on it, or cannot be.
 
-    Its preview plays the clip, a frame with each step, where the host shows the first frame always.
+    Its preview plays the clip, a frame with each step, where the host shows the first frame always. It begins with the
+    latent as it is and ends with the state as it is, where the host scales a flow's by 1 - sigma and divides by it: an
+    inverted clip would be lost at sigma = 1.
 
     Args:
         function: of k-diffusion's sampler contract.
@@ -121,8 +123,14 @@ class ClipSampler(KSAMPLER):
             if callback is not None:
                 callback(step, x_0.roll(-frame, dims=0), x, total)
 
-        given = model_wrap, sigmas, extra_args, show, noise, latent_image, denoise_mask, disable_pbar
-        sampled = super().sample(*given)
+        def after_step(values: dict[str, Any]) -> None:
+            show(values["i"], values["denoised"], values["x"], len(sigmas) - 1)
+
+        model_k = KSamplerX0Inpaint(model_wrap, sigmas)
+        model_k.latent_image, model_k.noise = latent_image, noise
+        given = {**extra_args, "denoise_mask": denoise_mask}
+        start = model_k, latent_image, sigmas, given, after_step, disable_pbar
+        sampled = self.sampler_function(*start, **self.extra_options)
         check_state(sampled, len(sigmas) - 1, len(sigmas) - 1, what, model_wrap.model_patcher)
         return sampled
 

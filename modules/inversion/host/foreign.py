@@ -53,6 +53,11 @@ def refuse_start(found: list[Inversion], adds_noise: bool, sigma: float) -> None
             "would be lost. Use Smooth Sample; or disable add_noise (KSampler (Advanced), SamplerCustom), or connect "
             "DisableNoise (SamplerCustomAdvanced)."
         )
+    if all(inversion.kind == "flow" for inversion in found):
+        raise ValueError(
+            "latent_image is a clip that a flow-matching model inverted, which this sampler would scale down by 1 - "
+            "sigma. Use Smooth Sample, or SamplerCustomAdvanced with the sampler of Smooth Sampler."
+        )
     levels = [float(inversion.sigmas[0]) for inversion in found]
     if not any(abs(sigma - level) <= APART * level for level in levels):
         raise ValueError(

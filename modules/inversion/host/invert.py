@@ -9,11 +9,13 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...clip_model.host.family import require_unet
 from ...clip_model.host.settings import clip_settings
 from ...diffusion.ddim import (
     InversionOptions,
     SamplingOptions,
     ddim_trajectory,
+    kind_of_path,
     latent_to_state,
     sample_ddim_inversion,
 )
@@ -28,8 +30,8 @@ from ...diffusion.host.latent import (
 )
 from ...diffusion.host.run import ClipSampler, run_sampler, warn_of_frames
 from ...diffusion.midpoint import sample_midpoint
-from ...diffusion.schedule import ddim_sigmas, matched_denoise
-from ..inversion import Inversion, InversionSettings, Relation
+from ...diffusion.schedule import ddim_sigmas, flow_sigmas, matched_denoise, matched_flow_denoise
+from ..inversion import Inversion, InversionSettings, Relation, check_full_noise
 from .foreign import MASKED, remember
 from .identity import model_digest
 from .stem import with_bases
@@ -43,7 +45,8 @@ def invert_latent(model, x, sigmas, *given, options, settings, **named):
         return sample_ddpm_inversion(model, x, sigmas, *given, options=options, noise=noise, **named)
     state = latent_to_state(x, sigmas[0])
     if settings.solver == "midpoint":
-        return sample_midpoint(model, state, sigmas, *given, options=SamplingOptions(options.on_eps), **named)
+        following = SamplingOptions(options.on_eps, prediction=options.prediction)
+        return sample_midpoint(model, state, sigmas, *given, options=following, **named)
     return sample_ddim_inversion(model, state, sigmas, *given, options=options, **named)
 
 
@@ -69,12 +72,11 @@ def invert_clip(
     """
     samples = clip_latent(model, latent, clip_settings(model).num_frames)
     warn_of_frames(model, len(samples))
-    table = sigma_table(model)
-    settings = replace(settings, denoise=settings.denoise or matched_denoise(table, *samples.shape[-2:]))
-    sigmas = ddim_sigmas(table, settings.steps, settings.denoise, settings.set_alpha_to_one)
+    prediction = prediction_of(model)
+    settings, sigmas = walk_of(model, settings, samples)
     check_room(samples, settings.steps)
-    relation = Relation(settings, sigmas.flip(0))
-    options = InversionOptions(prediction_of(model), settings.label, settings.refinements, relation)
+    relation = Relation(settings, sigmas.flip(0), kind_of_path(prediction))
+    options = InversionOptions(prediction, settings.label, settings.refinements, relation)
     sampler = ClipSampler(invert_latent, {"options": options, "settings": settings}, settings.solver)
     inverting = with_bases(model, settings.bases, len(samples)) if settings.method == "STEM" else model
     start = run_sampler(inverting, samples, sampler, sigmas.flip(0), settings.cfg, positive, negative)
@@ -83,8 +85,28 @@ def invert_clip(
         moved = relation.start_of_sampling(x, clean, relation.last, sigmas[0])
         start = model.model.process_latent_out(moved).to(start.dtype)
     noises = torch.stack(relation.noises[::-1])
-    inversion = Inversion(sigmas, noises, samples, start, settings, model_digest(model))
+    made = settings, model_digest(model), kind_of_path(prediction)
+    inversion = Inversion(sigmas, noises, samples, start, *made)
     return {**latent, **to_latent(inversion)}
+
+
+def walk_of(model: ModelPatcher, settings: InversionSettings, samples: Tensor) -> tuple[InversionSettings, Tensor]:
+    """Return an inversion's settings with the `denoise` that auto is, and its noise levels, descending.
+
+    Raises:
+        ValueError: settings do not go together with the model's path to noise.
+    """
+    table = sigma_table(model)
+    if prediction_of(model) != "flow":
+        settings = replace(settings, denoise=settings.denoise or matched_denoise(table, *samples.shape[-2:]))
+        return settings, ddim_sigmas(table, settings.steps, settings.denoise, settings.set_alpha_to_one)
+    if settings.method != "DDIM":
+        require_unet(model, f"method {settings.method}", "Set method to DDIM, which is Euler's for such a model.")
+    denoise = settings.denoise or matched_flow_denoise(table, *samples.shape[-2:])
+    settings = replace(settings, denoise=denoise, set_alpha_to_one=True)
+    sigmas = flow_sigmas(table, settings.steps, settings.denoise)
+    check_full_noise(settings, sigmas[0], len(samples))
+    return settings, sigmas
 
 
 def check_room(samples: Tensor, steps: int) -> None:
@@ -134,7 +156,7 @@ def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> I
         )
     inversion.check_unchanged(samples)
     if model is not None:
-        prediction_of(model)  # raises for a model that samples in another way
+        kind = kind_of_path(prediction_of(model))  # raises for a model that samples in another way
+        inversion.check_levels(sigma_table(model), kind)
         fitting_latents(model, latent, clip_settings(model).num_frames, "inversion")
-        inversion.check_levels(sigma_table(model))
     return inversion

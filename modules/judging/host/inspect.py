@@ -7,9 +7,10 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 
 from ...attention_control.host.call import Control
-from ...clip_model.host.attach import check_supported, inflate
+from ...clip_model.host.attach import inflate
 from ...clip_model.host.calls import OURS, attend_block
 from ...clip_model.host.conflicts import find_conflicts, origin, origins
+from ...clip_model.host.family import family_of, require_unet
 from ...clip_model.host.settings import CONTROL, KEY, SLICES, ClipSettings, clip_settings
 from ...diffusion.host.latent import fitting_latents, prediction_of
 from ...slices.host import slices_of
@@ -142,7 +143,7 @@ def describe_sampling(model: ModelPatcher, latent: dict[str, Any]) -> dict[str, 
     frames, _, height, width = samples.shape
     size: dict[str, Any] = {"frames": frames, "width": 8 * width, "height": 8 * height}
     try:
-        check_supported(model)
+        require_unet(model, "The count of memory", "")
     except ValueError:
         return {**size, "gib": None, "free_gib": None}
     windows = describe_windows(model) or {}
@@ -169,7 +170,7 @@ def list_hints(model: ModelPatcher, settings: ClipSettings | None) -> list[str]:
     """Return what is unusual in a model, and what to do."""
     hints = []
     try:
-        check_supported(model)
+        family_of(model)
         prediction_of(model)
     except ValueError as error:
         hints.append(str(error))

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...clip_model.host.bank import TemporalBank
+from ...clip_model.host.family import require_unet
 from ...clip_model.host.settings import ClipSettings, clip_settings, is_active
 from ...diffusion.host.latent import clip_latent, prediction_of, sigma_table
 from ...diffusion.host.run import ClipSampler, run_sampler
@@ -95,6 +96,7 @@ def measure_clip(
             frame.
     """
     clip = clip_settings(model)
+    require_unet(model, "Covariate Shift", "It measures temporal modules, of which the model has none: leave it out.")
     prediction_of(model)  # raises for a model that samples in another way
     sigma = sigma_at(model, percent)
     bank = acting_modules(clip, percent, sigma)

@@ -13,6 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
+from ...clip_model.host.family import require_unet
 from ...clip_model.host.features import Features
 from ...clip_model.host.settings import KEY, clip_settings
 from ...diffusion.host.latent import fitting_latents
@@ -195,6 +196,7 @@ def plan_tuning(
     Raises:
         ValueError: the latent is no clip of the model's, or nothing fits.
     """
+    require_unet(model, "Fit Planner", "Leave it out: there is no tuning to plan.")
     samples = fitting_latents(model, latent, clip_settings(model).num_frames)
     precision = choose_precision(settings.memory.precision, model, comfy.model_management.get_torch_device())
     tried: list[Plan] = []

@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
+from ...clip_model.host.family import require_unet
 from ..settings import Precision
 from .attached import check_attached, naming_patches
 
@@ -24,6 +25,12 @@ def check_tunable(model: ModelPatcher) -> None:
         ValueError: the model's loader cannot load it again, its weights are too coarse, or it carries what would have
             no effect.
     """
+    require_unet(
+        model,
+        "Tuning, or a measurement on a private copy (One-Shot Tune, Tune Prompt, Null-Text Optimization, Inversion "
+        "Stability),",
+        "Leave that node out: the inversion alone edits a clip.",
+    )
     check_attached(model)
     if model.cached_patcher_init is None:
         raise ValueError(

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from consistent_video.modules.diffusion.path import NoisePath
 from consistent_video.modules.inversion.noise_relation import (
     Direction,
     Reading,
     blending_kernel,
-    implied_noise,
     relate_backward,
     relate_forward,
     smooth_edit,
@@ -142,7 +142,7 @@ def test_implied_noise_is_that_of_the_papers_start(sigma: float) -> None:
     alpha_bar = 1 / (1 + sigma**2)
     x_vp = alpha_bar**0.5 * x
     expected = (x_vp - alpha_bar**0.5 * x_0) / (1 - alpha_bar) ** 0.5
-    torch.testing.assert_close(implied_noise(x, x_0, torch.tensor(sigma, dtype=torch.float64)), expected)
+    torch.testing.assert_close(NoisePath().implied_noise(x, x_0, torch.tensor(sigma, dtype=torch.float64)), expected)
 
 
 def read(eps_inv: Tensor, eps: Tensor, gamma: float, direction: Direction, reading: Reading) -> Tensor:

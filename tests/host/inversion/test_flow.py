@@ -1,0 +1,202 @@
+"""Clips of flow-matching models: tiny random ones of the host's own configurations, inverted and sampled."""
+
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sample
+import comfy.samplers
+import comfy.supported_models
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from consistent_video.modules.clip_model.host.attach import attach, inflate
+from consistent_video.modules.clip_model.methods import EI2, method
+from consistent_video.modules.inversion.file import load_inversion, save_inversion
+from consistent_video.modules.inversion.host.invert import INVERSION, to_latent
+from consistent_video.modules.inversion.inversion import Method
+from consistent_video.modules.slices.host import SliceSettings, attach_slices
+from consistent_video.modules.tuning.host.private_copy import check_tunable
+from consistent_video.nodes.inversion import INRBidirectionalDDIMInversion
+
+from ..edits import away, edit, invert, patched, relation, small_latent, still
+
+FRAMES, CHANNELS, HEIGHT, WIDTH, TOKENS, STEPS = 4, 16, 8, 6, 5, 5
+FLUX = {
+    "image_model": "flux", "in_channels": CHANNELS, "out_channels": CHANNELS, "vec_in_dim": 12, "context_in_dim": 20,
+    "hidden_size": 48, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1,
+    "axes_dim": [8, 8, 8], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True,
+    "txt_ids_dims": [],
+}  # fmt: skip
+SD3 = {
+    "in_channels": CHANNELS, "out_channels": CHANNELS, "patch_size": 2, "depth": 2, "input_size": None,
+    "adm_in_channels": 12, "num_patches": 400, "pos_embed_max_size": 20, "pos_embed_scaling_factor": None,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 20, "out_features": 128}},
+}  # fmt: skip
+CALM = 0.2  # of the velocity, so that refinements converge
+KINDS = {"Flux": (comfy.supported_models.Flux, FLUX), "SD3": (comfy.supported_models.SD3, SD3)}
+
+
+def make(name: str) -> ModelPatcher:
+    """Return a clip model of a family with random weights, the same at each call."""
+    kind, unet = KINDS[name]
+    config = kind(dict(unet))
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "")
+    generator = torch.Generator().manual_seed(1)
+    weights = {}
+    for key, value in model.diffusion_model.state_dict().items():
+        drawn = torch.randn(value.shape, generator=generator)
+        weights[key] = drawn / value[0].numel() ** 0.5 if value.ndim > 1 else 0.1 * drawn + ("norm" in key)
+        weights[key] *= CALM if "final_layer.linear" in key else 1
+    model.diffusion_model.load_state_dict(weights)
+    devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    return inflate(comfy.model_patcher.ModelPatcher(model, *devices))
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def prompt(seed: int, **given: Any) -> list[list[Any]]:
+    return [[draw(1, TOKENS, 20, seed=seed), {"pooled_output": draw(1, 12, seed=seed + 50), **given}]]
+
+
+SOURCE, EMPTY, EDIT = prompt(3), prompt(4), prompt(5)
+PROMPTS = {"positive": SOURCE, "negative": EMPTY}
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def model(request: pytest.FixtureRequest) -> ModelPatcher:
+    return make(request.param)
+
+
+@pytest.fixture(scope="module")
+def flux() -> ModelPatcher:
+    return make("Flux")
+
+
+@pytest.fixture(scope="module")
+def latent() -> dict[str, Tensor]:
+    clip = draw(1, CHANNELS, HEIGHT, WIDTH, seed=7) + 0.3 * draw(FRAMES, CHANNELS, HEIGHT, WIDTH, seed=8)
+    return {"samples": clip}
+
+
+def plain(model: ModelPatcher, latent: dict[str, Any], **given: Any) -> dict[str, Any]:
+    return invert(model, latent, **{"steps": STEPS, "denoise": 0.9, **PROMPTS, **given})
+
+
+def back(model: ModelPatcher, inversion: dict[str, Any], **given: Any) -> Tensor:
+    return edit(model, inversion, **{"cfg": 1.0, **PROMPTS, **given})
+
+
+@pytest.mark.parametrize(("given", "bound"), [({"refinements": 6}, 5e-4), ({"solver": "midpoint", "steps": 10}, 0.03)])
+def test_the_clip_comes_back(model, latent, given: dict[str, Any], bound: float) -> None:
+    found = away(back(model, plain(model, latent, **given)), latent["samples"])
+    assert found < min(bound, 0.5 * away(back(model, plain(model, latent)), latent["samples"]))
+
+
+def test_the_model_is_the_base_model_to_the_bit(model, latent) -> None:
+    base = model.clone()
+    base.wrappers.clear()
+    noise = draw(1, CHANNELS, HEIGHT, WIDTH, seed=9)
+    sampler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor([1.0, 0.4, 0.0])
+    given = 2.0, sampler, sigmas, EDIT, EMPTY, latent["samples"][:1]
+    one, other = (comfy.sample.sample_custom(each, noise, *given, disable_pbar=True, seed=0) for each in (model, base))
+    assert one.equal(other)
+
+
+def test_sampling_is_the_hosts_euler(model, latent) -> None:
+    inversion = plain(model, latent)[INVERSION]
+    start = model.model.process_latent_in(inversion.start)
+    sampling = model.get_model_object("model_sampling")
+    sigmas = inversion.sigmas
+    # The host scales what it is given by 1 - sigma.
+    given = model.model.process_latent_out(start / (1 - sigmas[0]))
+    wrapped = model.clone()
+    wrapped.wrappers.clear()  # which refuse an inverted clip in other samplers
+    sampler = comfy.samplers.sampler_object("euler")
+    expected = comfy.sample.sample_custom(
+        wrapped, torch.zeros_like(given), 1.0, sampler, sigmas, EDIT, EMPTY, given, disable_pbar=True, seed=0
+    )
+    assert sigmas[0] < 1 and torch.isin(sigmas[:-1], sampling.sigmas.cpu()).all()
+    assert away(edit(model, plain(model, latent), cfg=1.0, positive=EDIT, negative=EMPTY), expected) < 1e-5
+
+
+def test_a_walk_from_noise_alone_comes_back(flux, latent) -> None:
+    inverted = plain(flux, latent, denoise=1.0, refinements=8)
+    assert inverted[INVERSION].sigmas[0] == 1
+    assert away(back(flux, inverted), latent["samples"]) < 2e-3
+
+
+def test_frames_of_a_batch_do_not_mix(model, latent) -> None:
+    together = plain(model, latent)["samples"]
+    alone = plain(model, {"samples": latent["samples"][1:2]})["samples"]
+    assert away(together[1:2], alone) < 1e-5
+    assert away(back(model, plain(model, latent))[:1], latent["samples"][:1]) > 1e-4
+
+
+def test_gamma_moves_the_start_continuously_and_one_frame_not_at_all(flux, latent) -> None:
+    start = plain(flux, latent)["samples"]
+    assert plain(flux, latent, gamma=0.5, direction="none")["samples"].equal(start)
+    moved = [away(plain(flux, latent, gamma=gamma)["samples"], start) for gamma in (0.5, 1e-3)]
+    assert moved[0] > 1e-3 > 100 * moved[1] > 0
+    one = {"samples": latent["samples"][:1]}
+    assert plain(flux, one, gamma=0.5)["samples"].equal(plain(flux, one)["samples"])
+
+
+def test_the_relation_acts_at_sampling_and_not_without_an_edit(flux, latent) -> None:
+    inverted = plain(flux, latent, refinements=8)
+    tied = {"relation": relation(motion=still())}
+    assert away(back(flux, inverted, **tied), back(flux, inverted)) < 5e-3
+    edited = {"positive": EDIT, "cfg": 2.0}
+    assert away(back(flux, inverted, **edited, **tied), back(flux, inverted, **edited)) > 0.01
+
+
+def test_a_saved_inversion_gives_the_same_edit(flux, latent, tmp_path) -> None:
+    inverted = plain(flux, latent)
+    save_inversion(inverted[INVERSION], tmp_path / "a.safetensors")
+    loaded = to_latent(load_inversion(tmp_path / "a.safetensors"))
+    assert loaded[INVERSION].kind == "flow"
+    assert back(flux, loaded).equal(back(flux, inverted))
+
+
+def test_the_report_says_what_cfg_means(flux, latent) -> None:
+    found = INRBidirectionalDDIMInversion.execute(flux, SOURCE, latent, steps=2, denoise=0.0, refinements=0)
+    assert "guidance-distilled" in found.args[2] and "full noise" in found.args[2]
+    assert float(found.args[1][0]) < 0.65  # 8 x 6 positions
+
+
+@pytest.mark.parametrize("kind", ["edit-friendly DDPM", "STEM"])
+def test_other_methods_are_refused(flux, latent, kind: Method) -> None:
+    with pytest.raises(ValueError, match=f"method {kind} does not apply to Flux: .* Set method to DDIM"):
+        plain(flux, latent, method=kind)
+
+
+def test_parts_for_unets_are_refused_by_name(flux, latent) -> None:
+    inverted = plain(flux, latent)
+    for name, use in {
+        "STAM/FFAM Patch": lambda: attach(flux, *method(EI2)),
+        "Slice Denoiser": lambda: attach_slices(flux, EMPTY, SliceSettings()),
+        "One-Shot Tune": lambda: check_tunable(flux),
+        "cfg_rescale": lambda: back(flux, inverted, cfg_rescale=0.5),
+        "eta 0.5": lambda: back(flux, inverted, eta=0.5),
+        "gamma 0.5 has no effect": lambda: plain(flux, latent, gamma=0.5, denoise=1.0),
+        "shape .*1, 8, 6": lambda: plain(flux, {"samples": latent["samples"].unsqueeze(2)}),
+        "4 channels and the model's latents have 16": lambda: plain(flux, small_latent()),
+        "a flow-matching model, and model is": lambda: edit(patched(), inverted),
+    }.items():
+        with pytest.raises(ValueError, match=name):
+            use()
+
+
+def test_other_samplers_refuse_an_inverted_clip(flux, latent) -> None:
+    inverted = plain(flux, latent)  # held, or else it is forgotten
+    samples = inverted["samples"]
+    sampler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor([0.5, 0.0])
+    with pytest.raises(ValueError, match="scale down by 1 - sigma"):
+        comfy.sample.sample_custom(
+            flux, torch.zeros_like(samples), 1.0, sampler, sigmas, EDIT, EMPTY, samples, disable_pbar=True, seed=0
+        )
