@@ -8,6 +8,7 @@ from comfy.model_sampling import CONST, EPS, V_PREDICTION
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...clip_model.host.family import family_of
 from ...sockets.pictures import check_numbers, read_mask
 from ..ddim import Prediction
 
@@ -18,9 +19,17 @@ def prediction_of(model: ModelPatcher) -> Prediction:
     """Return what a model's UNet predicts.
 
     Raises:
-        ValueError: it predicts neither eps nor v nor the velocity of a flow, or has no table of noise levels.
+        ValueError: it predicts neither eps nor v nor the velocity of a flow, has no table of noise levels, or is made
+            to sample as its family does not.
     """
-    return prediction_by(model.get_model_object("model_sampling"))
+    prediction = prediction_by(model.get_model_object("model_sampling"))
+    if (prediction == "flow") == family_of(model).parts:
+        way = "by" if prediction == "flow" else "without"
+        raise ValueError(
+            f"model is {type(model.model).__name__} and is made to sample {way} "
+            "flow matching, as its family does not. Remove the ModelSampling node before it."
+        )
+    return prediction
 
 
 def prediction_by(sampling: Any) -> Prediction:

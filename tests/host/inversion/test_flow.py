@@ -10,6 +10,7 @@ import comfy.supported_models
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
 from torch import Tensor
 
 from consistent_video.modules.clip_model.host.attach import attach, inflate
@@ -200,3 +201,12 @@ def test_other_samplers_refuse_an_inverted_clip(flux, latent) -> None:
         comfy.sample.sample_custom(
             flux, torch.zeros_like(samples), 1.0, sampler, sigmas, EDIT, EMPTY, samples, disable_pbar=True, seed=0
         )
+
+
+def test_models_made_to_sample_as_their_family_does_not_are_refused(flux, latent) -> None:
+    (unet,) = ModelSamplingSD3().patch(patched(), 3.0)
+    with pytest.raises(ValueError, match="made to sample by flow matching.* Remove the ModelSampling node"):
+        invert(unet, small_latent(), steps=2)
+    (transformer,) = ModelSamplingDiscrete().patch(flux, "eps", False)
+    with pytest.raises(ValueError, match="made to sample without flow matching"):
+        plain(transformer, latent)
