@@ -18,7 +18,7 @@ import av
 import numpy as np
 import torch
 
-from ..modules.tuning.host.autosave import SUBFOLDER
+from ..modules.files.host import AUTOSAVES
 from ..modules.tuning.weights import Tune, hash_tensors, load_tune, save_tune
 from ..scripts.environment import comfyui_tree
 from ..scripts.host import Host, device_arguments
@@ -65,7 +65,7 @@ def kill_tuning(base: Path, ending: int) -> None:
         runner = threading.Thread(target=run_to, args=(host, prompt))
         runner.start()
         deadline = time.monotonic() + 300
-        while not [*(tunes_of(host) / SUBFOLDER).glob("*.safetensors")] and time.monotonic() < deadline:
+        while not [*(tunes_of(host) / AUTOSAVES).glob("*.safetensors")] and time.monotonic() < deadline:
             time.sleep(0.05)
         assert host.process is not None, "it runs"
         os.killpg(host.process.pid, ending)
@@ -91,7 +91,7 @@ def try_kills(count: int, seed: int) -> Iterator[Row]:
             with serve(base) as host:
                 run = host.run(tuning_prompt(host))
                 report, log = run.text("show"), host.log_text()
-                left = [path.name for path in (tunes_of(host) / SUBFOLDER).iterdir()]
+                left = [path.name for path in (tunes_of(host) / AUTOSAVES).iterdir()]
                 if digest_of(tunes_of(host) / "tune_00001_.safetensors") != whole:
                     failed.append("the tune is another than that of an uninterrupted tuning")
             if "resumed_from_autosave_after" not in report:

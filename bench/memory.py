@@ -78,8 +78,8 @@ def list_cases(setting: Setting) -> list[Case]:
     shapes = [(n, setting.size, USUAL_R) for n in FRAMES if n <= setting.frames]
     shapes += [(more, setting.size, r) for r in RS]
     shapes += [(usual, round(part * setting.size), USUAL_R) for part in SIZES]
-    wanted = [(what, *shape) for shape in shapes for what in CURVES]
-    wanted += [(what, usual, setting.size, USUAL_R) for what in (SAMPLING_PER_FRAME, CODE, CODE_DEFAULTS)]
+    wanted = [(what, *shape, SD15) for shape in shapes for what in CURVES]
+    wanted += [(what, usual, setting.size, USUAL_R, SD15) for what in (SAMPLING_PER_FRAME, CODE, CODE_DEFAULTS)]
     wanted += [
         (what, frames, round(part * setting.size), USUAL_R, SDXL)
         for what in (SAMPLING, OURS_CHECKPOINTED, OURS_LEAST)
