@@ -121,7 +121,7 @@ def make_document(
     for row in rows:
         cards.setdefault(row["method"], []).append(row["rows"]["edit"])
     measures = list(dict.fromkeys(key for card in sum(cards.values(), []) for key in card))
-    lines = ["# The papers' tables", "", introduce(options, len({row["video"] for row in rows})), "", LEGEND]
+    lines = ["# The papers' tables", "", introduce(options, len({row["video"] for row in rows})), "", LEGEND, ""]
     for table in tables:
         known = [key for key in (CLIP_TEXT, CLIP_FRAMES) if any(key in own for own in table.published.values())]
         body = [
@@ -134,7 +134,7 @@ def make_document(
             for name in table.systems
         ]
         headings = ["system", "edits", *measures, *(f"{key}, published" for key in known)]
-        lines += [f"## {table.title}", "", table.note, "", write_table(headings, body), ""]
+        lines += [f"## {table.title}", "", *((table.note, "") if table.note else ()), write_table(headings, body), ""]
     lines += ["## Settings", "", "As they ran, where they differ from the nodes' defaults.", ""]
     lines += [
         f"- **{name}** ({COMPARED[name].by}): {settings_of(name, rows)}. {COMPARED[name].differs}".strip()
@@ -144,17 +144,24 @@ def make_document(
     return "\n".join(lines) + "\n"
 
 
+UNSAID = ("Save tune", "Scorecard")  # nodes whose settings change no edit
+
+
 def settings_of(name: str, rows: Sequence[dict[str, Any]]) -> str:
     """Return what the nodes of a system were set to."""
     settings = next(row["settings"] for row in rows if row["method"] == name)
     return "; ".join(
-        f"{title}: {', '.join(f'{key} {value}' for key, value in values.items())}" for title, values in settings.items()
+        f"{title}: {', '.join(f'{key} {value}' for key, value in values.items())}"
+        for title, values in settings.items()
+        if title not in UNSAID
     )
 
 
 def introduce(options: argparse.Namespace, clips: int) -> str:
     """Return how the figures came about."""
-    what = "drawn clips that the demo model never saw" if str(options.checkpoint) == DEMO_MODEL else "clips"
+    what = f"clip{'s' * (clips != 1)}"
+    if str(options.checkpoint) == DEMO_MODEL:
+        what = f"drawn {what} that the demo model never saw"
     return (
         f"Written by `python -m bench papers`: {clips} {what}, {options.frames} frames of {options.size} x "
         f"{options.size}; {options.checkpoint.name}, tuned for {options.steps} steps at {options.learning_rate:g}, "
