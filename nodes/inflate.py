@@ -20,7 +20,11 @@ class InflateUNet(Node):
             "frames share nothing until STAM/FFAM Patch or Apply Tune connects them.",
             search_aliases=["video unet", "pseudo 3D", "inflation", "EI2", "Tune-A-Video"],
             inputs=[
-                io.Model.Input("model", tooltip="Model of the Stable Diffusion 1.x family; LoRA may be applied."),
+                io.Model.Input(
+                    "model",
+                    tooltip="Model of the Stable Diffusion 1.x family, or SD3, Flux or Z-Image for inversion and "
+                    "sampling; LoRA may be applied.",
+                ),
                 io.Int.Input(
                     "num_frames",
                     default=0,

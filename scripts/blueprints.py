@@ -67,9 +67,9 @@ def edit_clip(edit: Workflow) -> Subgraph:
     }
     return pack(
         "Edit Clip",
-        "Edits a clip by an SD1.x model, without tuning: says what it shows and what it is to show, in the same words "
+        "Edits a clip with an SD1.x model, without tuning. Say what it shows and what it is to show, in the same words "
         "but for what changes. The clip is inverted and sampled with the edited prompt, its frames tied along its "
-        "motion. Takes `frames` frames of the video from start_time on.",
+        "motion. Takes `frames` frames of the four seconds from start_time on.",
         edit,
         OF_MODEL | OF_CLIP,
         PROMPTS | TAKEN | dials,
@@ -87,7 +87,7 @@ def tune_and_edit_clip(ei2: Workflow) -> Subgraph:
     }
     return pack(
         "Tune and Edit Clip",
-        "Tunes an SD1.x model on a clip, as EI² does, and edits the clip by it. Another edited prompt does not tune "
+        "Tunes an SD1.x model on a clip, as EI² does, and edits the clip with it. Another edited prompt does not tune "
         "again. Connect tune to Save Tune to keep the tuned weights, Tuning Preview to see the edit while it tunes.",
         ei2,
         OF_MODEL | OF_CLIP | {"preview": ("Preview", "CONSISTENT_VIDEO_TUNING_PREVIEW")},

@@ -96,7 +96,7 @@ def edit_clip(task: Task) -> Workflow:
             "Say what the clip shows and what it is to show, in the same words but for what changes. frames, width and "
             "height: what is taken of the file. cfg: higher follows the edited prompt more and the clip less. "
             "denoise: more leaves the edit freer; 0 matches it to the size. The button at the node's top right, or a "
-            "double click beside its name, opens all that it consists of.",
+            "double click next to its name, opens all that it consists of.",
         ),
         packed,
         Group("3 Edited clip"),

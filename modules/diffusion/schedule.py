@@ -81,7 +81,7 @@ def sigma_to_alpha_bar(sigma: Tensor) -> Tensor:
 def flow_sigmas(sigma_table: Tensor, num_steps: int, denoise: float = 1.0) -> Tensor:
     """Return the levels of a flow's walk from noise to clean, shape (num_steps + 1,), descending, 0 last.
 
-    At denoise 1 they are those of ComfyUI's scheduler "simple": evenly spaced in the table, from its end.
+    At denoise 1 they are those of ComfyUI's scheduler "simple", up to a row: evenly spaced in the table, from its end.
 
     Args:
         sigma_table: the flow's times, 0 ... 1, by training timestep, ascending.

@@ -88,9 +88,12 @@ def list_files(folder: str) -> list[str]:
 
     Those still being written are left out, and of what can be imported our own autosaves.
     """
-    hidden = (f"{PART}/", f"{AUTOSAVES}/") if folder == IMPORTS else (f"{PART}/",)
-    names = folder_paths.get_filename_list(folder)
-    return [name for name in names if not any(part in Path(name).as_posix() for part in hidden)]
+    names = {name: Path(name).as_posix() for name in folder_paths.get_filename_list(folder)}
+    return [
+        name
+        for name, path in names.items()
+        if f"{PART}/" not in path and not (folder == IMPORTS and path.startswith(f"{AUTOSAVES}/"))
+    ]
 
 
 def find_file(folder: str, name: str) -> Path:

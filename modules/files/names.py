@@ -46,6 +46,7 @@ def check_prefix(prefix: str) -> str:
 
 def shown(value: Any, length: int = 60) -> str:
     """Return a value as a message shows it: as code, printable, on one line, and cut to a length."""
-    text = " ".join(repr(value[:length] if isinstance(value, str) else value).split())
-    whole = len(text) <= length + len("''") and not (isinstance(value, str) and len(value) > length)
-    return text if whole else f"{text[: length + 2]}..."
+    if isinstance(value, str):
+        return repr(value) if len(value) <= length else f"{value[:length]!r}..."
+    text = " ".join(repr(value).split())
+    return text if len(text) <= length else f"{text[:length]}..."

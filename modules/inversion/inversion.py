@@ -145,20 +145,29 @@ class Relation:
         return x + sigma * (smoothed - noise)
 
 
-def check_full_noise(settings: InversionSettings, sigma: Tensor, frames: int) -> None:
+def check_flow(settings: InversionSettings, sigma: Tensor, frames: int) -> None:
     """Raise ValueError where the relation is asked for at the end of a flow, at which it changes nothing.
+
+    Nor does fresh noise suit every step: the velocity that it means at x, (eps - x) / (1 - t), has no bound there.
 
     Args:
         settings: of the inversion of a flow.
         sigma: where the inversion ends.
         frames: of the clip.
     """
-    is_implied = settings.noise == "implied" and settings.start != "every step"
-    if settings.relates(frames) and is_implied and sigma >= 1:
+    if not settings.relates(frames):
+        return
+    if settings.start == "every step" and settings.noise == "Gaussian":
+        raise ValueError(
+            "noise Gaussian does not combine with start every step for a flow-matching model, whose velocity would "
+            "then grow without bound towards noise. Set noise to implied, or start to inverted latent."
+        )
+    is_implied = settings.noise == "implied" and settings.reading != "sum" and settings.start != "every step"
+    if is_implied and sigma >= 1:
         raise ValueError(
             f"gamma {settings.gamma:g} has no effect at denoise {settings.denoise:g}: there a flow model's latent is "
-            "noise alone, and implied and predicted noise are equal. Lower denoise (0 = auto), set start to every "
-            "step, or gamma to 0."
+            "noise alone, and implied and predicted noise are equal. Lower denoise (0 = auto), or set direction to "
+            "none."
         )
 
 

@@ -223,8 +223,12 @@ class InvertedClipSampler(ClipSampler):
             )
         if self.settings.eta and inversion.kind == "flow":
             raise ValueError(
-                f"eta {self.settings.eta:g} adds noise as DDIM does, and a flow-matching model's sampling has none. "
-                "Set eta to 0."
+                f"eta {self.settings.eta:g} adds noise; sampling of a flow-matching model has none. Set eta to 0."
+            )
+        if end < inversion.steps and inversion.kind == "flow":
+            raise ValueError(
+                f"end_step {end} leaves a flow-matching model's clip unfinished, which ComfyUI's samplers would scale "
+                "down. Set end_step to 0."
             )
         if self.settings.eta and (made.is_ancestral or made.solver == "midpoint"):
             raise ValueError(
@@ -251,8 +255,7 @@ class InvertedClipSampler(ClipSampler):
                 "same node."
             )
         inversion, settings, model = self.inversion, self.settings, model_wrap.inner_model
-        kind = kind_of_path(prediction_by(model.model_sampling))
-        inversion.check_levels(model.model_sampling.sigmas.cpu(), kind)
+        inversion.check_levels(model.model_sampling.sigmas.cpu(), kind_of_path(prediction_by(model.model_sampling)))
         inversion.check_unchanged(model.process_latent_out(latent_image).cpu())
         states = trajectory(model, inversion)
         if settings.start_step:

@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 
 DISTILLED = (
     "This model is guidance-distilled: guidance of the conditioning (FluxGuidance; 3.5 where it is not connected) is "
-    "an input of the model and takes the place of CFG. cfg above 1 is a second guidance on top and needs the negative "
+    "an input of the model and replaces CFG. cfg above 1 is a second guidance on top and needs the negative "
     "at twice the time; 1 is usual. A low guidance, about 1, inverts best."
 )
 

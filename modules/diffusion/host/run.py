@@ -10,7 +10,7 @@ import comfy.utils
 import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.samplers import KSAMPLER, KSamplerX0Inpaint
+from comfy.samplers import KSAMPLER
 from torch import Tensor
 
 from ...clip_model.host.evolved import refuse_other_starts, sets_guidance
@@ -117,19 +117,14 @@ class ClipSampler(KSAMPLER):
         plays = plays_itself(model_wrap.model_patcher)
         what = "inversion" if sigmas[0] < sigmas[-1] else "sampling"
 
-        def show(step: int, x_0: Tensor, x: Tensor, total: int) -> None:
+        def show(values: dict[str, Any]) -> None:
+            step, total, x_0 = values["i"], len(sigmas) - 1, values["denoised"]
             frame = step % len(x_0) if step + 1 < total and not plays else 0  # the host keeps the last one as it is
             check_state(x_0, step + 1, total, what, model_wrap.model_patcher)
             if callback is not None:
-                callback(step, x_0.roll(-frame, dims=0), x, total)
+                callback(step, x_0.roll(-frame, dims=0), values["x"], total)
 
-        def after_step(values: dict[str, Any]) -> None:
-            show(values["i"], values["denoised"], values["x"], len(sigmas) - 1)
-
-        model_k = KSamplerX0Inpaint(model_wrap, sigmas)
-        model_k.latent_image, model_k.noise = latent_image, noise
-        given = {**extra_args, "denoise_mask": denoise_mask}
-        start = model_k, latent_image, sigmas, given, after_step, disable_pbar
+        start = model_wrap, latent_image, sigmas, extra_args, show, disable_pbar
         sampled = self.sampler_function(*start, **self.extra_options)
         check_state(sampled, len(sigmas) - 1, len(sigmas) - 1, what, model_wrap.model_patcher)
         return sampled

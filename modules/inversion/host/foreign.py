@@ -47,16 +47,16 @@ def check_start(executor, noise, latent_image, sampler, sigmas, denoise_mask=Non
 
 def refuse_start(found: list[Inversion], adds_noise: bool, sigma: float) -> None:
     """Raise ValueError where the noise of a sampling's start is not that of any inversion that was found in it."""
+    if all(inversion.kind == "flow" for inversion in found):
+        raise ValueError(
+            "latent_image is a clip that a flow-matching model inverted, which this sampler would scale down by 1 - "
+            "sigma. Use Smooth Sample, or SamplerCustomAdvanced with the sampler of Smooth Sampler."
+        )
     if adds_noise:
         raise ValueError(
             "latent_image is an inverted clip, which is its own noise, and this sampler adds more, in which the clip "
             "would be lost. Use Smooth Sample; or disable add_noise (KSampler (Advanced), SamplerCustom), or connect "
             "DisableNoise (SamplerCustomAdvanced)."
-        )
-    if all(inversion.kind == "flow" for inversion in found):
-        raise ValueError(
-            "latent_image is a clip that a flow-matching model inverted, which this sampler would scale down by 1 - "
-            "sigma. Use Smooth Sample, or SamplerCustomAdvanced with the sampler of Smooth Sampler."
         )
     levels = [float(inversion.sigmas[0]) for inversion in found]
     if not any(abs(sigma - level) <= APART * level for level in levels):

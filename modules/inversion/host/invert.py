@@ -31,7 +31,7 @@ from ...diffusion.host.latent import (
 from ...diffusion.host.run import ClipSampler, run_sampler, warn_of_frames
 from ...diffusion.midpoint import sample_midpoint
 from ...diffusion.schedule import ddim_sigmas, flow_sigmas, matched_denoise, matched_flow_denoise
-from ..inversion import Inversion, InversionSettings, Relation, check_full_noise
+from ..inversion import Inversion, InversionSettings, Relation, check_flow
 from .foreign import MASKED, remember
 from .identity import model_digest
 from .stem import with_bases
@@ -105,7 +105,7 @@ def walk_of(model: ModelPatcher, settings: InversionSettings, samples: Tensor) -
     denoise = settings.denoise or matched_flow_denoise(table, *samples.shape[-2:])
     settings = replace(settings, denoise=denoise, set_alpha_to_one=True)
     sigmas = flow_sigmas(table, settings.steps, settings.denoise)
-    check_full_noise(settings, sigmas[0], len(samples))
+    check_flow(settings, sigmas[0], len(samples))
     return settings, sigmas
 
 

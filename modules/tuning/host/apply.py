@@ -6,6 +6,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...clip_model.host.attach import attach, inflate
 from ...clip_model.host.bank import blocks_with_module, temporal_key, transformer_blocks
+from ...clip_model.host.family import require_unet
 from ...clip_model.host.settings import KEY, ClipSettings, clip_settings
 from ...clip_model.temporal import TemporalConfig, TemporalModule, trained_with
 from ..weights import DIFFERENCES, Tune
@@ -33,6 +34,7 @@ def apply_tune(
     """
     if KEY not in model.model_options["transformer_options"]:
         model = inflate(model)
+    require_unet(model, "Apply Tune", "Load the checkpoint that the tune was made on.")
     digest, applied = tune.digest(), clip_settings(model).tunes
     if digest in applied:
         raise ValueError(

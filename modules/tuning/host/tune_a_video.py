@@ -9,7 +9,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...clip_model.host.family import check_unet
+from ...clip_model.host.family import require_unet
 from ...diffusion.host.latent import prediction_of
 from ...files.host import IMPORTS, read_weights, save_new
 from ...files.tensor_file import check_tensors
@@ -79,7 +79,7 @@ def import_tune_a_video(model: ModelPatcher, name: str) -> tuple[Tune, str]:
     Raises:
         ValueError: the file is no such UNet, or of another structure, or the model is not supported.
     """
-    check_unet(model)
+    require_unet(model, "Import Tune-A-Video", "Load the checkpoint that it was tuned from.")
     check_precision(model)
     unet, weights = unet_weights(model), read_unet(name)
     names = file_names(diffusers_table(model), unet)

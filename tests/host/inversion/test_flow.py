@@ -13,6 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
 from torch import Tensor
 
+from consistent_video.modules.attention_control.host.control import attach_control
 from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.methods import EI2, method
 from consistent_video.modules.inversion.file import load_inversion, save_inversion
@@ -185,6 +186,9 @@ def test_parts_for_unets_are_refused_by_name(flux, latent) -> None:
         "cfg_rescale": lambda: back(flux, inverted, cfg_rescale=0.5),
         "eta 0.5": lambda: back(flux, inverted, eta=0.5),
         "gamma 0.5 has no effect": lambda: plain(flux, latent, gamma=0.5, denoise=1.0),
+        "noise Gaussian does not": lambda: plain(flux, latent, gamma=0.5, noise="Gaussian", start="every step"),
+        "end_step 2": lambda: back(flux, inverted, end_step=2),
+        "Attention Control": lambda: attach_control(flux, inverted, SOURCE, None, None),
         "shape .*1, 8, 6": lambda: plain(flux, {"samples": latent["samples"].unsqueeze(2)}),
         "4 channels and the model's latents have 16": lambda: plain(flux, small_latent()),
         "a flow-matching model, and model is": lambda: edit(patched(), inverted),

@@ -1,15 +1,18 @@
 """Inversions of a flow: the relation restated for velocities, the record, its file."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from consistent_video.modules.inversion.file import load_inversion, save_inversion
-from consistent_video.modules.inversion.inversion import Inversion, InversionSettings, Relation, check_full_noise
+from consistent_video.modules.inversion.inversion import Inversion, InversionSettings, Relation, check_flow
 from consistent_video.modules.inversion.stability import error_bound
 
 STEPS, SHAPE = 3, (4, 2, 5, 3)
@@ -65,16 +68,24 @@ def test_gamma_0_changes_nothing() -> None:
 
 def test_relation_at_noise_alone_is_refused() -> None:
     with pytest.raises(ValueError, match="gamma 0.5 has no effect at denoise 1"):
-        check_full_noise(replace(SETTINGS, denoise=1.0), torch.tensor(1.0), 4)
-    check_full_noise(SETTINGS, torch.tensor(1.0), 1)
+        check_flow(replace(SETTINGS, denoise=1.0), torch.tensor(1.0), 4)
+    check_flow(SETTINGS, torch.tensor(1.0), 1)
     for settings in (replace(SETTINGS, gamma=0.0), replace(SETTINGS, noise="Gaussian")):
-        check_full_noise(settings, torch.tensor(1.0), 4)
+        check_flow(settings, torch.tensor(1.0), 4)
+    with pytest.raises(ValueError, match="noise Gaussian does not combine with start every step"):
+        check_flow(replace(SETTINGS, noise="Gaussian", start="every step"), torch.tensor(0.5), 4)
 
 
 def test_record_keeps_its_kind_in_a_file_and_older_files_are_of_noise(tmp_path: Path) -> None:
     for inversion in (make(), replace(make(), kind="noise")):
         save_inversion(inversion, tmp_path / "a.safetensors")
         assert load_inversion(tmp_path / "a.safetensors").kind == inversion.kind
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+    info = json.loads(metadata["info"])
+    assert info.pop("kind") == "noise"
+    save_file(tensors, tmp_path / "older.safetensors", {**metadata, "info": json.dumps(info)})
+    assert load_inversion(tmp_path / "older.safetensors").kind == "noise"
     with pytest.raises(ValueError, match="not a flow's"):
         replace(make(), sigmas=torch.tensor([3.0, 2.0, 1.0, 0.0]))
 
