@@ -120,8 +120,14 @@ class Study:
         return model, learned.adapter, losses_of(learned.adapter.info) | row
 
     def run(self, case: Case, truth: Truth) -> Row:
-        """Tune, edit and judge."""
-        model, tokens, row = self.learn(case, truth)
+        """Tune, edit and judge; a descent that diverges has no figures."""
+        try:
+            model, tokens, row = self.learn(case, truth)
+        except FloatingPointError as error:
+            if not case.of_limit:
+                raise
+            say(f"{case.of_limit:g} / L: {error}")
+            return {**asdict(case), **dict.fromkeys(("rate", "rises", "loss", "consistency_loss", *JUDGED))}
 
         def prompt(words: str) -> list:
             plain = self.world.prompt(words)
@@ -158,11 +164,11 @@ def measure_adapters(options: argparse.Namespace) -> None:
 def write_document(document: Path, rows: Sequence[Row], options: argparse.Namespace) -> None:
     """Write the tables of some rows."""
     document.parent.mkdir(parents=True, exist_ok=True)
-    clips = len({row["clip"] for row in rows})
+    clips, rates = len({row["clip"] for row in rows}), ", ".join(f"{name} at {rate:g}" for name, rate in RATES.items())
     text = [
         "# Prompt adapters, measured",
-        f"Written by `python -m bench adapters`: {clips} drawn clips, the demo model with EI²'s attention, tuned for "
-        f"{options.steps} steps (AdamW: {', '.join(f'{name} at {rate:g}' for name, rate in RATES.items())}), "
+        f"Written by `python -m bench adapters`: {clips} drawn clip{'s' * (clips > 1)}, the demo model with EI²'s "
+        f"attention, tuned for {options.steps} steps (AdamW: {rates}), "
         f"{options.ddim_steps} DDIM steps, no noise relation. All rows of a clip see the same noise levels and noises. "
         "A cell holds the mean over the clips ± its standard error; losses are means over the later half of the steps. "
         "Figures of edits: see [benchmark.md](benchmark.md).",
@@ -217,8 +223,10 @@ def descent_table(rows: Sequence[Row]) -> str:
     for of_limit in (*OF_LIMIT, 0.0):
         own = [row for row in rows if (row["learner"], row["weight"], row["of_limit"]) == (TOKENS, 0.0, of_limit)]
         name = f"gradient descent, {of_limit:g} / L" if of_limit else "AdamW"
-        rises = [len(row["rises"]) / row["steps"] for row in own] if of_limit else []
+        rises = [len(row["rises"]) / row["steps"] for row in own if row["rises"] is not None]
+        diverged = sum(row["loss"] is None for row in own)
+        name += f", which diverged on {diverged} of {len(own)}" if diverged else ""
         found = cells(own, "rate", "loss", "obeyed", "motion_error", "warp_error")
-        body.append([name, *found, mean_and_error(list(rises)) if rises else ""])
+        body.append([name, *found, mean_and_error(rises) if rises else ""])
     keys = ("obeyed", "motion_error", "warp_error")
     return write_table(["", "learning rate", "diffusion loss", *(JUDGED[key] for key in keys), "rises"], body)
