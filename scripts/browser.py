@@ -25,7 +25,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 READY = "window.app?.graph && window.app?.canvas && window.app?.extensionManager?.workflow?.activeWorkflow"
 USER_FILES = "/api/userdata"  # the editor asks for files that a new user does not have
 TUTORIAL = "Comfy.TutorialCompleted"
-PATIENCE = 60_000  # milliseconds
+PATIENCE = 180_000  # milliseconds
 NODE = "app.graph.nodes.find(node => node.title === title)"
 URL = r"https?://[^\s\"\\]+"
 CARD = '[data-testid="template-workflow-{}"]'

@@ -9,7 +9,7 @@ from typing import Any
 
 from .environment import ROOT
 
-LOCALES = ROOT / "locales"
+LOCALES, MODELS = ROOT / "locales", ROOT / "docs" / "models.md"
 Json = dict[str, Any]
 
 
@@ -35,3 +35,15 @@ def english(infos: Sequence[Json]) -> dict[str, Json]:
     nodes = {info["name"]: describe_node(info) for info in infos}
     parts = sorted({part for info in infos for part in info["category"].split("/")})
     return {"main.json": {"nodeCategories": {part: part for part in parts}}, "nodeDefs.json": nodes}
+
+
+def families_table(families: Sequence[Any]) -> str:
+    """Return which family of models takes which parts of the pack, as Markdown."""
+    lines = [
+        "| Model | Inversion, sampling, relation | Attention across frames, tuning, controls | |",
+        "|---|---|---|---|",
+    ]
+    for family in families:
+        said = [family.name, "no" if family.why_not else "yes", "yes" if family.parts else "no", family.why_not]
+        lines.append(f"| {' | '.join(said)} |")
+    return "\n".join(lines)

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from consistent_video.modules.clip_model.host.family import FAMILIES
 from consistent_video.modules.files.host import register_folder
 from consistent_video.nodes import NODES
 from consistent_video.scripts.environment import ROOT
 from consistent_video.scripts.host import Host
-from consistent_video.scripts.texts import LOCALES, english, list_inputs
+from consistent_video.scripts.texts import LOCALES, MODELS, english, families_table, list_inputs
 
 FILES = ("main.json", "nodeDefs.json")
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
@@ -76,6 +77,10 @@ def is_prose(key: Key) -> bool:
 
 def test_english_is_what_the_nodes_say(infos: list[dict]) -> None:
     assert read("en") == english(infos), "run python scripts/build_locales.py"
+
+
+def test_the_table_of_models_is_what_the_code_says() -> None:
+    assert families_table(FAMILIES) in MODELS.read_text(encoding="utf-8"), "run python scripts/build_locales.py"
 
 
 def test_chinese_has_every_text_and_none_that_is_gone(infos: list[dict]) -> None:
