@@ -20,6 +20,7 @@ from .tune_inputs import TuneInputs
 
 Made = TypeVar("Made", bound=Session)
 Keep = Callable[[Kept], str]
+UNSAID = "out of memory"  # how torch tells of it while it loads weights, by an error of another kind
 log = logging.getLogger(__name__)
 
 
@@ -68,7 +69,7 @@ def on_private_copy(
     except OutOfMemory:
         raise
     except RuntimeError as error:
-        if not comfy.model_management.is_oom(error):
+        if not comfy.model_management.is_oom(error) and UNSAID not in str(error):
             raise
         raise OutOfMemory(memory_advice(clip, inputs.latent["samples"], settings.memory)) from error
 

@@ -38,7 +38,8 @@ SD3 = {
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 20, "out_features": 128}},
 }  # fmt: skip
 Z_IMAGE = {
-    "image_model": "lumina2", "patch_size": 2, "in_channels": CHANNELS, "dim": 256, "n_layers": 1, "n_refiner_layers": 1,
+    "image_model": "lumina2", "patch_size": 2, "in_channels": CHANNELS, "dim": 256, "n_layers": 1,
+    "n_refiner_layers": 1,
     "n_heads": 8, "n_kv_heads": 8, "axes_dims": [8, 12, 12], "axes_lens": [64, 64, 64], "cap_feat_dim": 20,
     "qk_norm": True, "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32, "rope_theta": 256.0,
     "multiple_of": 16,

@@ -121,3 +121,15 @@ def test_smoothing_keeps_the_frames_that_it_needs(monkeypatch) -> None:
     crowd(2, (1,), monkeypatch)
     with pytest.raises(torch.cuda.OutOfMemoryError, match=f"Tuning {FRAMES} frames"):
         run(patched(EI2), SETTINGS.changed(steps=2, smoothing="SmoothVideo", smoothing_weight=0.2))
+
+
+def test_a_memory_that_is_full_while_weights_are_loaded_is_met_with_advice(monkeypatch) -> None:
+    """Torch then raises an error of another kind."""
+    model = patched(EI2)
+
+    def full(*_, **__) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(torch.Tensor, "copy_", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=f"Tuning {FRAMES} frames"):
+        run(model, SETTINGS)
