@@ -14,10 +14,12 @@ def tokenize(clip: Any, text: str, name: str) -> dict[str, list]:
         name: of the input.
 
     Raises:
-        ValueError: it is too long, or nested too deeply.
+        ValueError: it is too long, nested too deeply, or has half of a character, a lone surrogate.
     """
     if len(text) > LONGEST_PROMPT:
         raise ValueError(f"{name} has {len(text)} letters. Give {LONGEST_PROMPT} or fewer.")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"{name} has half of a character (a lone surrogate). Type the text again.")
     try:
         return clip.tokenize(text)
     except RecursionError as error:
