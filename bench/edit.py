@@ -91,7 +91,7 @@ def list_cases(options: argparse.Namespace, chosen: Mapping[str, float]) -> Iter
                 yield from (make_case(name, clip, True, 0, options, chosen) for name in BOUNDS)
             for name in selected(options):
                 how = METHODS[name]
-                if (number < options.tuned_clips and how.draws) or (seed == 0 and not how.draws):
+                if (number < how.part * options.tuned_clips and how.draws) or (seed == 0 and not how.draws):
                     yield make_case(name, clip, True, seed, options, chosen)
 
 

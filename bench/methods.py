@@ -58,6 +58,7 @@ class Method:
         takes: name of the hyper-parameter in CHOICES that is its own, "" = none.
         own: hyper-parameters in which it differs from what was chosen, by name.
         quick: whether --quick measures it.
+        part: of the clips with tunings on which it is measured.
     """
 
     model: Tuned = field(default_factory=Tuned)
@@ -73,6 +74,7 @@ class Method:
     takes: str = ""
     own: tuple[tuple[str, float], ...] = ()
     quick: bool = True
+    part: float = 1.0
 
     @property
     def draws(self) -> bool:
@@ -93,7 +95,7 @@ def norm_rows() -> dict[str, Method]:
             if (norm, spectral) != ("instance centering", "on"):
                 name = f"EI² with {norm}, {'with' if spectral == 'on' else 'no'} spectral norm"
                 patch = (("name", EI2), ("norm", norm), ("spectral_norm", spectral))
-                rows[name] = Method(Tuned(patch), quick=name in (LAYER_NORM, CENTERING))
+                rows[name] = Method(Tuned(patch), quick=name in (LAYER_NORM, CENTERING), part=1 / 3)
     return rows
 
 

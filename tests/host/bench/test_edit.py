@@ -179,9 +179,13 @@ def test_methods_that_nobody_asks_for_are_neither_tuned_nor_chosen_for(editing) 
 def test_tunings_are_measured_on_as_many_clips_as_asked_one_of_each_kind_first(editing) -> None:
     editing.quick, editing.kinds, editing.clips_of_kind, editing.tuned_clips, editing.seeds = False, (), 2, 8, 1
     cases = list(edit.list_cases(editing, FIRST))
-    clips = {name: [case.clip for case in cases if case.method == name] for name in (methods.FFAM, methods.EI2)}
+    clips = {
+        name: [case.clip for case in cases if case.method == name]
+        for name in (methods.FFAM, methods.EI2, methods.CENTERING)
+    }
     assert len(clips[methods.FFAM]) == 12 and clips[methods.EI2] == clips[methods.FFAM][:8]
     assert [clip.rsplit("_", 1)[1] for clip in clips[methods.EI2]] == ["0"] * 6 + ["1"] * 2
+    assert clips[methods.CENTERING] == clips[methods.EI2][:3]
 
 
 @pytest.mark.parametrize("name", [methods.FFAM, methods.GUIDED])
