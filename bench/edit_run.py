@@ -69,6 +69,7 @@ class Bench:
         self.truth: Truth
         self.tuned: dict[tuple, tuple[ModelPatcher, Watch]] = {}
         self.learned: dict[tuple, tuple[PromptAdapter, Watch]] = {}
+        self.latent: dict[str, Any] = {}
         self.inverted: dict[tuple, dict[str, Any]] = {}
         self.reconstructed: dict[int, float] = {}  # by the id of an inversion that is held
 
@@ -77,6 +78,7 @@ class Bench:
         key = case.clip, case.held_out, case.seed
         if key != self.key:
             self.key, self.truth = key, Truth(task)
+            self.latent = self.world.encode(self.truth.source.frames)
             self.tuned, self.learned, self.inverted, self.reconstructed = {}, {}, {}, {}
 
     def model(self, case: Case, how: Tuned) -> tuple[ModelPatcher, Watch | None]:
@@ -97,8 +99,7 @@ class Bench:
 
     def inputs(self) -> TuneInputs:
         """Return what the clip at hand is tuned with."""
-        prompt, frames = self.truth.task.prompts[0], self.truth.source.frames
-        return TuneInputs(self.world.prompt(prompt), self.world.encode(frames))
+        return TuneInputs(self.world.prompt(self.truth.task.prompts[0]), self.latent)
 
     def tokens(self, case: Case, how: Method, model: ModelPatcher) -> tuple[PromptAdapter | None, Watch | None]:
         """Return the prompt tokens of a method, and what learning them took."""
@@ -134,7 +135,7 @@ class Bench:
         key = how.model, how.tokens, tuned, settings
         found = self.inverted.get(key) if shares else None
         if found is None:
-            found = invert_clip(model, prompt, prompt, self.world.encode(self.truth.source.frames), settings)
+            found = invert_clip(model, prompt, prompt, self.latent, settings)
             self.inverted[key] = found
         return found
 
@@ -171,7 +172,7 @@ class Bench:
     def draw_from_text(self, case: Case) -> Tensor:
         """Return frames that the model draws from the edited prompt and independent noise, by DDIM from the top."""
         task, model = self.truth.task, self.world.model
-        latent = torch.zeros_like(self.world.encode(self.truth.source.frames)["samples"])
+        latent = torch.zeros_like(self.latent["samples"])
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(task.wanted.seed))
         sigmas = ddim_sigmas(sigma_table(model), case.ddim_steps)
         edited, empty = self.world.prompt(task.prompts[1]), self.world.prompt("")
@@ -183,14 +184,14 @@ class Bench:
         how = METHODS[case.method]
         model, source = self.model(case, how.model)[0], self.truth.task.prompts[0]
         prompt = self.prompt(source, self.tokens(case, how, model)[0])
-        inversion, latent = self.invert(case, model, prompt, shares=True), self.world.encode(self.truth.source.frames)
+        inversion = self.invert(case, model, prompt, shares=True)
         if id(inversion) not in self.reconstructed:
             back = sample_clip(model, prompt, prompt, inversion, SampleSettings(1.0))[0]
-            found = psnr(self.world.decode(back), self.world.decode(latent))
+            found = psnr(self.world.decode(back), self.world.decode(self.latent))
             self.reconstructed[id(inversion)] = fmean(found)
         row: Row = {"reconstruction": self.reconstructed[id(inversion)], "mean_shift": None, "covariance_ratio": None}
         if how.model.tuned:
-            shift = average_shift(list(measure_clip(model, prompt, latent, 0.5, case.seed)[0].values()))
+            shift = average_shift(list(measure_clip(model, prompt, self.latent, 0.5, case.seed)[0].values()))
             row |= {"mean_shift": shift.mean_shift, "covariance_ratio": shift.covariance_ratio}
         return row
 

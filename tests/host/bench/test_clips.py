@@ -41,11 +41,13 @@ def test_clips_are_edited_judged_and_kept_and_a_failure_is_listed(
     host: Host, options: argparse.Namespace, capsys, monkeypatch
 ) -> None:
     options.servers = [f"http://{host.address}/"]
+    table = [{**ROW, VIDEO: name, KINDS["style"]: ""} for name in (ROW[VIDEO], "missing")]
+    options.prompts.write_text(json.dumps(table))
     assert clips.measure_clips(options) == 1
     done = options.state / "clips.jsonl"
     rows = [json.loads(line) for line in done.read_text().splitlines()]
     assert sorted((row["video"], row["kind"], row["method"]) for row in rows) == [
-        ("red_circle", kind, method) for kind in ("object", "style") for method in ("EI² + INR", "FFAM")
+        ("red_circle", "object", method) for method in ("EI² + INR", "FFAM")
     ]
     for row in rows:
         assert row["rows"]["do nothing"]["motion alignment"] == pytest.approx(1)
@@ -57,7 +59,7 @@ def test_clips_are_edited_judged_and_kept_and_a_failure_is_listed(
     document, told = options.document.read_text(encoding="utf-8"), capsys.readouterr().out
     for text in (document, told):
         assert "Failed: missing, object, FFAM: FileNotFoundError: there is no video missing" in text
-    assert "| do nothing | 2 |" in document and "| EI² + INR | 2 |" in document
+    assert "| do nothing | 1 |" in document and "| EI² + INR | 1 |" in document
     tried = []
 
     def fail(_, case, *rest) -> dict:

@@ -23,7 +23,7 @@ def editing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespa
     """Options of the smallest measurement of edits: one short clip, few steps."""
     monkeypatch.setattr(tasks, "FRAMES", 4)
     return argparse.Namespace(
-        quick=True, clips_of_kind=1, tuned_clips=1, kinds=("colour",), methods=(), seeds=2, validation=1,
+        quick=True, clips_of_kind=1, tuned_clips=1, kinds=("colour",), methods=(), seeds=1, validation=1,
         steps=2, ddim_steps=2, timed=1, state=tmp_path / "state", document=tmp_path / "benchmark.md",
     )  # fmt: skip
 
@@ -46,12 +46,8 @@ def test_edits_are_measured_kept_and_written(editing, monkeypatch) -> None:
     edit.measure_edit(editing)
     assert "| 2 as drawn | 1 | 1 |" in brief["benchmark"] and "| 1 do nothing |" not in brief["benchmark"]
     rows = [row for own in given[0][2].values() for row in own]
-    drawn = [(row["method"], row["seed"]) for row in rows]
-    assert len(set(drawn)) == len(drawn)
-    once = {*methods.BOUNDS, methods.REFERENCE}
-    assert {name for name, seed in drawn if seed == 1} == {methods.EI2, methods.MOTION}
-    assert {name for name, seed in drawn if seed == 0} == once | {methods.EI2, methods.MOTION}
-    by_name = {row["method"]: row for row in rows if row["seed"] == 0}
+    by_name = {row["method"]: row for row in rows}
+    assert list(by_name) == [row["method"] for row in rows] == [*methods.BOUNDS, *names]
     nothing, right = by_name[methods.DO_NOTHING], by_name[methods.AS_DRAWN]
     assert nothing["obeyed"] == 0 and nothing["background"] == 100 and nothing["cost"] is None
     assert right["obeyed"] > 0.85 and right["motion_error"] < 1
@@ -86,7 +82,7 @@ def test_obedience_is_listed_by_kind_of_edit() -> None:
 
 
 def test_times_are_set_against_an_edit_per_frame_of_the_same_round(editing) -> None:
-    editing.seeds, asked = 1, []
+    asked = []
     seconds = {methods.REFERENCE: 2.0, methods.FFAM: 3.0, methods.EI2: 5.0}
 
     class Bench:
@@ -177,7 +173,7 @@ def test_methods_that_nobody_asks_for_are_neither_tuned_nor_chosen_for(editing) 
 
 
 def test_tunings_are_measured_on_as_many_clips_as_asked_one_of_each_kind_first(editing) -> None:
-    editing.quick, editing.kinds, editing.clips_of_kind, editing.tuned_clips, editing.seeds = False, (), 2, 8, 1
+    editing.quick, editing.kinds, editing.clips_of_kind, editing.tuned_clips = False, (), 2, 8
     cases = list(edit.list_cases(editing, FIRST))
     clips = {
         name: [case.clip for case in cases if case.method == name]
@@ -186,6 +182,13 @@ def test_tunings_are_measured_on_as_many_clips_as_asked_one_of_each_kind_first(e
     assert len(clips[methods.FFAM]) == 12 and clips[methods.EI2] == clips[methods.FFAM][:8]
     assert [clip.rsplit("_", 1)[1] for clip in clips[methods.EI2]] == ["0"] * 6 + ["1"] * 2
     assert clips[methods.CENTERING] == clips[methods.EI2][:3]
+
+
+def test_only_what_is_drawn_is_measured_with_every_seed(editing) -> None:
+    editing.seeds, editing.methods = 2, [methods.REFERENCE, methods.EI2, methods.MOTION]
+    drawn = [(case.method, case.seed) for case in edit.list_cases(editing, FIRST)]
+    once = [(name, 0) for name in (*methods.BOUNDS, methods.REFERENCE)]
+    assert drawn == [*once, *((name, seed) for seed in (0, 1) for name in (methods.EI2, methods.MOTION))]
 
 
 @pytest.mark.parametrize("name", [methods.FFAM, methods.GUIDED])

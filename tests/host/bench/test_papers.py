@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from consistent_video.bench import papers
+from consistent_video.bench import papers, tasks
 from consistent_video.bench.clip_case import Case
 from consistent_video.bench.table import load_rows
 from consistent_video.scripts.host import Host
@@ -13,7 +13,9 @@ from consistent_video.scripts.systems import COMPARED
 
 
 @pytest.fixture
-def options(tmp_path: Path, host: Host) -> argparse.Namespace:
+def options(tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    for module in (papers, tasks):
+        monkeypatch.setattr(module, "FRAMES", 3)
     return argparse.Namespace(
         folder=None, checkpoint=None, prompts=None, clips_of_kind=1, kinds=("colour",), tables=["EI², Table 1"],
         frames=0, size=128, steps=2, learning_rate=1e-4, ddim_steps=2, clip_folder=None, flow="variational", lpips="",

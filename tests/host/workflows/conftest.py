@@ -6,12 +6,12 @@ import pytest
 
 from consistent_video.scripts.host import Host
 
-from .graphs import PATIENCE, load_workflow, small_clip
+from .graphs import DEMO_FRAMES, PATIENCE, load_workflow, small_clip
 
 
 @pytest.fixture(scope="session")
 def demo_clip(host: Host) -> Path:
-    return small_clip(host.base / "input" / "red_circle.mp4", 8)
+    return small_clip(host.base / "input" / "red_circle.mp4", DEMO_FRAMES)
 
 
 @pytest.fixture(scope="session")

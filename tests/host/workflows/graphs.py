@@ -11,7 +11,7 @@ from consistent_video.scripts.graph import build
 from consistent_video.scripts.host import Host
 from consistent_video.scripts.workflow import find_node, set_values, to_prompt
 
-SIDE = 64  # pixels, half of the demo clips'
+SIDE, DEMO_FRAMES = 64, 5  # pixels, half of the demo clips'; of their eight frames
 PATIENCE = 900  # seconds; a loaded machine is many times slower
 WALKED = ("Tune", "Tokens", "Invert", "Invert to reconstruct")  # titles of nodes that take steps
 PREVIEWED = {("Preview", "every"): 2, ("Preview", "preview_steps"): 2}

@@ -11,7 +11,7 @@ from consistent_video.scripts.host import Host
 from consistent_video.scripts.server import GraphError
 from consistent_video.scripts.workflow import find_node, set_values
 
-from .graphs import PATIENCE, load_workflow, saved_frames
+from .graphs import DEMO_FRAMES, PATIENCE, load_workflow, saved_frames
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_edits_are_judged_and_stand_side_by_side(host: Host, judged, demo_clip: 
     assert len(frames) == len(source) and frames.shape[-1] > 3 * source.shape[-1]
     assert frames.shape[-2] > 3 * source.shape[-2], "clips, differences and flows"
     (strip,) = host.files(run, find_node(prompt, "Strip"))
-    assert Image.open(strip).width > 8 * 160
+    assert Image.open(strip).width > DEMO_FRAMES * 160
 
 
 @pytest.mark.parametrize(("steps", "words"), [(0, "smaller than min"), (1000, "bigger than max")])
@@ -183,5 +183,5 @@ def test_values_out_of_range_are_refused_before_anything_runs(host: Host, demo_c
 
 def test_a_wrong_frame_count_is_told_with_both_numbers(host: Host, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_custom_sampler", **{"Inflate.num_frames": 3})
-    with pytest.raises(GraphError, match="8 frames.*num_frames = 3"):
+    with pytest.raises(GraphError, match=f"{DEMO_FRAMES} frames.*num_frames = 3"):
         host.run(prompt, patience=PATIENCE)
