@@ -112,7 +112,7 @@ def test_edges_steer_an_edit(host: Host, demo_clip: Path) -> None:
 
 def test_an_edit_follows_a_motion_that_is_given(host: Host, demo_clip: Path) -> None:
     prompt = load_workflow(host, "demo_edit")
-    plane = {"width": 64, "height": 64, "batch_size": 7}
+    plane = {"width": 64, "height": 64, "batch_size": DEMO_FRAMES - 1}
     for title, colour in (("forward", 0xB49600), ("backward", 0x4B6900)):  # red to the right, green down
         prompt[title] = {"class_type": "EmptyImage", "inputs": {**plane, "color": colour}, "_meta": {"title": title}}
     motion = prompt[find_node(prompt, "Motion")]["inputs"]
