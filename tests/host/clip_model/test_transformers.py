@@ -245,3 +245,17 @@ def test_what_a_family_does_not_take_is_refused_by_name(flux) -> None:
         skipped.set_model_patch_replace(lambda args, _: args, "dit", f"{kind}_block", 0)
     with pytest.raises(ValueError, match="no attention of text and picture"):
         sample(skipped, clip_of())
+
+
+def test_references_attend_within_their_frame(flux) -> None:
+    """As text does: 6 tokens of one lie after the picture."""
+    asked = []
+
+    def watch(kernel, q, k, *given: Any, **named: Any) -> Tensor:
+        asked.append((q.shape[-2], k.shape[-2]))
+        return kernel(q, k, *given, **named)
+
+    references = [[EDIT[0][0], {**EDIT[0][1], "reference_latents": [draw(1, 16, 4, 6, seed=8)]}]]
+    sample(with_kernel(connected(flux, "full"), watch), clip_of(), cfg=1.0, positive=references)
+    one = TOKENS + PICTURE + 6
+    assert asked == 2 * [*FRAMES * [(PICTURE, FRAMES * one)], (TOKENS + 6, one)]
