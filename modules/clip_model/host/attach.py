@@ -44,8 +44,8 @@ def inflate(model: ModelPatcher, num_frames: int = 0) -> ModelPatcher:
     Raises:
         ValueError: the model is not supported.
     """
-    clone = model.clone()
-    for kind, wrapper in wrappers_of(family_of(model)).items():
+    wrappers, clone = wrappers_of(family_of(model)), model.clone()
+    for kind, wrapper in wrappers.items():
         clone.remove_wrappers_with_key(kind, KEY)
         clone.add_wrapper_with_key(kind, KEY, wrapper)
     clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, check_sampling)
