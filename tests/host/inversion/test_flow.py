@@ -13,15 +13,17 @@ from torch import Tensor
 from consistent_video.modules.attention_control.host.control import attach_control
 from consistent_video.modules.clip_model.host.attach import attach
 from consistent_video.modules.clip_model.methods import EI2, method
+from consistent_video.modules.diffusion.host.latent import is_inverted
 from consistent_video.modules.inversion.file import load_inversion, save_inversion
 from consistent_video.modules.inversion.host.invert import INVERSION, to_latent
 from consistent_video.modules.inversion.inversion import Method
 from consistent_video.modules.slices.host import SliceSettings, attach_slices
 from consistent_video.modules.tuning.host.private_copy import check_tunable
 from consistent_video.nodes.inversion import INRBidirectionalDDIMInversion
+from consistent_video.nodes.sample import SmoothSampler
 
 from ..edits import away, edit, invert, patched, relation, small_latent, still
-from ..flows import CHANNELS, EDIT, EMPTY, HEIGHT, KINDS, SOURCE, WIDTH, clip_of, draw, make
+from ..flows import CHANNELS, EDIT, EMPTY, FRAMES, HEIGHT, KINDS, SOURCE, WIDTH, clip_of, draw, make
 
 STEPS = 5
 PROMPTS = {"positive": SOURCE, "negative": EMPTY}
@@ -151,6 +153,30 @@ def test_parts_for_unets_are_refused_by_name(flux, latent) -> None:
     }.items():
         with pytest.raises(ValueError, match=name):
             use()
+
+
+def test_a_changed_inversion_is_still_known_as_one(flux) -> None:
+    """Its spread is a clip's; what it was made of is smoother."""
+    smooth = torch.nn.functional.interpolate(
+        draw(FRAMES, CHANNELS, 4, 3, seed=7), size=(HEIGHT, WIDTH), mode="bilinear"
+    )
+    inverted = plain(flux, {"samples": smooth})
+    assert not is_inverted({"samples": smooth}) and is_inverted(inverted)
+    assert inverted["samples"].std() < 2 * smooth.std()
+    for changed in (0.8 * inverted["samples"], inverted["samples"].flip(-1), inverted["samples"][..., 1:] + 0.5):
+        assert is_inverted({**inverted, "samples": changed})
+    for clip in (smooth.flip(-1), 1.2 * smooth + 0.1 * draw(*smooth.shape, seed=9), back(flux, inverted)):
+        assert not is_inverted({**inverted, "samples": clip})
+
+
+def test_cfg_of_a_guidance_distilled_model_is_spoken_of(flux, latent, caplog: pytest.LogCaptureFixture) -> None:
+    inverted = plain(flux, latent)
+    sampler, sigmas = SmoothSampler.execute(inverted, eta=0.0, seed=0, start_step=0, end_step=0).args
+    given = sampler, sigmas, EDIT, EMPTY, inverted["samples"]
+    for cfg, said in ((1.0, False), (2.0, True)):
+        caplog.clear()
+        comfy.sample.sample_custom(flux, torch.zeros_like(inverted["samples"]), cfg, *given, disable_pbar=True, seed=0)
+        assert ("guidance-distilled" in caplog.text) == said
 
 
 def test_other_samplers_refuse_an_inverted_clip(flux, latent) -> None:
