@@ -27,6 +27,7 @@ NEEDED = (
     "comfy.model_patcher:ModelPatcher.set_additional_models",
     "comfy.model_patcher:ModelPatcher.set_model_attn1_replace",
     "comfy.model_patcher:ModelPatcher.set_model_forward_timestep_embed_patch",
+    "comfy.patcher_extension:WrappersMP.APPLY_MODEL",
     "comfy.patcher_extension:WrappersMP.CALC_COND_BATCH",
     "comfy.patcher_extension:WrappersMP.DIFFUSION_MODEL",
     "comfy.patcher_extension:WrappersMP.OUTER_SAMPLE",

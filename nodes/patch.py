@@ -37,7 +37,11 @@ class STAMFFAMPatch(Node):
                 "video consistency",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="Model from Inflate UNet."),
+                io.Model.Input(
+                    "model",
+                    tooltip="Model from Inflate UNet. With Stable Diffusion 3, Flux or Z-Image set temporal to none: "
+                    "they have no temporal module.",
+                ),
                 io.Combo.Input(
                     "preset",
                     options=list(PRESETS),

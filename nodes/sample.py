@@ -170,8 +170,9 @@ class InterframeNoiseRelation(Node):
             display_name="Interframe Noise Relation",
             category=CATEGORY,
             description="Ties neighbouring frames to each other at each step of Smooth Sample: what the edit changes "
-            "of the inversion's noise is blended with what it changes in the neighbours, along the source clip's "
-            "motion if that is connected. Made of INR Smooth's relation (PLoS One 2025); its use in sampling is ours.",
+            "of the inversion's noise (with flow-matching models, of its velocity) is blended with what it changes in "
+            "the neighbours, along the source clip's motion if that is connected. Made of INR Smooth's relation (PLoS "
+            "One 2025); its use in sampling is ours.",
             search_aliases=["temporal smoothing", "deflicker", "INR Smooth", "consistency"],
             inputs=[
                 part_input(

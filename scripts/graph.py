@@ -15,10 +15,14 @@ COLOUR = "#3f789e"
 CATEGORY = "Consistent Video"
 FIRST_INSIDE = 101  # number of a subgraph's first node: in a workflow, no two nodes have the same
 CORE = "comfy-core"  # the registry's id of ComfyUI's own nodes
-SOURCES = {  # files that workflows name: their folder below models, and the repository of Hugging Face that has them
-    "v1-5-pruned-emaonly-fp16.safetensors": ("checkpoints", "Comfy-Org/stable-diffusion-v1-5-archive"),
-    "sd_xl_base_1.0.safetensors": ("checkpoints", "stabilityai/stable-diffusion-xl-base-1.0"),
-    "control_v11p_sd15_canny_fp16.safetensors": ("controlnet", "comfyanonymous/ControlNet-v1-1_fp16_safetensors"),
+SOURCES = {  # files that workflows name: their folder below models, the repository of Hugging Face, the folder there
+    "v1-5-pruned-emaonly-fp16.safetensors": ("checkpoints", "Comfy-Org/stable-diffusion-v1-5-archive", ""),
+    "sd_xl_base_1.0.safetensors": ("checkpoints", "stabilityai/stable-diffusion-xl-base-1.0", ""),
+    "control_v11p_sd15_canny_fp16.safetensors": ("controlnet", "comfyanonymous/ControlNet-v1-1_fp16_safetensors", ""),
+    "flux1-dev.safetensors": ("diffusion_models", "Comfy-Org/flux1-dev", ""),
+    "clip_l.safetensors": ("text_encoders", "comfyanonymous/flux_text_encoders", ""),
+    "t5xxl_fp16.safetensors": ("text_encoders", "comfyanonymous/flux_text_encoders", ""),
+    "ae.safetensors": ("vae", "Comfy-Org/Lumina_Image_2.0_Repackaged", "split_files/vae/"),
 }
 FILES = ("file", "ckpt_name")  # inputs that choose one
 SHOWN = {  # pixels of what a node shows below its inputs
@@ -127,8 +131,8 @@ def describe_origin(kind: str, info: Json, values: Sequence[Any], core: str) -> 
     is_ours = info["python_module"].startswith("custom_nodes.")
     pack, version = (PACK, VERSION) if is_ours else (CORE, core)
     models = [
-        {"name": name, "url": f"https://huggingface.co/{owner}/resolve/main/{name}", "directory": folder}
-        for name, (folder, owner) in SOURCES.items()
+        {"name": name, "url": f"https://huggingface.co/{owner}/resolve/main/{within}{name}", "directory": folder}
+        for name, (folder, owner, within) in SOURCES.items()
         if name in values
     ]
     return {"Node name for S&R": kind, "cnr_id": pack, "ver": version, **({"models": models} if models else {})}

@@ -39,6 +39,17 @@ def prompt(title: str, text: str) -> Node:
     return Node(title, "CLIPTextEncode", clip="Model", text=text)
 
 
+def with_loaders(workflow: Workflow, clip: Node, vae: Node) -> Workflow:
+    """Return a workflow whose text encoders and VAE are not the model's, but loaded by nodes of their own."""
+    parts: list[Group | Node] = []
+    for part in workflow:
+        if isinstance(part, Node):
+            own = {"clip": clip.title, "vae": vae.title}
+            part = part.but(**{name: title for name, title in own.items() if part.inputs.get(name) == "Model"})
+        parts += [part, clip, vae] if isinstance(part, Node) and part.title == "Model" else [part]
+    return parts
+
+
 def with_texts(workflow: Workflow) -> Workflow:
     """Return a part of a workflow whose prompts take their texts from nodes that others can read as well."""
     parts: list[Group | Node] = []

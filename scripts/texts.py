@@ -40,10 +40,14 @@ def english(infos: Sequence[Json]) -> dict[str, Json]:
 def families_table(families: Sequence[Any]) -> str:
     """Return which family of models takes which parts of the pack, as Markdown."""
     lines = [
-        "| Model | Inversion, sampling, relation | Attention across frames, tuning, controls | |",
-        "|---|---|---|---|",
+        "| Model | Inversion, sampling, relation | Attention across frames | Temporal modules, tuning, controls | |",
+        "|---|---|---|---|---|",
     ]
     for family in families:
-        said = [family.name, "no" if family.why_not else "yes", "yes" if family.parts else "no", family.why_not]
-        lines.append(f"| {' | '.join(said)} |")
+        said = [
+            "no" if family.why_not else "yes",
+            ", ".join(family.attentions) or "no",
+            "yes" if family.parts else "no",
+        ]
+        lines.append(f"| {' | '.join([family.name, *said, family.why_not or family.lacks])} |")
     return "\n".join(lines)

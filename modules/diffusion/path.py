@@ -35,10 +35,6 @@ class NoisePath:
         """Return the state at the level `label` that shows the model what it sees of x at `sigma`: the same latent."""
         return x * ((1 + label**2) / (1 + sigma**2)).sqrt()
 
-    def seen_share(self, sigma: Tensor) -> Tensor:
-        """Return the factor of a state in what the model sees, sqrt(alpha_bar)."""
-        return (1 / (1 + sigma**2)).sqrt()
-
 
 class FlowPath(NoisePath):
     """x = (1 - t) x_0 + t eps, where sigma is the time t, 0 ... 1; the model sees x itself.
@@ -65,10 +61,6 @@ class FlowPath(NoisePath):
     def relabelled(self, x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
         """Return x."""
         return x
-
-    def seen_share(self, sigma: Tensor) -> Tensor:
-        """Return 1."""
-        return sigma * 0 + 1
 
 
 PATHS: dict[PathKind, NoisePath] = {"noise": NoisePath(), "flow": FlowPath()}

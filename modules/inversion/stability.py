@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..diffusion.path import PATHS, PathKind
+from ..diffusion.schedule import sigma_to_alpha_bar
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,6 @@ class Stability:
         down: noise level that each step of the way back goes to along eps; empty = the next, as at eta 0.
         strayed: how far each step of the way back is led away at eta above 0, by what it goes too far along eps and by
             the noise it adds; empty = it is not.
-        kind: path of the states; of a flow the latents are the states, and eps the velocity.
     """
 
     sigmas: list[float]
@@ -35,7 +34,6 @@ class Stability:
     measured: list[float]
     down: list[float] = field(default_factory=list)
     strayed: list[float] = field(default_factory=list)
-    kind: PathKind = "noise"
 
     @property
     def bound(self) -> list[float]:
@@ -51,9 +49,7 @@ class Stability:
         """Return the bound for what a change between inversion and sampling changes in eps at each step."""
         terms = [lip * moved + apart for lip, moved, apart in zip(self.lipschitz, self.moved, kappa, strict=True)]
         sigmas = torch.tensor(self.sigmas, dtype=torch.float64)
-        return error_bound(
-            sigmas, self.lipschitz, terms, self.start, self.down or None, self.strayed or None, self.kind
-        )
+        return error_bound(sigmas, self.lipschitz, terms, self.start, self.down or None, self.strayed or None)
 
 
 def error_bound(
@@ -63,7 +59,6 @@ def error_bound(
     start: float = 0.0,
     down: list[float] | None = None,
     strayed: list[float] | None = None,
-    kind: PathKind = "noise",
 ) -> list[float]:
     """Return a bound on the distance between an inversion and its way back, at each noise level.
 
@@ -74,8 +69,6 @@ def error_bound(
     With eta above 0 a step goes along eps to a level below the next and adds noise: ds_t = s_t - down_t, and
     strayed_t = (s_{t-1} - down_t) |eps of the inversion| + |noise added| is added.
 
-    Of a flow eps is the velocity v(x, t) and the model sees the state itself, so that 1 stands for sqrt(a_t).
-
     Args:
         sigmas: s, ascending, shape (steps + 1,).
         lipschitz: L_t of each step.
@@ -83,13 +76,12 @@ def error_bound(
         start: E_T.
         down: noise levels that the way back goes to, None = s_{t-1}.
         strayed: None = 0.
-        kind: path of the states.
 
     Returns:
         E at each of the sigmas.
     """
     ds = (sigmas[1:] - (sigmas[:-1] if down is None else sigmas.new_tensor(down))).tolist()
-    share, strayed = PATHS[kind].seen_share(sigmas)[1:].tolist(), strayed or [0.0] * len(ds)
+    share, strayed = sigma_to_alpha_bar(sigmas[1:]).sqrt().tolist(), strayed or [0.0] * len(ds)
     errors = [start]
     for step, a, lip, r, added in reversed(list(zip(ds, share, lipschitz, apart, strayed, strict=True))):
         errors.append((1 + lip * a * step) * errors[-1] + step * r + added)

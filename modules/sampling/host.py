@@ -254,6 +254,9 @@ class InvertedClipSampler(ClipSampler):
                 f"({len(self.sigmas) - 1} steps from {float(self.sigmas[0]):.4f}). Connect the sigmas output of the "
                 "same node."
             )
+        guidance = guidance_of(model_wrap.model_patcher)
+        if guidance and getattr(model_wrap, "cfg", 1) != 1:
+            log.warning(guidance)
         inversion, settings, model = self.inversion, self.settings, model_wrap.inner_model
         inversion.check_levels(model.model_sampling.sigmas.cpu(), kind_of_path(prediction_by(model.model_sampling)))
         inversion.check_unchanged(model.process_latent_out(latent_image).cpu())

@@ -1,4 +1,4 @@
-"""Clip UNets: what is attached to a host MODEL so that its batch is a clip."""
+"""Clip models: what is attached to a host MODEL so that its batch is a clip."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,36 +15,39 @@ from ..temporal import TemporalConfig
 from .bank import TemporalBank, transformer_blocks
 from .calls import OURS, attend_block, begin_call, prepare_call
 from .conflicts import check_sampling, refuse_conflicts
-from .family import family_of, require_unet
+from .family import Family, family_of, require_attention, require_unet
+from .joint import begin_joint_call, prepare_joint_call
 from .settings import KEY, ClipSettings, clip_settings
 from .windows import begin_sampling, evaluate_window, predict_step
 
-WRAPPERS: dict[str, Callable[..., Any]] = {  # what builds on clip models may add to it
-    WrappersMP.PREPARE_SAMPLING: prepare_call,
+WRAPPERS: dict[str, Callable[..., Any]] = {  # of all families; what builds on clip models may add to it
     WrappersMP.SAMPLER_SAMPLE: begin_sampling,
     WrappersMP.PREDICT_NOISE: predict_step,
     WrappersMP.CALC_COND_BATCH: evaluate_window,
-    WrappersMP.DIFFUSION_MODEL: begin_call,
 }
+
+
+def wrappers_of(family: Family) -> dict[str, Callable[..., Any]]:
+    """Return what wraps the host's work with a clip model of a family."""
+    if family.transformer is None:
+        return {**WRAPPERS, WrappersMP.PREPARE_SAMPLING: prepare_call, WrappersMP.DIFFUSION_MODEL: begin_call}
+    return {**WRAPPERS, WrappersMP.PREPARE_SAMPLING: prepare_joint_call, WrappersMP.APPLY_MODEL: begin_joint_call}
 
 
 def inflate(model: ModelPatcher, num_frames: int = 0) -> ModelPatcher:
     """Return a clone whose batch is a clip; the weights and, alone, the outputs are the base model's.
 
     Args:
-        model: image model of a family that is known. A flow-matching transformer has no part that would heed the frames
-            in a call, and its calls are left alone.
+        model: image model of a family that is known.
         num_frames: frames per clip, 0 = the whole batch is one clip.
 
     Raises:
         ValueError: the model is not supported.
     """
-    has_parts = family_of(model).parts
-    clone = model.clone()
-    for kind, wrapper in WRAPPERS.items():
+    wrappers, clone = wrappers_of(family_of(model)), model.clone()
+    for kind, wrapper in wrappers.items():
         clone.remove_wrappers_with_key(kind, KEY)
-        if has_parts or kind != WrappersMP.DIFFUSION_MODEL:
-            clone.add_wrapper_with_key(kind, KEY, wrapper)
+        clone.add_wrapper_with_key(kind, KEY, wrapper)
     clone.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, check_sampling)
     options = clone.model_options["transformer_options"]
     options[KEY] = replace(options.get(KEY, ClipSettings()), num_frames=num_frames)
@@ -74,11 +77,16 @@ def attach(
         tensors: weights of the temporal modules, by the host's block paths; None = as they start.
 
     Raises:
-        ValueError: the model is not inflated, carries a tune or what does not go together with it, or the part of
-            sampling is empty.
+        ValueError: the model is not inflated, does not take a part, carries a tune or what does not go together with
+            it, or the part of sampling is empty.
     """
     attached = clip_settings(model)
-    require_unet(model, "STAM/FFAM Patch or Apply Tune", "Connect the model from Inflate UNet itself.")
+    spatial = spatial if spatial_strength > 0 else None
+    temporal = temporal if temporal_strength > 0 else None
+    if spatial is not None:
+        require_attention(model, spatial.kind)
+    if temporal is not None:
+        require_unet(model, "A temporal module", "Set temporal of STAM/FFAM Patch to none, or temporal_strength to 0.")
     sigmas = sigmas_of(model, percents)
     if tensors is None and attached.temporal is not None and attached.temporal.is_tuned:
         raise ValueError(
@@ -86,21 +94,10 @@ def attach(
             "One-Shot Tune, and nothing of it after Apply Tune."
         )
     clone = detach(model)
-    blocks = transformer_blocks(clone.model.diffusion_model)
-    spatial = spatial if spatial_strength > 0 else None
-    bank = None
-    if temporal is not None and temporal_strength > 0:
-        bank = make_bank(clone, temporal, tensors)
+    bank = make_bank(clone, temporal, tensors) if temporal is not None else None
     refuse_conflicts(clone, ClipSettings(spatial=spatial, temporal=bank))
-    if spatial is not None:
-        for place in dict.fromkeys(block.place for block in blocks):
-            clone.set_model_attn1_replace(attend_block, *place)
-    if bank is not None:
-        patcher = comfy.model_patcher.CoreModelPatcher(bank, clone.load_device, clone.offload_device)
-        clone.set_additional_models(KEY, [patcher])
-    if spatial is not None or bank is not None:
-        for patch in OURS:
-            clone.set_model_forward_timestep_embed_patch(patch)
+    if family_of(model).transformer is None:
+        patch_unet(clone, spatial, bank)
     clone.model_options["transformer_options"][KEY] = replace(
         clip_settings(clone),
         spatial=spatial,
@@ -111,6 +108,19 @@ def attach(
         sigmas=sigmas,
     )
     return clone
+
+
+def patch_unet(model: ModelPatcher, spatial: SpatialConfig | None, bank: TemporalBank | None) -> None:
+    """Give a UNet the host's patches by which its frames are connected; a transformer needs none."""
+    if spatial is not None:
+        for place in dict.fromkeys(block.place for block in transformer_blocks(model.model.diffusion_model)):
+            model.set_model_attn1_replace(attend_block, *place)
+    if bank is not None:
+        patcher = comfy.model_patcher.CoreModelPatcher(bank, model.load_device, model.offload_device)
+        model.set_additional_models(KEY, [patcher])
+    if spatial is not None or bank is not None:
+        for patch in OURS:
+            model.set_model_forward_timestep_embed_patch(patch)
 
 
 def sigmas_of(model: ModelPatcher, percents: tuple[float, float]) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """What a clip model does in each call of its UNet: attention across frames, temporal modules, chunks."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from comfy.ldm.modules.attention import (
     optimized_attention,
 )
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -31,14 +32,19 @@ MOST_FRAMES = 1024  # that one call of the UNet may tie to each other, as num_fr
 def begin_call(executor, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, **kwargs):
     """Wrap the UNet: refuse a batch that is no whole number of clips, and take the parts out where they do not act."""
     frames, settings = count_frames(transformer_options, len(x)), acting(transformer_options[KEY], transformer_options)
+    check_frames(frames, settings)
+    if settings is not transformer_options[KEY]:
+        transformer_options = {**transformer_options, KEY: settings}
+    return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+
+def check_frames(frames: int, settings: ClipSettings) -> None:
+    """Raise ValueError where a call ties more frames to each other than is possible."""
     if frames > MOST_FRAMES and (settings.spatial is not None or settings.temporal is not None):
         raise ValueError(
             f"The model is to see {frames} frames at once; at most {MOST_FRAMES} are possible. Connect Context Windows "
             "(Manual) after the clip model, set frames_per_step in Tuning Options to tune, or cut the clip."
         )
-    if settings is not transformer_options[KEY]:
-        transformer_options = {**transformer_options, KEY: settings}
-    return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
 
 def prepare_call(executor, model, noise_shape, conds, *args, **kwargs):
@@ -50,8 +56,13 @@ def prepare_call(executor, model, noise_shape, conds, *args, **kwargs):
         block = transformer_blocks(model.model.diffusion_model)[0]  # on the largest map
         keys = copied_keys(settings.spatial, frames, height, width)
         size = min(COPIED_BYTES, 4 * frames * keys * block.dim * model.model_dtype().itemsize)
-        rows = math.ceil(size / (2 * model.model.memory_required([1, *noise_shape[1:]])))  # the host takes both sides
+        rows = rows_of(size, model, noise_shape)
     return executor(model, [noise_shape[0] + rows, *noise_shape[1:]], conds, *args, **kwargs)
+
+
+def rows_of(size: int, model: ModelPatcher, noise_shape: Sequence[int]) -> int:
+    """Return for how many rows of a sampling the host counts as many bytes: it counts those of both sides of CFG."""
+    return math.ceil(size / (2 * model.model.memory_required([1, *noise_shape[1:]])))
 
 
 def grid_of(q: Tensor, extra_options: dict[str, Any]) -> Grid:
@@ -85,19 +96,19 @@ def attend_block(q: Tensor, k: Tensor, v: Tensor, extra_options: dict[str, Any])
             "patch (StyleAligned and Reference are such) adds keys, whose places attention across frames would need. "
             "Remove it from the model, or set attention_strength of STAM/FFAM Patch to 0."
         )
-    complete = completion(extra_options, grid.frames)
+    layer = (*extra_options["block"], extra_options.get("block_index", 0))
+    complete = completion(extra_options, grid.frames, layer)
     attended = attend_across_frames(settings.spatial, q, k, v, grid, attend, settings.rebuild, complete)
     if settings.spatial_strength == 1:
         return attended
     return torch.lerp(attend(q, k, v, grid.heads), attended, settings.spatial_strength)
 
 
-def completion(options: dict[str, Any], frames: int) -> Callable[[Coarse], Coarse] | None:
+def completion(options: dict[str, Any], frames: int, layer: Hashable) -> Callable[[Coarse], Coarse] | None:
     """Return what adds the frames outside of a window of some frames, None where the call is no such window."""
     memory, window = options.get(MEMORY), frames_of_window(options)
     if memory is None or window is None or len(window) != frames:
         return None
-    layer = (*options["block"], options.get("block_index", 0))
     return partial(memory.complete, layer, options["uuids"], window)
 
 

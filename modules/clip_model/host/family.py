@@ -1,20 +1,43 @@
 """Families of models: which the pack knows, and what each can do. All that depends on a family is said here."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, get_args
 
 from comfy.ldm.modules.attention import (
     SpatialTransformer,
     SpatialVideoTransformer,
 )
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.model_base import SDXLRefiner
+from comfy.model_base import BaseModel, SDXLRefiner
 from comfy.model_patcher import ModelPatcher
+from torch import nn
 
+from ..attention.spatial import Kind
+from ..methods import KIND_OF, SPATIAL_KINDS
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
 DISTILLED = (
     "This model is guidance-distilled: guidance of the conditioning (FluxGuidance; 3.5 where it is not connected) is "
     "an input of the model and replaces CFG. cfg above 1 is a second guidance on top and needs the negative "
     "at twice the time; 1 is usual. A low guidance, about 1, inverts best."
 )
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """What is known of transformers in whose attention the tokens of a text and of a picture meet, the text's first.
+
+    Attributes:
+        width: attribute of the network that is the width of a token.
+        rest: (network, options of an attention, tokens of the picture) -> tokens after the picture's; None where the
+            attention is not one of text and picture.
+        is_rotary: whether keys are rotated by their position before the attention gets them.
+    """
+
+    width: str
+    rest: Callable[[nn.Module, Mapping[str, Any], int], int | None]
+    is_rotary: bool = True
 
 
 @dataclass(frozen=True)
@@ -24,25 +47,54 @@ class Family:
     Attributes:
         name: what users call it.
         models: the host's classes of it; none = image UNets with spatial transformers.
-        parts: whether the parts for UNets apply: attention across frames, temporal modules, tuning and what needs it.
+        kinds: attention across frames that it takes.
+        parts: whether the parts for UNets apply: temporal modules, tuning and what needs it.
+        transformer: of a transformer, None = a UNet.
         why_not: why a clip of it cannot be inverted, with the remedy; empty = it can.
+        lacks: what attention across frames is not among `kinds`, and why.
     """
 
     name: str
     models: tuple[str, ...] = ()
+    kinds: tuple[Kind, ...] = KINDS
     parts: bool = False
+    transformer: Transformer | None = None
     why_not: str = ""
+    lacks: str = ""
+
+    @property
+    def attentions(self) -> list[str]:
+        """What users call the attention across frames that the family takes."""
+        return [name for name in SPATIAL_KINDS if KIND_OF.get(name, name) in self.kinds]
+
+
+def after_flux(_network: nn.Module, options: Mapping[str, Any], _picture: int) -> int | None:
+    """Return how many tokens of reference pictures follow."""
+    return sum(options.get("reference_image_num_tokens", ()))
+
+
+def after_lumina(network: nn.Module, options: Mapping[str, Any], picture: int) -> int | None:
+    """Return how many tokens pad the picture's; what refines text and picture apart comes before numbered blocks."""
+    return -picture % (network.pad_tokens_multiple or 1) if "block_index" in options else None
 
 
 UNETS = Family("Stable Diffusion 1.x, 2.x and SDXL", parts=True)
 FAMILIES = (
     UNETS,
-    Family("Stable Diffusion 3", ("SD3",)),
-    Family("Flux", ("Flux",)),
-    Family("Z-Image and Lumina 2", ("Lumina2",)),
+    Family("Stable Diffusion 3", ("SD3",), transformer=Transformer("hidden_size", lambda *_: 0, is_rotary=False)),
+    Family("Flux", ("Flux",), transformer=Transformer("hidden_size", after_flux)),
+    Family(
+        "Z-Image and Lumina 2",
+        ("Lumina2",),
+        kinds=tuple(kind for kind in KINDS if kind != "fine-coarse"),
+        transformer=Transformer("dim", after_lumina),
+        lacks="No FFAM: ComfyUI hands on its keys only after they are rotated by their position, and then they cannot "
+        "be shrunk.",
+    ),
     Family(
         "Qwen-Image",
         ("QwenImage",),
+        kinds=(),
         why_not="Its latents have an axis of time, along which its VAE takes a batch of pictures for a video, and "
         "clips here are batches of pictures. Load a model of another family.",
     ),
@@ -65,6 +117,13 @@ def family_of(model: ModelPatcher) -> Family:
     own = model.model.latent_format.latent_channels
     check_channels(model, model.model.model_config.unet_config.get("in_channels", own))
     return known[0]
+
+
+def transformer_of(model: BaseModel) -> Transformer:
+    """Return what is known of a model of a family of transformers."""
+    (found,) = (family.transformer for family in FAMILIES if type(model).__name__ in family.models)
+    assert found is not None, "a UNet has calls of its own"
+    return found
 
 
 def check_unet(model: ModelPatcher) -> None:
@@ -111,6 +170,17 @@ def require_unet(model: ModelPatcher, part: str, remedy: str) -> None:
         raise ValueError(
             f"{part} does not apply to {family.name}: it belongs to UNets of the Stable Diffusion 1.x family, and "
             f"flow-matching transformers have other layers and another path to noise. {remedy}"
+        )
+
+
+def require_attention(model: ModelPatcher, kind: Kind) -> None:
+    """Refuse an attention across frames that a model's family does not take; ValueError with those that it takes."""
+    family = family_of(model)
+    if kind not in family.kinds:
+        name = next(name for name in SPATIAL_KINDS if KIND_OF.get(name, name) == kind)
+        raise ValueError(
+            f"STAM/FFAM Patch: {name} does not apply to {family.name}. {family.lacks} Set spatial to one of "
+            f"{', '.join(family.attentions)}."
         )
 
 

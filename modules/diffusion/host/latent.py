@@ -94,14 +94,24 @@ def is_inverted(latent: dict[str, Any]) -> bool:
     """Whether the samples of a LATENT are an inversion, or cut or changed from one, and not a clip sampled from it.
 
     The host's nodes hand the key INVERSION on with whatever they make of the samples. An inversion has one of its
-    frames still, or where these were changed the spread of noise, far above a clip's.
+    frames still, or where these were changed the spread of noise, far above a clip's. A flow's noise spreads no farther
+    than its clips, but has their smoothness no more.
     """
     if INVERSION not in latent:
         return False
     samples = latent["samples"].float()
     start, source = (value.to(samples) for value in (latent[INVERSION].start, latent[INVERSION].source))
     is_noise = samples.std() > max(2 * source.std(), (start.std() * source.std()).sqrt())
+    if latent[INVERSION].kind == "flow":
+        clip, noise = roughness(source), roughness(start)
+        is_noise = noise > 1.5 * clip and roughness(samples) > clip + 0.75 * (noise - clip)
     return has_frame_of(samples, start) or bool(is_noise)
+
+
+def roughness(latents: Tensor) -> Tensor:
+    """Return the mean square difference of neighbouring values of latents against any two's: 1 = white noise."""
+    apart = torch.stack([latents.diff(dim=axis).square().mean() for axis in (-2, -1)])
+    return apart.mean() / (2 * latents.var(dim=(-2, -1)).mean())
 
 
 def has_frame_of(samples: Tensor, start: Tensor) -> bool:

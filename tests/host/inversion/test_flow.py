@@ -2,11 +2,8 @@
 
 from typing import Any
 
-import comfy.model_management
-import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
-import comfy.supported_models
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -14,67 +11,21 @@ from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSampli
 from torch import Tensor
 
 from consistent_video.modules.attention_control.host.control import attach_control
-from consistent_video.modules.clip_model.host.attach import attach, inflate
+from consistent_video.modules.clip_model.host.attach import attach
 from consistent_video.modules.clip_model.methods import EI2, method
+from consistent_video.modules.diffusion.host.latent import is_inverted
 from consistent_video.modules.inversion.file import load_inversion, save_inversion
 from consistent_video.modules.inversion.host.invert import INVERSION, to_latent
 from consistent_video.modules.inversion.inversion import Method
 from consistent_video.modules.slices.host import SliceSettings, attach_slices
 from consistent_video.modules.tuning.host.private_copy import check_tunable
 from consistent_video.nodes.inversion import INRBidirectionalDDIMInversion
+from consistent_video.nodes.sample import SmoothSampler
 
 from ..edits import away, edit, invert, patched, relation, small_latent, still
+from ..flows import CHANNELS, EDIT, EMPTY, FRAMES, HEIGHT, KINDS, SOURCE, WIDTH, clip_of, draw, make
 
-FRAMES, CHANNELS, HEIGHT, WIDTH, TOKENS, STEPS = 4, 16, 8, 6, 5, 5
-FLUX = {
-    "image_model": "flux", "in_channels": CHANNELS, "out_channels": CHANNELS, "vec_in_dim": 12, "context_in_dim": 20,
-    "hidden_size": 48, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1, "depth_single_blocks": 1,
-    "axes_dim": [8, 8, 8], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True,
-    "txt_ids_dims": [],
-}  # fmt: skip
-SD3 = {
-    "in_channels": CHANNELS, "out_channels": CHANNELS, "patch_size": 2, "depth": 2, "input_size": None,
-    "adm_in_channels": 12, "num_patches": 400, "pos_embed_max_size": 20, "pos_embed_scaling_factor": None,
-    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 20, "out_features": 128}},
-}  # fmt: skip
-Z_IMAGE = {
-    "image_model": "lumina2", "patch_size": 2, "in_channels": CHANNELS, "dim": 256, "n_layers": 1,
-    "n_refiner_layers": 1,
-    "n_heads": 8, "n_kv_heads": 8, "axes_dims": [8, 12, 12], "axes_lens": [64, 64, 64], "cap_feat_dim": 20,
-    "qk_norm": True, "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32, "rope_theta": 256.0,
-    "multiple_of": 16,
-}  # fmt: skip
-CALM = 0.2  # of the velocity, so that refinements converge
-KINDS = {"Flux": (comfy.supported_models.Flux, FLUX), "SD3": (comfy.supported_models.SD3, SD3),
-         "Z-Image": (comfy.supported_models.ZImage, Z_IMAGE)}  # fmt: skip
-
-
-def make(name: str) -> ModelPatcher:
-    """Return a clip model of a family with random weights, the same at each call."""
-    kind, unet = KINDS[name]
-    config = kind(dict(unet))
-    config.set_inference_dtype(torch.float32, None)
-    model = config.get_model({}, "")
-    generator = torch.Generator().manual_seed(1)
-    weights = {}
-    for key, value in model.diffusion_model.state_dict().items():
-        drawn = torch.randn(value.shape, generator=generator)
-        weights[key] = drawn / value[0].numel() ** 0.5 if value.ndim > 1 else 0.1 * drawn + ("norm" in key)
-        weights[key] *= CALM if "final_layer.linear" in key else 1
-    model.diffusion_model.load_state_dict(weights)
-    devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
-    return inflate(comfy.model_patcher.ModelPatcher(model, *devices))
-
-
-def draw(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def prompt(seed: int, **given: Any) -> list[list[Any]]:
-    return [[draw(1, TOKENS, 20, seed=seed), {"pooled_output": draw(1, 12, seed=seed + 50), **given}]]
-
-
-SOURCE, EMPTY, EDIT = prompt(3), prompt(4), prompt(5)
+STEPS = 5
 PROMPTS = {"positive": SOURCE, "negative": EMPTY}
 
 
@@ -90,8 +41,7 @@ def flux() -> ModelPatcher:
 
 @pytest.fixture(scope="module")
 def latent() -> dict[str, Tensor]:
-    clip = draw(1, CHANNELS, HEIGHT, WIDTH, seed=7) + 0.3 * draw(FRAMES, CHANNELS, HEIGHT, WIDTH, seed=8)
-    return {"samples": clip}
+    return clip_of()
 
 
 def plain(model: ModelPatcher, latent: dict[str, Any], **given: Any) -> dict[str, Any]:
@@ -188,7 +138,7 @@ def test_other_methods_are_refused(flux, latent, kind: Method) -> None:
 def test_parts_for_unets_are_refused_by_name(flux, latent) -> None:
     inverted = plain(flux, latent)
     for name, use in {
-        "STAM/FFAM Patch": lambda: attach(flux, *method(EI2)),
+        "A temporal module does not apply to Flux: .* Set temporal": lambda: attach(flux, *method(EI2)),
         "Slice Denoiser": lambda: attach_slices(flux, EMPTY, SliceSettings()),
         "One-Shot Tune": lambda: check_tunable(flux),
         "cfg_rescale": lambda: back(flux, inverted, cfg_rescale=0.5),
@@ -203,6 +153,30 @@ def test_parts_for_unets_are_refused_by_name(flux, latent) -> None:
     }.items():
         with pytest.raises(ValueError, match=name):
             use()
+
+
+def test_a_changed_inversion_is_still_known_as_one(flux) -> None:
+    """Its spread is a clip's; what it was made of is smoother."""
+    smooth = torch.nn.functional.interpolate(
+        draw(FRAMES, CHANNELS, 4, 3, seed=7), size=(HEIGHT, WIDTH), mode="bilinear"
+    )
+    inverted = plain(flux, {"samples": smooth})
+    assert not is_inverted({"samples": smooth}) and is_inverted(inverted)
+    assert inverted["samples"].std() < 2 * smooth.std()
+    for changed in (0.8 * inverted["samples"], inverted["samples"].flip(-1), inverted["samples"][..., 1:] + 0.5):
+        assert is_inverted({**inverted, "samples": changed})
+    for clip in (smooth.flip(-1), 1.2 * smooth + 0.1 * draw(*smooth.shape, seed=9), back(flux, inverted)):
+        assert not is_inverted({**inverted, "samples": clip})
+
+
+def test_cfg_of_a_guidance_distilled_model_is_spoken_of(flux, latent, caplog: pytest.LogCaptureFixture) -> None:
+    inverted = plain(flux, latent)
+    sampler, sigmas = SmoothSampler.execute(inverted, eta=0.0, seed=0, start_step=0, end_step=0).args
+    given = sampler, sigmas, EDIT, EMPTY, inverted["samples"]
+    for cfg, said in ((1.0, False), (2.0, True)):
+        caplog.clear()
+        comfy.sample.sample_custom(flux, torch.zeros_like(inverted["samples"]), cfg, *given, disable_pbar=True, seed=0)
+        assert ("guidance-distilled" in caplog.text) == said
 
 
 def test_other_samplers_refuse_an_inverted_clip(flux, latent) -> None:

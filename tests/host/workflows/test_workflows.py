@@ -15,6 +15,7 @@ from consistent_video.scripts.descriptions import (
     write_all,
 )
 from consistent_video.scripts.environment import ROOT
+from consistent_video.scripts.graph import Node
 from consistent_video.scripts.host import Host
 from consistent_video.scripts.workflow import find_node, is_link, to_prompt
 
@@ -39,6 +40,22 @@ def test_the_workflow_for_sdxl_is_the_main_one_but_for_checkpoint_and_size() -> 
     }
     assert differing.keys() == {"Model", "Scale"}
     assert differing["Model"][1] == ["sd_xl_base_1.0.safetensors"] and 1024 in differing["Scale"][1]
+
+
+def test_the_workflow_for_flux_is_guided_by_an_input_of_the_model() -> None:
+    parts = workflows()["edit_flux"]
+    nodes = {part.title: part for part in parts if isinstance(part, Node)}
+    guided = {
+        title: nodes[node.inputs["positive"]].inputs for title, node in nodes.items() if "positive" in node.inputs
+    }
+    assert {title: (given["conditioning"], given["guidance"]) for title, given in guided.items()} == {
+        "Invert": ("Source prompt", 1.0),
+        "Edit": ("Edited prompt", 3.5),
+        "Reconstruction": ("Source prompt", 1.0),
+    }
+    assert nodes["Edit"].inputs["cfg"] == nodes["Reconstruction"].inputs["cfg"] == 1
+    read = {name: {node.inputs.get(name) for node in nodes.values()} - {None} for name in ("clip", "vae")}
+    assert read == {"clip": {"Text encoders"}, "vae": {"VAE"}}
 
 
 def test_every_saved_video_has_the_sources_sound() -> None:

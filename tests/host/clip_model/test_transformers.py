@@ -1,0 +1,261 @@
+"""Attention across frames in flow-matching transformers, by the host's hooks alone."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from consistent_video.modules.clip_model.host.attach import attach, inflate
+from consistent_video.modules.clip_model.host.joint import OVERRIDE
+from consistent_video.modules.clip_model.methods import spatial_attention
+
+from ..flows import EDIT, FRAMES, HEIGHT, KINDS, TOKENS, WIDTH, clip_of, draw, make, sample
+from ..small import in_windows
+
+GRID = HEIGHT // 2, WIDTH // 2
+PICTURE = GRID[0] * GRID[1]
+AROUND = {"Flux": (TOKENS, 0), "SD3": (TOKENS, 0), "Z-Image": (32, 32 - PICTURE)}  # tokens before and after the picture
+SEEN = {"sparse-causal": [[0], [0], [0, 1], [0, 2]], "full": [[0, 1, 2, 3]] * 4, "first-frame": [[0]] * 4}
+
+
+def connected(model: ModelPatcher, name: str, r: int = 2, **given: Any) -> ModelPatcher:
+    return attach(model, spatial_attention(name, r), None, **given)
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(family: str) -> ModelPatcher:
+    return make(family)
+
+
+@pytest.fixture(scope="module")
+def flux() -> ModelPatcher:
+    return make("Flux")
+
+
+@pytest.fixture(scope="module")
+def base(model) -> Tensor:
+    return sample(model, clip_of())
+
+
+def offered(family: str) -> list[str]:
+    return [*SEEN, *(["FFAM"] if family != "Z-Image" else [])]
+
+
+def with_kernel(model: ModelPatcher, kernel: Callable[..., Tensor]) -> ModelPatcher:
+    clone = model.clone()
+    clone.model_options["transformer_options"][OVERRIDE] = kernel
+    return clone
+
+
+def dense(family: str, seen: list[list[int]]) -> Callable[..., Tensor]:
+    """A kernel that lays all tokens of all rows into one attention, with the logarithms of how often each counts."""
+    before, after = AROUND[family]
+    length = before + PICTURE + after
+    picture = [before <= i < before + PICTURE for i in range(length)]
+
+    def weight(asking: int, query: int, row: int, key: int) -> float:
+        if not picture[query]:
+            return asking == row
+        shown = seen[asking % FRAMES]
+        if not picture[key]:
+            return len(shown) * (asking == row)
+        return asking // FRAMES == row // FRAMES and row % FRAMES in shown
+
+    def kernel(plain, q, k, v, heads, mask=None, **named):
+        if q.shape[-2] != length or (family == "Z-Image" and "block_index" not in named["transformer_options"]):
+            return plain(q, k, v, heads, mask, **named)
+        if not named.get("skip_reshape"):
+            q, k, v = (x.flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+        rows = len(q)
+        kinds = [
+            before,
+            length - 1,
+            before - 1,
+        ]  # of the picture, after it if there are any, of the text
+        ask = [[[[weight(a, i, b, j) for j in kinds] for b in range(rows)] for i in kinds] for a in range(rows)]
+        of = torch.tensor([0 if inside else 1 if i > before else 2 for i, inside in enumerate(picture)])
+        table = torch.tensor(ask, dtype=torch.float32)[:, of][..., of]  # asking, query, row, key
+        bias = table.log().reshape(rows * length, rows * length)
+        q, k, v = (x.transpose(0, 1).reshape(heads, rows * length, -1) for x in (q, k, v))
+        shares = (q @ k.mT / math.sqrt(q.shape[-1]) + bias).softmax(dim=-1)
+        return (shares @ v).unflatten(1, (rows, length)).permute(1, 2, 0, 3).flatten(2)
+
+    return kernel
+
+
+@pytest.mark.parametrize("name", list(SEEN))
+def test_it_is_one_dense_attention_of_the_whole_batch(family: str, model, base, name: str) -> None:
+    """So text attends within its frame, and the sides of CFG, which lie in one batch, do not mix."""
+    found, expected = sample(connected(model, name), clip_of()), sample(with_kernel(model, dense(family, SEEN[name])),
+                                                                         clip_of())  # fmt: skip
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (found - base).abs().amax() > 1e-2
+
+
+def test_one_frame_is_the_base_models_to_the_bit(family: str, model) -> None:
+    one = clip_of(1)
+    expected = sample(model, one)
+    for name in offered(family):
+        assert torch.equal(sample(connected(model, name), one), expected)
+
+
+def test_where_nothing_acts_it_is_the_base_model_to_the_bit(family: str, model, base) -> None:
+    name = offered(family)[-1]
+    patched = connected(model, name)
+    assert not torch.equal(sample(patched, clip_of()), base)
+    assert torch.equal(sample(attach(patched, None, None), clip_of()), base)
+    assert torch.equal(sample(connected(patched, name, percents=(0.9, 1.0)), clip_of()), base)
+    assert torch.equal(sample(connected(patched, name, spatial_strength=0.0), clip_of()), base)
+    assert torch.equal(sample(connected(inflate(patched, 1), name), clip_of()), base), "clips of one frame"
+    assert torch.equal(sample(model, clip_of()), base)
+
+
+def test_clips_of_one_batch_do_not_mix(family: str, model) -> None:
+    pairs, other = clip_of(), clip_of()
+    other["samples"][2:] += 1
+    for name in offered(family):
+        two = connected(inflate(model, 2), name)
+        assert torch.equal(sample(two, other)[:2], sample(two, pairs)[:2])
+    with pytest.raises(ValueError, match="does not divide into clips of num_frames = 3"):
+        sample(inflate(model, 3), pairs)
+
+
+def test_joined_and_split_conditionings_agree(family: str, model, monkeypatch: pytest.MonkeyPatch) -> None:
+    patched = connected(model, offered(family)[-1])
+    joined = sample(patched, clip_of())
+    monkeypatch.setattr(type(model.model), "memory_required", lambda *_, **__: float("inf"))
+    torch.testing.assert_close(sample(patched, clip_of()), joined, rtol=0, atol=1e-4)
+
+
+def test_half_the_strength_is_half_of_what_a_single_attention_changes(flux) -> None:
+    """Seen in the first block, whose inputs are the same."""
+    outputs = {}
+    for strength in (0.5, 1.0):
+        held = outputs.setdefault(strength, [])
+        patched = connected(flux, "full", spatial_strength=strength)
+        patched.set_model_patch(lambda attended, _, held=held: held.append(attended) or attended, "attn1_output_patch")
+        sample(patched, clip_of(), cfg=1.0)
+    own: list[Tensor] = []
+    plain = flux.clone()
+    plain.set_model_patch(lambda attended, _: own.append(attended) or attended, "attn1_output_patch")
+    sample(plain, clip_of(), cfg=1.0)
+    torch.testing.assert_close(outputs[0.5][0], (own[0] + outputs[1.0][0]) / 2, rtol=1e-4, atol=1e-5)
+
+
+def rotated(x: Tensor, positions: Tensor) -> Tensor:
+    """Rotate pairs of features by the positions of tokens, as rotary embeddings do, from the formula."""
+    parts = []
+    for axis, width in enumerate(KINDS["Flux"][1]["axes_dim"]):
+        angles = positions[:, axis, None] / 10000 ** (torch.arange(0, width, 2) / width)
+        pairs = x[..., sum(KINDS["Flux"][1]["axes_dim"][:axis]) :][..., :width].unflatten(-1, (-1, 2))
+        turned = [pairs[..., 0] * angles.cos() - pairs[..., 1] * angles.sin(),
+                  pairs[..., 0] * angles.sin() + pairs[..., 1] * angles.cos()]  # fmt: skip
+        parts.append(torch.stack(turned, dim=-1).flatten(-2))
+    return torch.cat(parts, dim=-1)
+
+
+def test_keys_are_shrunk_before_they_are_rotated(flux) -> None:
+    """Cells of 2 x 2 tokens, of 2 x 1 at the right edge."""
+    unrotated, seen = [], []
+
+    def note(q, k, v, **_: Any) -> dict:
+        unrotated.append((k[..., TOKENS:, :], v[..., TOKENS:, :]))
+        return {}
+
+    def watch(kernel, q, k, v, *given: Any, **named: Any) -> Tensor:
+        seen.append((q.shape[-2], k, v))
+        return kernel(q, k, v, *given, **named)
+
+    patched = with_kernel(connected(flux, "FFAM"), watch)
+    patched.set_model_patch(note, "attn1_patch")
+    sample(patched, clip_of(), cfg=1.0)
+    assert len(unrotated) == 2 and [queries for queries, *_ in seen] == 2 * [*FRAMES * [PICTURE], TOKENS]
+    centres = torch.tensor([[0, row, column] for row in (0.5, 2.5) for column in (0.5, 2.0)])
+    places = torch.tensor([[0.0, row, column] for row in range(GRID[0]) for column in range(GRID[1])])
+    for block, (k, v) in enumerate(unrotated):
+        grids = k.unflatten(2, GRID), v.unflatten(2, GRID)
+        cells = [
+            [grid[:, :, row : row + 2, column : column + 2].mean(dim=(2, 3)) for row in (0, 2) for column in (0, 2)]
+            for grid in grids
+        ]
+        coarse_k, coarse_v = rotated(torch.stack(cells[0], dim=2), centres), torch.stack(cells[1], dim=2)
+        for frame in range(FRAMES):
+            _, keys, values = seen[(FRAMES + 1) * block + frame]
+            others = [i for i in range(FRAMES) if i != frame]
+            assert keys.shape[2] == 2 * TOKENS + PICTURE + 3 * 4, "the text counts twice"
+            torch.testing.assert_close(keys[0, :, -12 - PICTURE : -12], rotated(k[frame], places))
+            torch.testing.assert_close(keys[0, :, -12:], torch.cat([*coarse_k[others]], dim=1))
+            torch.testing.assert_close(values[0, :, -12:], torch.cat([*coarse_v[others]], dim=1))
+
+
+def test_shrinking_rotated_keys_would_be_wrong() -> None:
+    """A cell of equal keys is that key at its centre; a mean of rotated keys is shorter, most where they turn fast."""
+    key, places = draw(1, 24, seed=1), torch.tensor([[0.0, row, column] for row in range(4) for column in range(4)])
+    cell, centre = key.expand(16, -1), places.mean(dim=0, keepdim=True)
+    before, after = rotated(cell.mean(dim=0, keepdim=True), centre), rotated(cell, places).mean(dim=0, keepdim=True)
+    torch.testing.assert_close((rotated(key, centre) * before).sum(), key.square().sum())
+    fastest = slice(8, 10)  # of the rows, by one radian from token to token
+    torch.testing.assert_close(before[:, fastest].norm(), key[:, fastest].norm())
+    torch.testing.assert_close(
+        after[:, fastest].norm(), key[:, fastest].norm() * math.sin(2) / (4 * math.sin(0.5)), rtol=1e-5, atol=0
+    )
+
+
+def test_windows_see_the_coarse_tokens_of_the_whole_clip(flux) -> None:
+    clip, other = clip_of(8), clip_of(8)
+    other["samples"][7] += 1
+    far = [(sample(in_windows(connected(flux, name), 4), other) - sample(in_windows(connected(flux, name), 4), clip))[0]
+           for name in ("FFAM", "full")]  # fmt: skip
+    assert far[0].abs().amax() > 1e-4 and far[1].abs().amax() == 0
+
+
+@pytest.mark.parametrize(("name", "keys"), [("per frame", 0), ("first-frame", PICTURE), ("full", FRAMES * PICTURE)])
+def test_the_host_counts_the_keys_of_a_frame(flux, monkeypatch: pytest.MonkeyPatch, name: str, keys: int) -> None:
+    """In float32, as keys and values, of both sides of CFG; a row is said to take one byte."""
+    counted = []
+    monkeypatch.setattr(type(flux.model), "memory_required", lambda _, shape, **__: counted.append(shape[0]) or 1.0)
+    sample(connected(flux, name), clip_of())
+    assert max(counted) == 2 * (FRAMES + 2 * 2 * 4 * keys * KINDS["Flux"][1]["hidden_size"] // 2)
+
+
+def test_what_a_family_does_not_take_is_refused_by_name(flux) -> None:
+    z_image = make("Z-Image")
+    with pytest.raises(ValueError, match="FFAM does not apply to Z-Image and Lumina 2. .* Set spatial to"):
+        connected(z_image, "FFAM")
+    masked = [[EDIT[0][0], {**EDIT[0][1], "attention_mask": torch.ones(1, TOKENS + PICTURE, TOKENS + PICTURE),
+                            "attention_mask_img_shape": GRID}]]  # fmt: skip
+    patched = connected(flux, "full")
+    with pytest.raises(ValueError, match="The conditioning has an attention mask .* set attention_strength"):
+        sample(patched, clip_of(), positive=masked)
+    merged = patched.clone()
+    merged.set_model_patch(lambda q, k, v, **_: {"k": k[..., 1:, :], "v": v[..., 1:, :], "pe": None}, "attn1_patch")
+    with pytest.raises(ValueError, match="17 tokens with 16 keys .* adds or merges tokens"):
+        sample(merged, clip_of())
+    skipped = patched.clone()
+    for kind in ("double", "single"):
+        skipped.set_model_patch_replace(lambda args, _: args, "dit", f"{kind}_block", 0)
+    with pytest.raises(ValueError, match="no attention of text and picture"):
+        sample(skipped, clip_of())
+
+
+def test_references_attend_within_their_frame(flux) -> None:
+    """As text does: 6 tokens of one lie after the picture."""
+    asked = []
+
+    def watch(kernel, q, k, *given: Any, **named: Any) -> Tensor:
+        asked.append((q.shape[-2], k.shape[-2]))
+        return kernel(q, k, *given, **named)
+
+    references = [[EDIT[0][0], {**EDIT[0][1], "reference_latents": [draw(1, 16, 4, 6, seed=8)]}]]
+    sample(with_kernel(connected(flux, "full"), watch), clip_of(), cfg=1.0, positive=references)
+    one = TOKENS + PICTURE + 6
+    assert asked == 2 * [*FRAMES * [(PICTURE, FRAMES * one)], (TOKENS + 6, one)]
