@@ -51,10 +51,10 @@ SECTIONS = {
     "files": Section("Damaged and hostile files", "fault_files.try_files", 10000, 200),
     "paths": Section("Names and paths", "fault_files.try_paths"),
     "graphs": Section("Hostile graphs", "fault_graphs.try_graphs", 3000, 150),
-    "media": Section("Odd media", "fault_server.try_media"),
+    "media": Section("Odd media", "fault_media.try_media"),
     "numbers": Section("Numbers", "fault_runs.try_numbers"),
     "memory": Section("Full memory", "fault_runs.try_full_memory", 10, 2),
-    "pressure": Section("Disks and clients", "fault_server.try_pressure", 50, 4),
+    "pressure": Section("Disks and clients", "fault_pressure.try_pressure", 50, 4),
     "soak": Section("Long runs", "fault_runs.try_soak"),  # for as many minutes as asked
 }
 
