@@ -53,6 +53,7 @@ SECTIONS = {
     "graphs": Section("Hostile graphs", "fault_graphs.try_graphs", 3000, 150),
     "media": Section("Odd media", "fault_media.try_media"),
     "numbers": Section("Numbers", "fault_runs.try_numbers"),
+    "twins": Section("One seed, two servers", "fault_twins.try_twins"),
     "memory": Section("Full memory", "fault_runs.try_full_memory", 10, 2),
     "pressure": Section("Disks and clients", "fault_pressure.try_pressure", 50, 4),
     "soak": Section("Long runs", "fault_runs.try_soak"),  # for as many minutes as asked
