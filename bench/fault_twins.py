@@ -105,7 +105,7 @@ def twin_prompt(infos: Json, seed: int, kinds: Iterable[str]) -> Json:
         seed: of all that draw.
         kinds: of nodes; those that feed them are there too, without digests.
     """
-    needed = [kind for kind in kinds_of(infos) if kind not in LOADED]
+    needed = [kind for kind in kinds_of(infos) if kind not in LOADED and not infos[PACK + kind]["output_node"]]
     graph = copy.deepcopy(PROVIDERS | AROUND) | {kind: make_node(kind, infos, seed) for kind in {*needed, *kinds}}
     graph["plain"] = make_node("INRBidirectionalDDIMInversion", infos, seed, gamma=0.0, noise="implied")
     graph["Tune-A-Video"] = make_node("STAMFFAMPatch", infos, seed, preset="Tune-A-Video")
