@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,9 @@ def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
-def lock_folder(folder: Path) -> None:
-    """Let nobody write to a folder, nor this process as root."""
-    os.chmod(folder, 0o555)
+def lock_folder(folder: Path, mode: int) -> None:
+    """Give a folder a mode, which binds this process too if it is root's."""
+    os.chmod(folder, mode)
     if os.geteuid() == 0:
         os.setuid(65534)  # whom the rights bind
 
@@ -111,6 +112,7 @@ def untried(name: str, reason: str) -> Row:
 def try_disks(folder: Path) -> Iterator[Row]:
     """Save over a tune on disks that are full or read-only: an error in words, and the old file as it was."""
     tune = Tune({"a": torch.zeros(2**20)}, INFO)
+    folder.mkdir(parents=True, exist_ok=True)
     save_tune(tune, folder / "old")
     before = (folder / "old").read_bytes()
 
@@ -124,15 +126,16 @@ def try_disks(folder: Path) -> Iterator[Row]:
             save_tune(tune, path)
 
         seen = in_child(work)
+        place.chmod(0o755)
         failed = [] if seen.startswith("OSError: tune.safetensors could not be written") else [seen or "it crashed"]
         failed += [] if path.read_bytes() == before else ["the old file is gone"]
         failed += [f"{each.name} is left" for each in place.iterdir() if each != path]
         return Row(name, 1, seen, tuple(failed))
 
     yield row("no room on the disk, by a limit of the process", folder / "limited", limit_files)
-    locked = folder / "locked"
-    yield row("a read-only folder", locked, lambda: lock_folder(locked))
-    locked.chmod(0o755)
+    folder.chmod(0o755)  # a temporary one is its owner's alone
+    for name, mode in {"a read-only folder": 0o555, "a folder that cannot be entered": 0o000}.items():
+        yield row(name, folder / name, partial(lock_folder, folder / name, mode))
     for options, name in DISKS.items():
         with mounted(folder / options, options) as reason:
             yield untried(name, reason) if reason else row(name, folder / options, lambda: None)

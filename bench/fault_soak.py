@@ -56,7 +56,7 @@ def try_soak(minutes: float, seed: int) -> Iterator[Row]:
                 failed.append(f"run {count + 1}, {name}, gave something else than at first")
             count += 1
             if passed >= len(curve) * minutes / SAMPLES:
-                curve.append((round(passed, 2), *count_memory(host)))
+                curve.append((round(passed, 4), *count_memory(host)))
     yield Row(f"mixed graphs in one server for {minutes:g} minutes", count, "what each gave at first, to the bit",
               tuple(failed))  # fmt: skip
     seen, grown = describe_growth(curve)

@@ -43,7 +43,7 @@ def test_what_is_killed_while_it_writes_leaves_a_whole_file(tmp_path: Path) -> N
 
 def test_a_full_or_locked_disk_keeps_the_old_file(tmp_path: Path, monkeypatch) -> None:
     rows = list(fault_pressure.try_disks(tmp_path / "a"))
-    assert len(rows) == 6 and not [(row.fault, row.failed) for row in rows if row.failed]
+    assert len(rows) == 7 and not [(row.fault, row.failed) for row in rows if row.failed]
     monkeypatch.setattr(fault_pressure, "save_tune", lambda tune, path: save_file(tune.tensors, path))
     assert any("the old file is gone" in row.failed for row in fault_pressure.try_disks(tmp_path / "b"))
     monkeypatch.setattr(fault_pressure.subprocess, "run", mock.Mock(return_value=mock.Mock(returncode=1, stderr="no")))
@@ -54,10 +54,8 @@ def test_a_full_or_locked_disk_keeps_the_old_file(tmp_path: Path, monkeypatch) -
 def test_every_output_of_every_node_is_compared(host: Host) -> None:
     infos = copy.deepcopy(host.object_info())
     for kind, saver in fault_twins.LOADED.items():
-        inputs = infos[PACK + kind]["input"]["required"]
-        inputs.update(
-            {name: ["COMBO", {"options": [f"{saver}_1"]}] for name in ("tune_name", "file") if name in inputs}
-        )
+        for _, options in infos[PACK + kind]["input"]["required"].values():
+            options |= {"options": [f"{saver}_1"]} if "options" in options else {}
     kinds = fault_twins.kinds_of(infos)
     assert len(kinds) > 30
     prompt = fault_twins.twin_prompt(infos, 1, kinds)
