@@ -51,6 +51,7 @@ def run_on_servers(servers: Sequence[Server], cases: Sequence[Case], options: ar
                 return outcome
             error = outcome[2]
             left.remove(server)
+            tqdm.write(f"{server.address} answers no more; {len(left)} of {len(servers)} servers go on with its edit.")
             if not left:
                 free.put(None)
         free.put(None)

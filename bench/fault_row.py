@@ -12,9 +12,11 @@ class Row:
         tried: how often.
         seen: what the user sees, of one of them.
         failed: what went otherwise than it should, empty where nothing did.
+        curve: minutes, resident MiB and tensors of a server over a long run, where it was one.
     """
 
     fault: str
     tried: int
     seen: str
     failed: tuple[str, ...] = ()
+    curve: tuple[tuple[float, float, int], ...] = ()

@@ -2,10 +2,8 @@
 
 import gc
 import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -201,22 +199,6 @@ def grown(sizes: list[tuple[int, int]], count: int) -> Row:
     parts = [last / first - 1 for first, last in zip(sizes[0], sizes[-1], strict=True)]
     seen = f"{parts[0]:+.2%} tensors and {parts[1]:+.2%} resident memory, at the last count against the first"
     return Row("Memory after interrupts", count, seen, tuple(seen for part in parts if part > KEPT)[:1])
-
-
-def try_soak(minutes: float, seed: int) -> Iterator[Row]:
-    """Run mixed runs for some time; each gives what it gave at first, and memory does not grow."""
-    runs, rng, failed, curve, count = Runs(), random.Random(seed), list[str](), list[tuple[int, int]](), 0
-    fresh = {name: runs.digest(name) for name in NAMES}
-    start = time.monotonic()
-    while (passed := time.monotonic() - start) < 60 * minutes:
-        name = rng.choice(NAMES)
-        failed += [f"run {count + 1}, {name}"] if runs.digest(name) != fresh[name] else []
-        count += 1
-        if passed >= 6 * minutes * (len(curve) + 1):  # a tenth further
-            curve.append(memory())
-    shown = ", ".join(f"{size / 2**20:.0f}" for _, size in curve)
-    yield Row(f"mixed runs for {minutes:g} minutes", count, f"resident MiB at each tenth: {shown}", tuple(failed))
-    yield replace(grown(curve, count), fault="memory after them, against that after a tenth")
 
 
 def try_full_memory(count: int, seed: int) -> Iterator[Row]:

@@ -1,21 +1,16 @@
-"""Servers that are killed, odd media, and full or read-only disks."""
+"""Servers and writers that are killed."""
 
 import contextlib
-import errno
 import os
 import random
-import resource
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from fractions import Fraction
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import torch
 
 from ..modules.files.host import AUTOSAVES
@@ -23,7 +18,7 @@ from ..modules.tuning.weights import Tune, hash_tensors, load_tune, save_tune
 from ..scripts.environment import comfyui_tree
 from ..scripts.host import Host, device_arguments
 from ..scripts.server import GraphError, HostError
-from .fault_graphs import PACK, PROVIDERS, fill, make_garden, node, see
+from .fault_graphs import PACK, PROVIDERS, fill, make_garden, node
 from .fault_row import Row
 
 Json = dict[str, Any]
@@ -127,144 +122,3 @@ def kill_writers(folder: Path, count: int, seed: int) -> Row:
 
 
 INFO: dict[str, Any] = {"spatial": None, "spatial_strength": 1.0, "temporal": None, "temporal_strength": 1.0}
-
-
-def write_video(path: Path, frames: int, height: int, width: int, codec: str, form: str, **options: Any) -> None:
-    """Write a video of moving stripes; `rates` gives frames of uneven length."""
-    uneven = options.pop("uneven", False)
-    with av.open(str(path), "w") as file:
-        stream: Any = file.add_stream(codec, rate=Fraction(8))
-        stream.height, stream.width, stream.pix_fmt = height, width, form
-        for key, value in options.items():
-            setattr(stream.codec_context, key, value)
-        y, x = np.mgrid[:height, :width]
-        for number in range(frames):
-            picture = np.stack([(x * 8 + number * 16) % 256, (y * 8) % 256, 0 * x], axis=-1).astype(np.uint8)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=form)
-            frame.pts = number * number if uneven else number
-            frame.time_base = Fraction(1, 8)
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode())
-
-
-MEDIA: dict[str, tuple[str, tuple[Any, ...], Json]] = {  # name: file, arguments of `write_video`
-    "1 frame": ("one.mp4", (1, 64, 64, "libx264", "yuv420p"), {}),
-    "2 frames": ("two.mp4", (2, 64, 64, "libx264", "yuv420p"), {}),
-    "odd sizes": ("odd.mp4", (3, 61, 75, "libx264", "yuv444p"), {}),
-    "portrait": ("portrait.mp4", (3, 128, 48, "libx264", "yuv420p"), {}),
-    "1 x 1": ("point.webm", (2, 1, 1, "libvpx-vp9", "yuv444p"), {}),
-    "grey": ("grey.mp4", (3, 64, 64, "libx264", "gray"), {}),
-    "alpha": ("alpha.webm", (3, 64, 64, "libvpx-vp9", "yuva420p"), {}),
-    "webm": ("vp9.webm", (3, 64, 64, "libvpx-vp9", "yuv420p"), {}),
-    "10 bits": ("ten.mp4", (3, 64, 64, "libx264", "yuv420p10le"), {}),
-    "HDR": ("hdr.mp4", (3, 64, 64, "libx264", "yuv420p10le"), {"color_trc": 16, "color_primaries": 9, "colorspace": 9}),
-    "variable frame rate": ("uneven.mp4", (4, 64, 64, "libx264", "yuv420p"), {"uneven": True}),
-    "10,000 frames": ("long.mp4", (10000, 16, 16, "libx264", "yuv420p"), {}),
-}
-
-
-def media_prompt(name: str, host: Host) -> Json:
-    """Return a graph that inverts and edits a video of the server's input folder."""
-    garden, sockets = make_garden(host.object_info())
-    garden["file"] = node("LoadVideo", file=name)
-    garden["frames"] = node("GetVideoComponents", video=["file", 0])
-    garden["latent"]["inputs"]["pixels"] = ["frames", 0]
-    sample = node(PACK + "SmoothSample", **fill(host.object_info()[PACK + "SmoothSample"], sockets))
-    sample["inputs"] |= {"model": ["patched", 0]}
-    garden["inversion"]["inputs"]["model"] = ["patched", 0]
-    decoded = node("VAEDecode", samples=["sample", 0], vae=["demo", 2])
-    video = node("CreateVideo", images=["decoded", 0], fps=8.0)
-    save = node("SaveVideo", video=["video", 0], filename_prefix="odd", format="auto", codec="auto")
-    return {**garden, "sample": sample, "decoded": decoded, "video": video, "save": save}
-
-
-def try_media(_seed: int) -> Iterator[Row]:
-    """Edit odd videos by ComfyUI's own loader: a video of as many frames, or an error in words."""
-    with tempfile.TemporaryDirectory() as folder, serve(Path(folder)) as host:
-        files = host.base / "input"
-        for name, (file, given, options) in MEDIA.items():
-            try:
-                write_video(files / file, *given, **options)
-            except (OSError, ValueError) as error:
-                yield Row(name, 0, f"this machine cannot write it: {error}")
-                continue
-            seen, is_right = see(host, media_prompt(file, host), 300)
-            yield Row(name, 1, seen, () if is_right else (seen,))
-        whole = (files / "two.mp4").read_bytes()
-        for part in (0.0, 0.3, 0.6, 0.95):
-            (files / "cut.mp4").write_bytes(whole[: int(part * len(whole))])
-            seen, is_right = see(host, media_prompt("cut.mp4", host), 300)
-            yield Row(f"mp4 cut at {part:.0%}", 1, seen, () if is_right else (seen,))
-        seen, is_right = see(host, media_prompt("vp9.webm", host), 300)
-        yield Row("after all of them, webm again", 1, seen, () if is_right and seen == "a result" else (seen,))
-
-
-def in_child(work: Callable[[], Any]) -> str:
-    """Return what a user sees of some work in a process of its own, which may spoil its rights and limits."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            said = f"a result, {work()}"
-        except BaseException as error:  # whatever it is, it is what the user sees
-            said = f"{type(error).__name__}: {error}"
-        os.write(write, said.encode()[:4000])
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        said = pipe.read().decode()
-    os.waitpid(child, 0)
-    return said
-
-
-def try_pressure(count: int, seed: int) -> Iterator[Row]:
-    """Write to full and read-only disks, and let two clients work at once."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tune.safetensors"
-        tune = Tune({"a": torch.zeros(2**20)}, INFO)
-        save_tune(tune, path)
-        before = path.read_bytes()
-
-        def full() -> None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # as a disk that is full
-            save_tune(tune, path)
-
-        def read_only() -> None:
-            os.chmod(folder, 0o555)
-            if os.geteuid() == 0:
-                os.setuid(65534)  # whom the rights bind
-            save_tune(tune, path)
-
-        for name, work in {"no room on the disk": full, "a read-only folder": read_only}.items():
-            seen = in_child(work)
-            failed = [] if seen.startswith("OSError: tune.safetensors could not be written") else [seen]
-            failed += [] if path.read_bytes() == before else ["the old file is gone"]
-            failed += [f"{each.name} is left" for each in Path(folder).iterdir() if each != path]
-            yield Row(name, 1, seen, tuple(failed))
-        os.chmod(folder, 0o755)
-    yield try_clients(count, seed)
-
-
-def try_clients(count: int, seed: int) -> Row:
-    """Let two clients send graphs to one server at once; each gets its own results."""
-    failed: list[str] = []
-    with tempfile.TemporaryDirectory() as folder, serve(Path(folder)) as host:
-        garden, sockets = make_garden(host.object_info())
-        info = host.object_info()[PACK + "SmoothSample"]
-
-        def work(client: int) -> None:
-            for number in range(count):
-                sample = node(PACK + "SmoothSample", **fill(info, sockets))
-                sample["inputs"] |= {"eta": 1.0, "seed": seed + 2 * number + client}
-                show = node("PreviewAny", source=["sample", 1])
-                said, _ = see(host, {**garden, "sample": sample, "show": show}, 600)
-                failed.extend([f"graph {number + 1} of client {client + 1}: {said}"] if said != "a result" else [])
-
-        clients = [threading.Thread(target=work, args=(client,)) for client in range(2)]
-        for client in clients:
-            client.start()
-        for client in clients:
-            client.join()
-        failed += [] if host.answers() else [f"the server does not answer: {errno.ECONNREFUSED}"]
-    return Row("graphs of two clients at once", 2 * count, "a result of each", tuple(failed))

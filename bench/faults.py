@@ -5,10 +5,12 @@ import importlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from ..modules.files.strict_json import to_json
 from ..scripts.environment import say
@@ -51,11 +53,12 @@ SECTIONS = {
     "files": Section("Damaged and hostile files", "fault_files.try_files", 10000, 200),
     "paths": Section("Names and paths", "fault_files.try_paths"),
     "graphs": Section("Hostile graphs", "fault_graphs.try_graphs", 3000, 150),
-    "media": Section("Odd media", "fault_server.try_media"),
+    "media": Section("Odd media", "fault_media.try_media"),
     "numbers": Section("Numbers", "fault_runs.try_numbers"),
+    "twins": Section("One seed, two servers", "fault_twins.try_twins"),
     "memory": Section("Full memory", "fault_runs.try_full_memory", 10, 2),
-    "pressure": Section("Disks and clients", "fault_server.try_pressure", 50, 4),
-    "soak": Section("Long runs", "fault_runs.try_soak"),  # for as many minutes as asked
+    "pressure": Section("Disks and clients", "fault_pressure.try_pressure", 50, 4),
+    "soak": Section("Long runs", "fault_soak.try_soak"),  # for as many minutes as asked
 }
 
 
@@ -67,7 +70,8 @@ def rows_path(state: Path, name: str, count: int) -> Path:
 def read_rows(path: Path) -> list[Row]:
     """Return the rows of a file."""
     given = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return [Row(**{**row, "failed": tuple(row["failed"])}) for row in given]
+    return [Row(**{**row, "failed": tuple(row["failed"]), "curve": tuple(map(tuple, row.get("curve", ())))})
+            for row in given]  # fmt: skip
 
 
 def count_of(name: str, options: argparse.Namespace) -> int:
@@ -110,6 +114,16 @@ def describe(rows: list[Row]) -> str:
     return "\n\n".join([write_table(headings, body), *(["What failed:", "\n".join(said)] if said else [])])
 
 
+def save_plot(curve: Sequence[tuple[float, float, int]], path: Path) -> None:
+    """Plot a server's resident memory and its number of tensors over minutes."""
+    figure = Figure(figsize=(8, 3), dpi=100, layout="constrained")
+    minutes, memory, tensors = zip(*curve, strict=True)
+    for axes, values, name in zip(figure.subplots(1, 2), (memory, tensors), ("resident MiB", "tensors"), strict=True):
+        axes.plot(minutes, values, "o-", markersize=2)
+        axes.set(xlabel="minutes", ylabel=name, ylim=(0, 1.1 * max(values)))
+    figure.savefig(path)
+
+
 def write_document(document: Path, sections: dict[str, list[Row]]) -> None:
     """Write the document from the rows of its sections."""
     total = sum(row.tried for rows in sections.values() for row in rows)
@@ -117,6 +131,11 @@ def write_document(document: Path, sections: dict[str, list[Row]]) -> None:
     parts = ["# Reliability", INTRODUCTION, f"{total} faults, {failed} failures."]
     parts += [f"## {SECTIONS[name].title}\n\n{describe(rows)}" for name, rows in sections.items()]
     document.parent.mkdir(parents=True, exist_ok=True)
+    curves = [row.curve for rows in sections.values() for row in rows if row.curve]
+    if curves:
+        plot = document.with_name(f"{document.stem}_memory.png")
+        save_plot(curves[-1], plot)
+        parts.append(f"![Memory and tensors of a server over a long run]({plot.name})")
     document.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     say(f"Wrote {document}: {total} faults, {failed} failures")
 

@@ -7,10 +7,13 @@ from numbers import Real
 from typing import Any
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..modules.files.names import shown
+from ..modules.sockets.host import media_behind
 
 MOST_OPTIONS = 600  # letters of the options in a message
+FRAMES = ("IMAGE", "MASK", "LATENT", io.MatchType.io_type)  # sockets of clips
 JSON = (str, int, float, list, dict, type(None))
 
 
@@ -35,6 +38,7 @@ def with_checks(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeO
     def checked(cls: type[io.ComfyNode], *args: Any, **given: Any) -> io.NodeOutput:
         for each in cls.define_schema().inputs:
             if each.id in given and (given[each.id] is not None or not each.optional):
+                check_frames(each, given[each.id])
                 check_input(each, given[each.id])
         return execute(cls, *args, **given)
 
@@ -62,6 +66,23 @@ def check_input(expected: io.Input, value: Any) -> None:
             raise ValueError(f"{name} is {given}. Choose one of {shown(options, MOST_OPTIONS)}.")
     elif not isinstance(expected, io.Boolean.Input | io.AnyType.Input) and is_literal(expected.io_type, value):
         raise ValueError(f"{name} is {given}, a value that was written where something is to be connected. Connect it.")
+
+
+def check_frames(expected: io.Input, value: Any) -> None:
+    """Refuse a clip without frames: what ComfyUI makes of a video of which it can decode none, None as a latent.
+
+    Raises:
+        ValueError: naming the input and the files that it comes from.
+    """
+    frames = value["samples"] if isinstance(value, dict) and "samples" in value else value
+    is_empty = isinstance(frames, Tensor) and frames.ndim > 0 and not len(frames)
+    if expected.io_type in FRAMES and (frames is None or is_empty):
+        files = ", ".join(map(shown, media_behind(expected.id))) or "the video that it comes from"
+        raise ValueError(
+            f"{expected.id} is a clip without frames: none were decoded from {files}, or none were taken of those. "
+            "The file may be cut short or hold sound alone: copy it again, or choose another in Load Video. Where "
+            "Trim Video or Get Image from Batch takes a part, begin before the end."
+        )
 
 
 def is_literal(kind: str, value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import http.client
 import json
 import time
 import urllib.error
@@ -95,7 +96,7 @@ class Server:
                 return answer.read()
         except urllib.error.HTTPError as error:
             raise HostError(error.read().decode(errors="replace") or str(error)) from error
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:  # the latter where it ends within its answer
             raise self.silence(error) from error
 
     def silence(self, error: Exception) -> HostError:

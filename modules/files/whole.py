@@ -37,9 +37,9 @@ def appearing(path: Path, new: bool = False) -> Iterator[Path]:
         FileExistsError: the path is not new.
         OSError: it could not be written; says what to do.
     """
-    remove_abandoned(path.parent)
     work = path.with_name(f"{path.name}{'' if new else '.' + uuid.uuid4().hex[:8]}{PART}")
     with explained(path):
+        remove_abandoned(path.parent)
         work.mkdir()
     try:
         with explained(path), open(work / LOCK, "x") as held:

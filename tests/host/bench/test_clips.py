@@ -127,7 +127,7 @@ def test_every_server_gets_work_and_none_two_at_once(options, monkeypatch) -> No
     assert min(used.values()) >= 4 and all(row for _, row, _ in done)
 
 
-def test_what_a_dead_server_had_goes_to_another(options, monkeypatch) -> None:
+def test_what_a_dead_server_had_goes_to_another(options, monkeypatch, capsys) -> None:
     def run_case(server: Server, case, *_) -> dict:
         if server.address == "dead":
             raise HostError("does not answer")
@@ -138,5 +138,6 @@ def test_what_a_dead_server_had_goes_to_another(options, monkeypatch) -> None:
     cases = list(clips.list_cases(options)) * 3
     done = list(clips.run_on_servers([Server("dead"), Server("a")], cases, options))
     assert len(done) == len(cases) and all(row for _, row, _ in done)
+    assert "dead answers no more; 1 of 2 servers go on with its edit." in capsys.readouterr().out
     failed = list(clips.run_on_servers([Server("dead")], cases, options))
     assert {case for case, *_ in failed} == set(cases) and not any(row for _, row, _ in failed)

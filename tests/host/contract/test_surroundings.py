@@ -5,6 +5,7 @@ import importlib
 from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import folder_paths
 import pytest
@@ -12,12 +13,16 @@ import torch
 from comfy.model_management import OOM_EXCEPTION, is_oom
 from comfy.quant_ops import QuantizedTensor
 from comfy_api.latest import io
+from comfy_execution.utils import CurrentNodeContext
+from execution import PromptQueue
+from server import PromptServer
 
 from consistent_video import nodes
 from consistent_video.modules.files.host import register_folder
+from consistent_video.modules.sockets.host import media_behind
 from consistent_video.scripts.environment import ROOT
 
-HOSTS = ("comfy", "comfy_api", "folder_paths", "latent_preview", "server")
+HOSTS = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "latent_preview", "server")
 
 
 def list_names() -> Iterator[tuple[str, str]]:
@@ -75,3 +80,21 @@ def test_is_oom_knows_what_running_out_of_memory_raises() -> None:
 
 def test_quantized_tensor_is_a_tensor() -> None:
     assert issubclass(QuantizedTensor, torch.Tensor)
+
+
+def test_the_prompt_that_runs_says_which_files_feed_an_input(monkeypatch) -> None:
+    links = {"model": {}, "source": {"file": "swan.mp4"}, "edit": {"file": "edit.webm"}, "text": {"text": "a swan"}}
+    links["scale"] = {"image": ["source", 0], "method": "area", "again": ["judge", 0]}
+    links["judge"] = {"model": ["model", 0], "source": ["scale", 0], "edited": ["edit", 0], "text": ["text", 0]}
+    queue = PromptQueue(SimpleNamespace(queue_updated=lambda: None))
+    queue.put((0, "prompt", {name: {"class_type": name, "inputs": given} for name, given in links.items()}, {}, []))
+    monkeypatch.setattr(PromptServer, "instance", SimpleNamespace(prompt_queue=queue), raising=False)
+    queue.get()
+    assert media_behind("edited") == []
+    with CurrentNodeContext("prompt", "judge"):
+        names = ("edited", "text", "model", "missing")
+        assert [media_behind(name) for name in names] == [["edit.webm"], [], [], []]
+        assert sorted(media_behind("source")) == ["edit.webm", "swan.mp4"]
+    for other in (("prompt", "gone"), ("another", "judge")):
+        with CurrentNodeContext(*other):
+            assert media_behind("edited") == []

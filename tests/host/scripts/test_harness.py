@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from consistent_video.scripts.clips import read_clip
 from consistent_video.scripts.host import Host
-from consistent_video.scripts.server import GraphError, HostError, Progress
+from consistent_video.scripts.server import GraphError, HostError, Progress, Server
 from consistent_video.scripts.workflow import set_values, to_prompt
 
 
@@ -87,6 +88,21 @@ def test_a_dead_server_is_noticed(host: Host, tmp_path: Path) -> None:
         with pytest.raises(HostError, match="does not answer"):
             other.object_info()
     assert process.poll() is not None
+
+
+def test_a_server_that_ends_within_its_answer_is_noticed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+
+        def answer() -> None:
+            with door.accept()[0] as connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(HostError, match="does not answer: IncompleteRead"):
+            Server(f"127.0.0.1:{door.getsockname()[1]}").object_info()
+        thread.join()
 
 
 def test_a_server_that_cannot_start_says_why(host: Host, tmp_path: Path) -> None:

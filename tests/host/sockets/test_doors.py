@@ -93,11 +93,11 @@ def test_one_channel_is_grey(socket: str) -> None:
 @pytest.mark.parametrize("socket", TAKES_IMAGES)
 @pytest.mark.parametrize(
     "images",
-    [PICTURES[:0], PICTURES[0], PICTURES[..., :2], PICTURES * math.nan, (PICTURES * 255).int()],
-    ids=["no frame", "one picture", "two channels", "NaN", "whole numbers"],
+    [PICTURES[0], PICTURES[..., :2], PICTURES * math.nan, (PICTURES * 255).int()],
+    ids=["one picture", "two channels", "NaN", "whole numbers"],
 )
 def test_what_are_no_images_is_refused_by_the_inputs_name(socket: str, images: Tensor) -> None:
-    with pytest.raises(ValueError, match=f"^{socket.split()[0]} (has the shape|is empty,|holds) .*Connect the frames"):
+    with pytest.raises(ValueError, match=f"^{socket.split()[0]} (has the shape|holds) .*Connect the frames"):
         TAKES_IMAGES[socket](images)
 
 
@@ -125,11 +125,11 @@ TAKES_MASKS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("node", TAKES_MASKS)
 @pytest.mark.parametrize(
     "mask",
-    [torch.full((1, 24, 40), math.nan), torch.ones(0, 24, 40), torch.ones(1, 24, 40, 3), torch.ones(1, 24, 40).byte()],
-    ids=["NaN", "no frame", "a picture", "bytes"],
+    [torch.full((1, 24, 40), math.nan), torch.ones(1, 24, 40, 3), torch.ones(1, 24, 40).byte()],
+    ids=["NaN", "a picture", "bytes"],
 )
 def test_what_is_no_mask_is_refused(node: str, model, latent, mask: Tensor) -> None:
-    with pytest.raises(ValueError, match="^mask (has the shape|is empty,|holds) .*Connect a mask"):
+    with pytest.raises(ValueError, match="^mask (has the shape|holds) .*Connect a mask"):
         TAKES_MASKS[node](model, latent, mask=mask)
 
 
@@ -160,7 +160,6 @@ WRONG: dict[str, tuple[Callable[[Tensor], Any], str]] = {
         lambda samples: comfy.nested_tensor.NestedTensor([samples] * 2),
         "latent has shape Nested",
     ),
-    "no frame": (lambda samples: samples[:0], r"latent is empty, of shape \(0, 4, 8, 6\)"),
     "NaN": (lambda samples: samples * math.nan, "latent holds values that are not finite"),
     "whole numbers": (lambda samples: samples.int(), "latent holds int32 values"),
 }

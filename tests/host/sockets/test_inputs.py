@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from consistent_video.nodes import NODES
-from consistent_video.nodes.node import check_input
+from consistent_video.nodes.node import FRAMES, check_input
 
 WIDGETS = io.Int.Input | io.Float.Input | io.String.Input | io.Combo.Input | io.Boolean.Input
 PROMPT = [[torch.zeros(1, 2, 3), {}]]
@@ -40,6 +40,15 @@ def test_numbers_and_choices_are_checked_that_come_by_a_link(inputs) -> None:
                 refuse(node, each, value)
         elif isinstance(each, io.Combo.Input | io.String.Input):
             refuse(node, each, 7)
+
+
+def test_a_clip_without_frames_is_refused_by_every_node_that_takes_clips(inputs) -> None:
+    clips = [(node, each) for node, each in inputs if each.io_type in FRAMES]
+    assert len(clips) > 30
+    for node, each in clips:
+        for frames in (torch.zeros(0, 0, 0, 3), torch.zeros(0, 4), {"samples": None}, {"samples": torch.zeros(0)}):
+            with pytest.raises(ValueError, match=f"^{each.id} is a clip without frames: .* copy it again"):
+                node.execute(**{each.id: frames})
 
 
 @pytest.mark.parametrize("pair", [[1, {}], [PROMPT[0][0]], [PROMPT[0][0], 1], 5])
