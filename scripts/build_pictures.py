@@ -1,16 +1,17 @@
 """Draw what the documents show of the editor, from the real one: `python scripts/build_pictures.py`.
 
-A picture of each workflow for the template browser, of each node for its help page, and of the main graph's run for the
-README's tour.
+What comes of each workflow, for the template browser, by a run with the demo model; its graph, for the docs; each node,
+for its help page; and the main graph's run, for the tour. Names draw results and graphs of those workflows alone.
+Results that are as they should be are left, so that a run that was broken off goes on.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-import tempfile
+import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import environment
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     from consistent_video.scripts.browser import Box, Editor
 
 WORKFLOWS, HELP, DOCS = (environment.ROOT / name for name in ("workflows", "web/docs", "docs"))
+GRAPHS = DOCS / "graphs"
+BASE = environment.ROOT / "output" / "pictures"  # of the server; keeps what workflows save for others
+PARTS = ("results", "graphs", "nodes", "tour")
 OURS = "ConsistentVideo_"
-CARD, WINDOW, TALL = 480, (960, 960), (760, 1500)  # pixels
+WINDOW, TALL = (1600, 1200), (760, 1500)  # pixels
 CANVAS = "#141414"
 HEADROOM = 34  # of a node, for the badge above it
 RUN_PATIENCE = 1_800_000  # milliseconds
@@ -34,17 +38,15 @@ def union(boxes: Iterable[Box]) -> Box:
     return min(left), min(top), max(right) - min(left), max(bottom) - min(top)
 
 
-def draw_workflows(editor: Editor) -> None:
-    """Draw the template browser's picture of each workflow: its whole graph."""
-    from PIL import Image, ImageOps
-
-    for path in sorted(WORKFLOWS.glob("*.json")):
-        editor.open(json.loads(path.read_text(encoding="utf-8")))
+def draw_graphs(editor: Editor, names: Iterable[str]) -> None:
+    """Draw the whole graph of each workflow, for the docs."""
+    GRAPHS.mkdir(exist_ok=True)
+    for name in names:
+        editor.open(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
         # The red of files that are the user's own.
         editor.page.evaluate("app.graph.nodes.forEach(node => { node.has_errors = false })")
         shown = editor.show(union(box for _, box in [*editor.boxes("nodes"), *editor.boxes("groups")]))
-        picture = ImageOps.pad(editor.picture(shown), (CARD, CARD), Image.Resampling.LANCZOS, CANVAS)
-        picture.save(path.with_suffix(".jpg"), quality=70, optimize=True)
+        editor.picture(shown).save(GRAPHS / f"{name}.webp", quality=60, method=6)
 
 
 def draw_nodes(editor: Editor, names: dict[str, str]) -> None:
@@ -80,28 +82,48 @@ def draw_tour(editor: Editor) -> None:
         row.save(DOCS / f"tour_{step}.webp", quality=80, method=6)
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="workflows whose result and graph are drawn, e.g. edit (default all)")
+    parser.add_argument("--only", choices=PARTS, nargs="+", help="draw these alone (default all)")
+    parser.add_argument("--again", action="store_true", help="draw results as well that are as they should be")
+    return parser
+
+
 def main() -> None:
-    """Draw every picture."""
-    environment.enter(__file__, [])
+    """Draw the pictures that the command line asks for."""
+    parser = make_parser()
+    options = parser.parse_args()
+    known = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+    names = options.names or known
+    if unknown := set(names) - set(known):
+        parser.error(f"no workflow is called {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    parts = options.only or (PARTS[:2] if options.names else PARTS)
+    environment.enter(__file__, sys.argv[1:])
     environment.register_pack()
     from consistent_video.scripts.browser import Editor
     from consistent_video.scripts.host import Host, device_arguments
+    from consistent_video.scripts.results import draw_results
 
-    with (
-        tempfile.TemporaryDirectory() as base,
-        Host(environment.comfyui_tree(), Path(base), device_arguments()) as host,
-    ):
+    with Host(environment.comfyui_tree(), BASE, device_arguments()) as host:
+        if "results" in parts:
+            draw_results(host, WORKFLOWS, names, options.again)
         for clip in (environment.ROOT / "demo" / "clips").glob("*.mp4"):
             shutil.copy(clip, host.base / "input")
         info = host.object_info()
-        names = {kind: entry["display_name"] for kind, entry in info.items() if kind.startswith(OURS)}
-        with Editor(host.address, WINDOW) as editor:
-            editor.hide_menus()
-            draw_workflows(editor)
-        with Editor(host.address, TALL) as editor:
-            editor.hide_menus()
-            draw_nodes(editor, names)
-            draw_tour(editor)
+        kinds = {kind: entry["display_name"] for kind, entry in info.items() if kind.startswith(OURS)}
+        if "graphs" in parts:
+            with Editor(host.address, WINDOW) as editor:
+                editor.hide_menus()
+                draw_graphs(editor, names)
+        if {"nodes", "tour"} & set(parts):
+            with Editor(host.address, TALL) as editor:
+                editor.hide_menus()
+                if "nodes" in parts:
+                    draw_nodes(editor, kinds)
+                if "tour" in parts:
+                    draw_tour(editor)
 
 
 if __name__ == "__main__":
