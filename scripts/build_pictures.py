@@ -49,6 +49,20 @@ def draw_graphs(editor: Editor, names: Iterable[str]) -> None:
         editor.picture(shown).save(GRAPHS / f"{name}.webp", quality=60, method=6)
 
 
+def list_in_docs() -> None:
+    """Write the list of all results and graphs into the docs' page of workflows."""
+    from consistent_video.scripts.regions import write_region
+
+    rows = [
+        f'| `{path.stem}` | <img src="../workflows/{path.stem}.jpg" width="240" alt="What comes of {path.stem}"> '
+        f'| <a href="graphs/{path.stem}.webp"><img src="graphs/{path.stem}.webp" width="420" alt="Its graph"></a> |'
+        for path in sorted(WORKFLOWS.glob("*.json"))
+    ]
+    write_region(
+        "pictures", "\n".join(["| Workflow | Result | Graph |", "|---|---|---|", *rows]), DOCS / "workflows.md"
+    )
+
+
 def draw_nodes(editor: Editor, names: dict[str, str]) -> None:
     """Draw each node alone, with the values that it has from the start, for its help page."""
     for kind, name in names.items():
@@ -117,6 +131,7 @@ def main() -> None:
             with Editor(host.address, WINDOW) as editor:
                 editor.hide_menus()
                 draw_graphs(editor, names)
+            list_in_docs()
         if {"nodes", "tour"} & set(parts):
             with Editor(host.address, TALL) as editor:
                 editor.hide_menus()

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import matplotlib
 import torch
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
@@ -23,6 +25,8 @@ STEPS, TUNING_STEPS = 10, 30  # at most: a small picture tells no more of more
 SIDE, MARGIN, TITLE = 480, 6, 64  # pixels
 PAPER, INK, PALE = "#171718", "#f2f2f2", "#9aa0a6"
 QUALITY = 85
+FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+STYLE = 2  # to be raised where the pictures are to look otherwise
 
 SAME = {"demo_edit": "edit", "edit_sdxl": "edit", "edit_clip": "edit", "demo_edit_clip": "edit", "demo_ei2": "ei2"}
 SHOWN = {  # title of the node whose output the picture shows, where it is not the saved edit
@@ -95,12 +99,23 @@ def draw_results(host: Host, folder: Path, names: Iterable[str], again: bool = F
         stale = {name for name in marks if again or read_mark(folder / f"{name}.jpg") != marks[name]}
         if not stale and (run in wanted or saved_by(host, run)):
             continue
-        say(f"Running {run}")
-        done = host.run(prompt)
-        (file, *_) = host.files(done, find_node(prompt, SHOWN.get(run, "Save edit")))
+        file = run_once(host, run, prompt)
         for name in sorted(stale):
             picture = draw_result(file, host.base / "input" / clip_of(prompt), CAPTIONS[name])
             picture.save(folder / f"{name}.jpg", quality=QUALITY, optimize=True, comment=marks[name].encode())
+
+
+def run_once(host: Host, run: str, prompt: Json) -> Path:
+    """Return the file that a prompt saves, kept from an earlier run of the very same."""
+    folder = host.base / "results"
+    kept = next(folder.glob(f"{digest(prompt)}.*"), None)
+    if kept is None or (run in ALSO and not saved_by(host, run)):
+        say(f"Running {run}")
+        (file, *_) = host.files(host.run(prompt), find_node(prompt, SHOWN.get(run, "Save edit")))
+        kept = folder / f"{digest(prompt)}{file.suffix}"
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(file, kept)
+    return kept
 
 
 def in_order(wanted: Iterable[str]) -> Iterator[str]:
@@ -162,8 +177,12 @@ def clip_of(prompt: Json) -> str:
 
 def mark(prompt: Json, name: str) -> str:
     """Return a short text that changes where what the picture of a workflow shows does."""
-    shown = json.dumps([prompt, CAPTIONS[name], FRAMES], sort_keys=True)
-    return hashlib.sha256(shown.encode()).hexdigest()[:16]
+    return digest([prompt, CAPTIONS[name], STYLE])
+
+
+def digest(value: object) -> str:
+    """Return a short text that stands for a value of JSON, and for the frames that it is made of."""
+    return hashlib.sha256(json.dumps([value, FRAMES], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_mark(path: Path) -> str:
@@ -185,7 +204,7 @@ def draw_result(file: Path, source: Path, caption: str) -> Image.Image:
     picture = Image.new("RGB", (SIDE, SIDE), PAPER)
     pen = ImageDraw.Draw(picture)
     pen.text((SIDE / 2, TITLE / 2), caption, INK, fit_font(caption, SIDE - 4 * MARGIN), anchor="mm")
-    font = ImageFont.load_default(22)
+    font = ImageFont.truetype(FONT, 19)
     if file.suffix != ".mp4":
         with Image.open(file) as plot:
             plot = plot.convert("RGB")
@@ -204,11 +223,10 @@ def draw_result(file: Path, source: Path, caption: str) -> Image.Image:
     return picture
 
 
-def fit_font(text: str, width: int, largest: int = 38) -> ImageFont.FreeTypeFont:
+def fit_font(text: str, width: int, largest: int = 34) -> ImageFont.FreeTypeFont:
     """Return the largest font, up to a size, in which a line of text is at most so many pixels wide."""
     for size in range(largest, 10, -1):
-        font = ImageFont.load_default(size)
-        assert isinstance(font, ImageFont.FreeTypeFont), "Pillow has its FreeType"
+        font = ImageFont.truetype(FONT, size)
         if font.getlength(text) <= width:
             break
     return font
