@@ -100,7 +100,9 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="workflows whose result and graph are drawn, e.g. edit (default all)")
-    parser.add_argument("--only", choices=PARTS, nargs="+", help="draw these alone (default all)")
+    parser.add_argument(
+        "--only", choices=PARTS, action="append", help="draw these alone; may be repeated (default all)"
+    )
     parser.add_argument("--again", action="store_true", help="draw results as well that are as they should be")
     return parser
 

@@ -100,7 +100,8 @@ def edit_clip(task: Task) -> Workflow:
             "2 Edit",
             "The upper text says what the clip shows, the lower what it is to show, in the same words but for what "
             "changes. frames, width and height: what is taken of the file, the frames as they follow each other. "
-            f"{'' if task.shipped else SPREAD + ' '}cfg: higher follows the edited prompt more and the clip less. "
+            f"{'' if task.shipped else f'{SPREAD} Both are inside the node. '}"
+            "cfg: higher follows the edited prompt more and the clip less. "
             "denoise: more leaves the edit freer; 0 matches it to the size. The button at the node's top right, or a "
             "double click next to its name, opens all that it consists of.",
         ),
