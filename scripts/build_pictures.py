@@ -11,7 +11,9 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Container, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import environment
@@ -20,12 +22,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from consistent_video.scripts.browser import Box, Editor
+    from consistent_video.scripts.host import Host
 
 WORKFLOWS, HELP, DOCS = (environment.ROOT / name for name in ("workflows", "web/docs", "docs"))
 GRAPHS = DOCS / "graphs"
 BASE = environment.ROOT / "output" / "pictures"  # of the server; keeps what workflows save for others
 PARTS = ("results", "graphs", "nodes", "tour")
-OURS = "ConsistentVideo_"
+PLACES = ((WORKFLOWS, "json"), (HELP, "md"))  # of what has a picture, by its name
 WINDOW, TALL = (1600, 1200), (760, 1500)  # pixels
 CANVAS = "#141414"
 HEADROOM = 34  # of a node, for the badge above it
@@ -99,10 +102,9 @@ def draw_tour(editor: Editor) -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="workflows whose result and graph are drawn, e.g. edit (default all)")
-    parser.add_argument(
-        "--only", choices=PARTS, action="append", help="draw these alone; may be repeated (default all)"
-    )
+    parser.add_argument("names", nargs="*", help="workflows and node ids to draw, e.g. edit (default all)")
+    only = "kind of pictures to draw, may be repeated (default all; of names, all but the tour)"
+    parser.add_argument("--only", choices=PARTS, action="append", help=only)
     parser.add_argument("--again", action="store_true", help="draw results as well that are as they should be")
     return parser
 
@@ -111,36 +113,45 @@ def main() -> None:
     """Draw the pictures that the command line asks for."""
     parser = make_parser()
     options = parser.parse_args()
-    known = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
-    names = options.names or known
-    if unknown := set(names) - set(known):
-        parser.error(f"no workflow is called {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    parts = options.only or (PARTS[:2] if options.names else PARTS)
+    flows, pages = (sorted(path.stem for path in folder.glob(f"*.{end}")) for folder, end in PLACES)
+    if unknown := set(options.names) - {*flows, *pages}:
+        parser.error(f"no workflow or node is called {', '.join(sorted(unknown))}; there are {', '.join(flows)}")
+    if options.names:
+        flows, pages = ([name for name in names if name in options.names] for names in (flows, pages))
+    parts = options.only or (PARTS[:-1] if options.names else PARTS)
     environment.enter(__file__, sys.argv[1:])
     environment.register_pack()
-    from consistent_video.scripts.browser import Editor
     from consistent_video.scripts.host import Host, device_arguments
     from consistent_video.scripts.results import draw_results
 
-    with Host(environment.comfyui_tree(), BASE, device_arguments()) as host:
-        if "results" in parts:
-            draw_results(host, WORKFLOWS, names, options.again)
-        for clip in (environment.ROOT / "demo" / "clips").glob("*.mp4"):
-            shutil.copy(clip, host.base / "input")
-        info = host.object_info()
-        kinds = {kind: entry["display_name"] for kind, entry in info.items() if kind.startswith(OURS)}
-        if "graphs" in parts:
-            with Editor(host.address, WINDOW) as editor:
-                editor.hide_menus()
-                draw_graphs(editor, names)
-            list_in_docs()
-        if {"nodes", "tour"} & set(parts):
-            with Editor(host.address, TALL) as editor:
-                editor.hide_menus()
-                if "nodes" in parts:
-                    draw_nodes(editor, kinds)
-                if "tour" in parts:
-                    draw_tour(editor)
+    tree = environment.comfyui_tree()
+    if "results" in parts and flows:
+        with Host(tree, BASE, device_arguments()) as host:
+            draw_results(host, WORKFLOWS, flows, options.again)
+    if {*parts} != {"results"}:
+        with tempfile.TemporaryDirectory() as base, Host(tree, Path(base), device_arguments()) as host:
+            draw_editor(host, flows, pages, parts)
+
+
+def draw_editor(host: Host, flows: Sequence[str], pages: Sequence[str], parts: Container[str]) -> None:
+    """Draw the pictures of the editor: graphs of workflows, nodes, and the main graph's run."""
+    from consistent_video.scripts.browser import Editor
+
+    for clip in (environment.ROOT / "demo" / "clips").glob("*.mp4"):
+        shutil.copy(clip, host.base / "input")
+    names = {kind: entry["display_name"] for kind, entry in host.object_info().items() if kind in pages}
+    if "graphs" in parts and flows:
+        with Editor(host.address, WINDOW) as editor:
+            editor.hide_menus()
+            draw_graphs(editor, flows)
+        list_in_docs()
+    if ("nodes" in parts and names) or "tour" in parts:
+        with Editor(host.address, TALL) as editor:
+            editor.hide_menus()
+            if "nodes" in parts:
+                draw_nodes(editor, names)
+            if "tour" in parts:
+                draw_tour(editor)
 
 
 if __name__ == "__main__":
