@@ -6,7 +6,7 @@ from typing_extensions import override
 from ..modules.files.host import register_folder
 from .control import AttentionControl
 from .convert import ExportTuneAVideo, ImportTuneAVideo
-from .demo import LoadDemoControlNet, LoadDemoModel
+from .demo import LoadDemoClip, LoadDemoControlNet, LoadDemoModel
 from .inflate import InflateUNet
 from .inversion import INRBidirectionalDDIMInversion, LoadInversion, SaveInversion
 from .judge import CompareGrid, EditScorecard
@@ -25,6 +25,7 @@ from .tuning_options import TuningOptionsNode, TuningPreviewNode
 NODES: list[type[io.ComfyNode]] = [
     LoadDemoModel,
     LoadDemoControlNet,
+    LoadDemoClip,
     InflateUNet,
     STAMFFAMPatch,
     AttentionControl,

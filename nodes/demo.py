@@ -1,8 +1,8 @@
-"""Load Demo Model and Load Demo ControlNet."""
+"""Load Demo Model, Load Demo ControlNet and Load Demo Clip."""
 
-from comfy_api.latest import io
+from comfy_api.latest import InputImpl, io, ui
 
-from ..modules.demo_model.host import load_demo_controlnet, load_demo_model
+from ..modules.demo_model.host import CLIPS, list_demo_clips, load_demo_controlnet, load_demo_model, show_demo_clip
 from .node import Node
 from .types import MENU, PREFIX
 
@@ -52,3 +52,33 @@ class LoadDemoControlNet(Node):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(load_demo_controlnet())
+
+
+class LoadDemoClip(Node):
+    """The clips that come with the pack."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id=PREFIX + "LoadDemoClip",
+            display_name="Load Demo Clip",
+            category=MENU + "load",
+            description="Loads one of the clips that come with the pack, to try the demo model without uploading "
+            "anything. For a clip of your own use Load Video instead.",
+            search_aliases=["example video", "sample clip", "test clip"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=list_demo_clips(),
+                    default="red_circle.mp4",
+                    tooltip="Clip to load: 128 x 128 pixels, 8 frames per second, 8 to 24 frames. Another clip needs "
+                    "another source prompt, which the help page lists.",
+                ),
+            ],
+            outputs=[io.Video.Output("video", tooltip="The clip, as Load Video gives it.")],
+        )
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        shown = ui.PreviewVideo([show_demo_clip(file)])
+        return io.NodeOutput(InputImpl.VideoFromFile(str(CLIPS / file)), ui=shown)

@@ -77,6 +77,7 @@ class Editor:
         """Use the editor in a page of its own as one who opens it for the first time."""
         known, self.page = self.page, self.browser.new_page(viewport={"width": self.size[0], "height": self.size[1]})
         try:
+            self.page.set_default_timeout(PATIENCE)
             self.page.request.post(f"http://{self.address}/settings/{TUTORIAL}", data="false").dispose()
             self.page.goto(f"http://{self.address}")
             self.page.wait_for_function(READY)

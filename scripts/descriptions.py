@@ -25,9 +25,11 @@ from .parts import (
     DEMO,
     EDITED,
     INFLATE,
+    OF_DEMO,
     PLAIN,
     READ_TEXTS,
     SOURCE,
+    SPREAD,
     STEPS,
     UNTUNED_PATCH,
     Task,
@@ -124,14 +126,19 @@ def edit_clip(task: Task) -> Workflow:
     graph = edit(task)
     nodes = {part.title: part for part in graph if isinstance(part, Node)}
     packed = blueprints.use(blueprints.edit_clip(graph))
+    chosen = "Choose the clip. A LoRA goes between Model and Edit Clip."
+    if task.shipped:
+        chosen = f"{OF_DEMO} Press Run. For a clip of your own open the workflow edit_clip."
     return [
-        Group("1 Model and clip", "Choose the clip. A LoRA goes between Model and Edit Clip."),
+        Group("1 Model and clip", chosen),
         nodes["Model"],
         nodes["Source clip"],
         Group(
             "2 Edit",
-            "Say what the clip shows and what it is to show, in the same words but for what changes. frames, width and "
-            "height: what is taken of the file. cfg: higher follows the edited prompt more and the clip less. "
+            "The upper text says what the clip shows, the lower what it is to show, in the same words but for what "
+            "changes. frames, width and height: what is taken of the file, the frames as they follow each other. "
+            f"{'' if task.shipped else f'{SPREAD} Both are inside the node. '}"
+            "cfg: higher follows the edited prompt more and the clip less. "
             "denoise: more leaves the edit freer; 0 matches it to the size. The button at the node's top right, or a "
             "double click next to its name, opens all that it consists of.",
         ),
@@ -339,16 +346,16 @@ PRESETS: dict[str, Callable[[Task], Workflow]] = {
 }  # by file name
 
 
-def describe_demo(name: str) -> Workflow:
-    """Return a workflow for the demo model."""
-    return {**MAKE, **PRESETS}[name](OWN_DEMO_TASKS.get(name, DEMO_TASK))
+def describe_demo(name: str, shipped: bool = False) -> Workflow:
+    """Return a workflow for the demo model, of a clip among ComfyUI's inputs or of one that comes with the pack."""
+    return {**MAKE, **PRESETS}[name](replace(OWN_DEMO_TASKS.get(name, DEMO_TASK), shipped=shipped))
 
 
 def workflows() -> dict[str, Workflow]:
     """Return every workflow by its file name."""
     long = replace(SD15_TASK, crop=(48, 512))
     return {
-        **{f"demo_{name}": describe_demo(name) for name in RUN_WITHOUT_DOWNLOAD},
+        **{f"demo_{name}": describe_demo(name, shipped=True) for name in RUN_WITHOUT_DOWNLOAD},
         **{name: make(long if make is long_clip else SD15_TASK) for name, make in {**MAKE, **PRESETS}.items()},
         "edit_sdxl": edit(SDXL_TASK),
         "edit_flux": edit_flux(FLUX_TASK),

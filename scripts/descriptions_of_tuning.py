@@ -171,6 +171,7 @@ def resume_tune(task: Task) -> Workflow:
         task.tuning_options(),
         task.tune(resume="Load tune", options="Options"),
         show("Tune report", "Tune"),
+        Node("Loss plot", "PreviewImage", images="Tune"),
         task.save_tune(),
     ]
 

@@ -142,6 +142,8 @@ def make_prompt(workflow: Json, object_info: Json, options: argparse.Namespace) 
     prompt = to_prompt(workflow, object_info)
     if options.checkpoint:
         prompt = replace_node(prompt, "Model", "CheckpointLoaderSimple", {"ckpt_name": options.checkpoint.name})
+    if options.clip:
+        prompt = replace_node(prompt, "Source clip", "LoadVideo", {"file": PLACED})
     given = {"clip": options.clip and PLACED, "prompt": options.prompt, "edit": options.edit}
     changes = {GIVEN[name]: value for name, value in given.items() if value}
     titles, side = {node["_meta"]["title"] for node in prompt.values()}, get_side(options)

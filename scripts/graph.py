@@ -27,6 +27,7 @@ SOURCES = {  # files that workflows name: their folder below models, the reposit
 FILES = ("file", "ckpt_name")  # inputs that choose one
 SHOWN = {  # pixels of what a node shows below its inputs
     "LoadVideo": WIDTH,
+    "ConsistentVideo_LoadDemoClip": WIDTH,
     "SaveVideo": WIDTH,
     "PreviewImage": 240,
     "PreviewAny": 200,

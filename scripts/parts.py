@@ -14,6 +14,11 @@ RELATION = {"passes": 8, "end": 0.8}
 SOURCE, EDITED, EMPTY = "Source prompt", "Edited prompt", "Empty prompt"
 TEXTS = {SOURCE: "Source text", EDITED: "Edited text"}
 READ_TEXTS = {"source_text": (TEXTS[SOURCE], "STRING"), "edit_text": (TEXTS[EDITED], "STRING")}
+OF_DEMO = "Clip and model come with the pack; the model knows drawn shapes alone, on a few backgrounds."
+SPREAD = (
+    "Of 30 frames per second, 8 are a quarter of a second: to spread them over the clip, put Sample Video Frame, which "
+    "ComfyUI has since 0.30, between Trim and Frames, with start_time 0. It drops the sound and keeps the frame rate."
+)
 Link = str | tuple[str, str]  # title of a node, and the name of its output where it is not the first of its type
 PLAIN: dict[str, Any] = {"gamma": 0.0, "direction": "none"}  # inversion without the noise relation
 
@@ -144,6 +149,7 @@ class Task:
         before, after: source and edited prompt.
         tuning, options: values of One-Shot Tune and of Tuning Options.
         control_net: loads one for edges.
+        shipped: whether the file is one of the demo clips, which need not lie among ComfyUI's inputs.
     """
 
     model: Node
@@ -154,6 +160,7 @@ class Task:
     tuning: dict[str, Any]
     options: dict[str, Any]
     control_net: Node | None = None
+    shipped: bool = False
 
     @property
     def name(self) -> str:
@@ -167,7 +174,8 @@ class Task:
 
     def source(self) -> list[Node]:
         """Return the nodes from the video file to its latent."""
-        nodes = [Node("Source clip", "LoadVideo", file=self.file)]
+        load = "ConsistentVideo_LoadDemoClip" if self.shipped else "LoadVideo"
+        nodes = [Node("Source clip", load, file=self.file)]
         if self.crop:
             nodes.append(Node("Trim", "Video Slice", video="Source clip", duration=SECONDS))
         nodes.append(Node("Frames", "GetVideoComponents", video=nodes[-1].title))
@@ -184,8 +192,13 @@ class Task:
         """Return the first column of a workflow; the empty prompt is for the papers' own inversion and guidance."""
         prompts = [prompt(SOURCE, self.before), prompt(EDITED, self.after)]
         text = "Choose the clip; say what it shows and what it is to show, in the same words but for what changes."
+        if self.shipped:
+            text += f" {OF_DEMO}"
         if self.crop:
-            text += " Trim says which seconds of the file are decoded, First frames how many frames of them are taken."
+            text += (
+                " Trim says which seconds of the file are decoded, First frames how many frames of them are taken, as "
+                f"they follow each other. {SPREAD}"
+            )
         if with_empty:
             prompts.append(prompt(EMPTY, ""))
             text += " As in the papers, guidance leads away from the empty prompt; text in it is a negative prompt."

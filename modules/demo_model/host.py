@@ -1,6 +1,7 @@
-"""The demo model: a tiny text-to-image model of SD1.x's shape that comes with the pack."""
+"""The demo model: a tiny text-to-image model of SD1.x's shape that comes with the pack, and the clips to try it on."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
+import folder_paths
 from comfy.model_patcher import ModelPatcher
 
-WEIGHTS = Path(__file__).parents[2] / "demo" / "weights"
+WEIGHTS, CLIPS = (Path(__file__).parents[2] / "demo" / name for name in ("weights", "clips"))
 
 
 class DemoLatents(comfy.latent_formats.SD15):
@@ -73,3 +75,16 @@ def load_demo_controlnet() -> comfy.controlnet.ControlNet:
     net = comfy.cldm.cldm.ControlNet(**demo_config()["unet"], **made, operations=operations)
     net.load_state_dict(weights)
     return comfy.controlnet.ControlNet(net.eval(), load_device=device, manual_cast_dtype=manual_cast)
+
+
+def list_demo_clips() -> list[str]:
+    """Return the names of the clips that come with the pack."""
+    return sorted(path.name for path in CLIPS.glob("*.mp4"))
+
+
+def show_demo_clip(file: str) -> dict[str, str]:
+    """Copy a clip into the host's folder for temporary files, from which the editor can show it; returns its place."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(CLIPS / file, folder / file)
+    return {"filename": file, "subfolder": "", "type": "temp"}

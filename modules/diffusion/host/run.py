@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import comfy.model_management
 import comfy.sample
 import comfy.utils
 import latent_preview
@@ -28,12 +29,27 @@ log = logging.getLogger(__name__)
 def run_sampler(
     model: ModelPatcher, samples: Tensor, sampler: KSAMPLER, sigmas: Tensor, cfg: float, positive: list, negative: list
 ) -> Tensor:
-    """Run a sampler from a latent as it is, without added noise; VAE latents in and out."""
+    """Run a sampler from a latent as it is, without added noise; VAE latents in and out.
+
+    Raises:
+        torch.cuda.OutOfMemoryError: the clip does not fit; saying what to change.
+    """
     callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
     silent = not comfy.utils.PROGRESS_BAR_ENABLED
-    return comfy.sample.sample_custom(
-        model, torch.zeros_like(samples), cfg, sampler, sigmas, positive, negative, samples, None, callback, silent, 0
-    )
+    noise = torch.zeros_like(samples)
+    try:
+        return comfy.sample.sample_custom(
+            model, noise, cfg, sampler, sigmas, positive, negative, samples, None, callback, silent, 0
+        )
+    except RuntimeError as error:
+        if not comfy.model_management.is_oom(error):
+            raise
+        height, width = samples.shape[-2:]
+        raise torch.cuda.OutOfMemoryError(
+            f"{len(samples)} frames of {8 * width} x {8 * height} do not fit into the memory. In this order: close "
+            "other programs that use the GPU; take fewer frames, or all of them in Context Windows, as in the workflow "
+            "long_clip; make the frames smaller."
+        ) from error
 
 
 def check_prompts(states: Any, counts: tuple[int, ...], name: str) -> None:

@@ -1,8 +1,12 @@
 """The demo model in the host: it obeys its prompts, can be tuned, and stays as it is."""
 
+import json
+from pathlib import Path
+
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
+import folder_paths
 import numpy as np
 import pytest
 import torch
@@ -22,7 +26,9 @@ from consistent_video.modules.tuning.host.progress import TuningProgress
 from consistent_video.modules.tuning.host.training import tune_model
 from consistent_video.modules.tuning.host.tune_inputs import TuneInputs
 from consistent_video.modules.tuning.settings import TuneSettings
+from consistent_video.nodes.demo import LoadDemoClip
 from consistent_video.scripts.clips import read_clip
+from consistent_video.scripts.environment import ROOT
 from consistent_video.scripts.judge import get_psnr
 
 WANTED = [("blue", "square"), ("red", "circle"), ("green", "star"), ("yellow", "triangle")]
@@ -122,3 +128,18 @@ def test_the_whole_edit_leaves_the_model_bit_for_bit(demo) -> None:
     round_trip = vae.decode(latent["samples"]).movedim(-1, 1)
     assert get_psnr(back.clamp(0, 1), frames) > get_psnr(round_trip.clamp(0, 1), frames) - 2
     assert torch.equal(draw(model, clip, "a pink heart on sand", 4), before)
+
+
+@pytest.mark.parametrize("path", sorted(CLIPS.glob("*.mp4")), ids=lambda path: path.stem)
+def test_its_clips_are_loaded_shown_and_described(path: Path) -> None:
+    loaded = LoadDemoClip.execute(path.name)
+    expected, rate = read_clip(path)
+    video = loaded.args[0].get_components()
+    assert video.frame_rate == rate and video.images.shape[0] == len(expected)
+    assert (video.images.movedim(-1, 1) - expected).abs().mean() < 0.01, "ComfyUI does not round to 8 bits"
+    (shown,) = loaded.ui.as_dict()["images"]
+    assert (Path(folder_paths.get_temp_directory()) / shown["filename"]).read_bytes() == path.read_bytes()
+    told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    row = f"| `{path.name}` | {told['frames']} | {told['prompt']} | {told['edit']} |"
+    for page in ("ConsistentVideo_LoadDemoClip.md", "ConsistentVideo_LoadDemoClip/zh.md"):
+        assert row in (ROOT / "web" / "docs" / page).read_text(encoding="utf-8")

@@ -30,6 +30,7 @@ NODES = (
     "InspectVideoModel",
     "InterframeNoiseRelation",
     "InversionStability",
+    "LoadDemoClip",
     "LoadDemoModel",
     "LoadInversion",
     "LoadPromptTokens",

@@ -2,6 +2,8 @@
 
 import math
 
+import comfy.model_management
+import comfy.sample
 import pytest
 import torch
 from torch import Tensor
@@ -92,3 +94,16 @@ def test_lists_of_numbers_have_an_end() -> None:
         InterframeNoiseRelation.execute(**given)
     with pytest.raises(ValueError, match="^frame_strengths holds 2. Each must be"):
         InterframeNoiseRelation.execute(**{**given, "frame_strengths": "1," * 1000 + "2"})
+
+
+def test_a_full_memory_is_met_with_advice(model, latent, inversion, monkeypatch) -> None:
+    def fill(*_given: object) -> Tensor:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(comfy.sample, "sample_custom", fill)
+    for run in (lambda: invert(model, latent), lambda: edit(model, inversion)):
+        with pytest.raises(
+            torch.cuda.OutOfMemoryError, match=r"^4 frames of 48 x 64 do not fit .* long_clip"
+        ) as caught:
+            run()
+        assert comfy.model_management.is_oom(caught.value)

@@ -114,13 +114,17 @@ def test_a_first_edit_takes_a_new_user_at_most_three_clicks(editor: Editor) -> N
         editor.picture().save(SHOTS / "first_edit.png")
 
 
-def test_app_mode_shows_what_to_choose(editor: Editor) -> None:
+def test_app_mode_shows_what_to_choose_and_the_edit(editor: Editor) -> None:
     workflow = json.loads((ROOT / "workflows" / "demo_edit_clip.json").read_text(encoding="utf-8"))
     editor.open(workflow)
     editor.complaints.clear()
+    editor.page.evaluate(QUICK)
+    editor.page.evaluate(SET, SMALL)
     editor.page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
     for _, name in workflow["extra"]["linearData"]["inputs"]:
         editor.page.get_by_text(name, exact=True).first.wait_for()
+    editor.page.get_by_role("button", name="Run", exact=True).last.click()
+    editor.page.locator("video").first.wait_for(timeout=PATIENCE)  # the first edit again, from ComfyUI's cache
     editor.picture().save(SHOTS / "app_mode.png")
     editor.page.evaluate("app.extensionManager.command.execute('Comfy.ToggleLinear')")
     assert not editor.complaints

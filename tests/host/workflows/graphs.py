@@ -9,7 +9,7 @@ from consistent_video.scripts.descriptions import describe_demo
 from consistent_video.scripts.environment import ROOT
 from consistent_video.scripts.graph import build
 from consistent_video.scripts.host import Host
-from consistent_video.scripts.workflow import find_node, set_values, to_prompt
+from consistent_video.scripts.workflow import find_node, replace_node, set_values, to_prompt
 
 SIDE, DEMO_FRAMES = 64, 5  # pixels, half of the demo clips'; of their eight frames
 PATIENCE = 900  # seconds; a loaded machine is many times slower
@@ -25,6 +25,8 @@ def load_workflow(host: Host, name: str, steps: int = 3, **values) -> dict:
     else:
         workflow = build(describe_demo(name.removeprefix("demo_")), info)
     prompt = to_prompt(workflow, info)
+    file = prompt[find_node(prompt, "Source clip")]["inputs"]["file"]
+    prompt = replace_node(prompt, "Source clip", "LoadVideo", {"file": file})  # the demo clip, reduced
     titles = {node["_meta"]["title"]: node["inputs"] for node in prompt.values()}
     quick = {(title, "steps"): steps for title in WALKED} | PREVIEWED
     quick = {(title, key): value for (title, key), value in quick.items() if key in titles.get(title, {})}

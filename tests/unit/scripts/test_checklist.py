@@ -34,6 +34,7 @@ PROJECT = {
     "README.md": "## Status\n\nVersion 1.2.0. It works.\n",
     "workflows/edit.json": json.dumps(GRAPH),
     "workflows/edit.jpg": "a picture",
+    "docs/graphs/edit.webp": "a picture",
     "locales/en/nodeDefs.json": json.dumps(TEXTS),
     "locales/zh/nodeDefs.json": json.dumps(TEXTS),
     "web/docs/Load.webp": "a picture",
@@ -77,7 +78,7 @@ def test_a_project_that_is_ready_passes(root: Path) -> None:
     assert checklist.check_tree(root)
     assert checklist.check_built(root, {"workflows/edit.json": GRAPH}, "x.py") == "1 files"
     assert checklist.check_translations(root) == "zh"
-    assert checklist.check_pictures(root) == "2 pictures"
+    assert checklist.check_pictures(root) == "3 pictures"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,8 @@ def test_a_project_that_is_ready_passes(root: Path) -> None:
         (checklist.check_addresses, "pyproject.toml", f'"{OWNER}"', '""', "Repository, Doc.* wait for .*--add"),
         (checklist.check_tree, "README.md", "works", "should work", "1 files are not committed, such as README.md"),
         (checklist.check_translations, "locales/zh/nodeDefs.json", "tooltip", "hint", "Load inputs file .* missing"),
-        (checklist.check_pictures, "workflows/edit.json", "[0, 0]", "[0, 9]", "1 of 2 are older, such as .*edit.jpg"),
+        (checklist.check_pictures, "workflows/edit.json", '"Load"', '"Save"', "2 of 3 are older, such as .*edit.jpg"),
+        (checklist.check_pictures, "workflows/edit.json", "[0, 0]", "[0, 9]", "1 of 3 are older, such as .*edit.webp"),
         (checklist.check_pictures, "locales/en/nodeDefs.json", '"name": "file"', '"name": "clip"', "such as .*Load"),
     ],
 )  # fmt: skip
@@ -103,10 +105,10 @@ def test_what_is_broken_is_named(root: Path, check, name: str, old: str, new: st
 
 def test_a_picture_that_was_drawn_again_is_as_new_as_its_graph(root: Path) -> None:
     change(root, "workflows/edit.json", "[0, 0]", "[0, 9]")
-    write(root, "workflows/edit.jpg", "another picture")
+    write(root, "docs/graphs/edit.webp", "another picture")
     git(root, "commit", "--quiet", "--all", "--message", "Draw")
     change(root, "workflows/edit.json", '"ver": "1"', '"ver": "2"')  # which no picture shows
-    assert checklist.check_pictures(root) == "2 pictures"
+    assert checklist.check_pictures(root) == "3 pictures"
 
 
 def test_files_that_a_command_would_write_otherwise_are_named(root: Path) -> None:
