@@ -71,9 +71,11 @@ def count(r: int, *how: Any) -> int:
     return tuning_peak(clip_model(r=r), *how)
 
 
-@pytest.fixture
-def counted_once(monkeypatch) -> None:
-    monkeypatch.setattr(planner, "tuning_peak", lambda given, *how: count(clip_settings(given).spatial.r, *how))
+def simple_peak(_model, shape: tuple[int, ...], settings: TuneSettings, _precision: str) -> int:
+    """Stand in for counting, which takes its time: bytes that each rung lowers."""
+    memory = settings.memory
+    checkpointed = memory.checkpointing_share if memory.gradient_checkpointing else 0
+    return round(GIB * shape[0] * (3 - memory.chunking - checkpointed))
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def exact(monkeypatch) -> None:
         (EI2, True, True, "bf16", {}),
         (FULL, False, False, "bf16", {}),
         (PER_FRAME, True, False, "bf16", {}),
-        (PER_FRAME, False, True, "fp32", {"smoothing": "INR"}),
+        (PER_FRAME, False, True, "fp32", {"smoothing": "INR", "checkpointing_share": 0.5}),
     ],
 )
 def test_what_is_counted_is_what_a_step_holds(
@@ -103,11 +105,11 @@ def test_what_is_counted_is_what_a_step_holds(
     assert tuning_peak(model, SHAPE, settings, precision) == pytest.approx(held_peak(model, settings), rel=0.1)
 
 
-def held_peak(model, settings: TuneSettings, frames: int = SHAPE[0]) -> int:
+def held_peak(model, settings: TuneSettings) -> int:
     """Return the bytes that real steps hold at most."""
     comfy.model_management.unload_all_models()
     with torch.inference_mode(False), torch.enable_grad(), private_copy(model) as copy:
-        tuning = Tuning(copy, model, TuneInputs(SOURCE, clip_latent(frames)), settings)
+        tuning = Tuning(copy, model, TuneInputs(SOURCE, clip_latent()), settings)
         weights = [*copy.model.diffusion_model.parameters(), *tuning.learned.parameters()]
         with Held(weights) as held:
             for _ in tuning.tuner.steps():
@@ -116,16 +118,12 @@ def held_peak(model, settings: TuneSettings, frames: int = SHAPE[0]) -> int:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts the CPU's tensors")
-def test_each_rung_of_the_ladder_holds_less(exact) -> None:
-    unet = make_model(Small, UNET, partial(random_weights, std=0.1), torch.float32)
-    model, way, peaks = attach(inflate(unet), *method(EI2, 2)), SETTINGS.changed(steps=1), []
-    while way is not None and way.memory.frames_per_step == 0:
-        peaks.append(held_peak(model, way, LONGER[0]))
-        if way.memory.gradient_checkpointing and way.memory.checkpointing_share == 0.5:
-            assert tuning_peak(model, LONGER, way, "fp32") == pytest.approx(peaks[-1], rel=0.1)
-        way = way.stepped_down(LONGER[0])
-    assert len(peaks) == 2 + len(SHARES)
-    assert all(less < 0.98 * more for more, less in zip(peaks, peaks[1:], strict=False)), peaks
+def test_more_checkpointing_holds_less() -> None:
+    unet = make_model(Small, {**UNET, "transformer_depth": [1, 1]}, partial(random_weights, std=0.1), torch.float32)
+    model, way = attach(inflate(unet), *method(EI2, 2)), SETTINGS.changed(steps=1, chunking=True)
+    ways = way, *(way.changed(gradient_checkpointing=True, checkpointing_share=share) for share in (0.5, 1.0))
+    peaks = [held_peak(model, given) for given in ways]
+    assert peaks[2] < 0.95 * peaks[1] and peaks[1] < 0.95 * peaks[0], peaks
 
 
 class Flops(TorchDispatchMode):
@@ -165,7 +163,7 @@ def test_layers_are_weighed_as_what_they_compute_is_counted(name: str, chunking:
 
     monkeypatch.setattr(planner, "Held", Watched)
     monkeypatch.setattr(planner, "training_options", watched_options)
-    tuning_peak(model, shape, SETTINGS.changed(chunking=chunking), "bf16")
+    tuning_peak(model, shape, SETTINGS.changed(chunking=chunking), "fp32")
     weighed = weigh_layers(model.model.diffusion_model, shape, clip_settings(model), chunking)
     assert len(found) == len(weighed) + 1 and found[0].held == 0, "nothing is learned before the first"
     for layer, expected in zip(weighed.values(), found[1:], strict=True):
@@ -197,12 +195,12 @@ def test_more_frames_take_more_and_checkpointing_less() -> None:
 
 
 def test_the_first_way_that_fits_is_chosen(model, monkeypatch) -> None:
-    monkeypatch.setattr(planner, "tuning_peak", lambda given, *how: count(2, *how) + (given is not model))
+    monkeypatch.setattr(planner, "tuning_peak", lambda given, *how: simple_peak(given, *how) + (given is not model))
     clip = clip_latent(LONGER[0])
     ways = [SETTINGS, SETTINGS.changed(chunking=True)]
     ways += [ways[1].changed(gradient_checkpointing=True, checkpointing_share=share) for share in SHARES]
     ways += [ways[-1].changed(frames_per_step=frames) for frames in (4, 2)]
-    peaks = [count(2, (way.memory.frames_per_step or LONGER[0], *SHAPE[1:]), way, "fp32") for way in ways]
+    peaks = [simple_peak(model, (way.memory.frames_per_step or LONGER[0], *SHAPE[1:]), way, "fp32") for way in ways]
     assert peaks == sorted(peaks, reverse=True)
     for way, peak in zip(ways, peaks, strict=True):
         unchanged, chosen, tried = plan_tuning(model, clip, SETTINGS, peak)
@@ -245,16 +243,17 @@ def test_r_stays_where_a_tune_was_made_with_it(model, monkeypatch) -> None:
 def test_more_is_put_side_by_side_with_a_smaller_r() -> None:
     shape, least = (14, *SHAPE[1:]), SETTINGS.changed(chunking=True, gradient_checkpointing=True)
     more, less = (count(r, shape, least, "fp32") for r in (2, 8))
-    assert more > 1.05 * less
+    assert more > less
 
 
-def test_the_node_gives_model_options_and_a_table(counted_once) -> None:
+def test_the_node_gives_model_options_and_a_table(monkeypatch) -> None:
+    monkeypatch.setattr(planner, "tuning_peak", simple_peak)
     with torch.inference_mode():  # as the host executes nodes
         model = clip_model()
-        everything = FitPlanner.execute(model, clip_latent(LONGER[0]), 0.0, SETTINGS).args
+        everything = FitPlanner.execute(model, clip_latent(LONGER[0]), 30.0, SETTINGS).args
     assert everything[0] == SETTINGS and "| chosen |" in everything[1] and everything[3] is model
     less = SETTINGS.changed(chunking=True, gradient_checkpointing=True)
-    peak = count(2, LONGER, less, "fp32")
+    peak = simple_peak(model, LONGER, less, "fp32")
     planned, report, data, _ = FitPlanner.execute(model, clip_latent(LONGER[0]), 1.001 * peak / GIB, SETTINGS).args
     assert planned == less
     assert report.count("too much |") == 5 and report.count("chosen") == 1 and "| on for 50% |" in report
