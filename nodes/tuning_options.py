@@ -166,7 +166,6 @@ class TuningOptionsNode(Node):
                     min=0.05,
                     max=1.0,
                     step=0.05,
-                    optional=True,
                     **ADVANCED,
                     tooltip="Part of what gradient_checkpointing can save that it is to save, by the layers that save "
                     "the most memory for their time. 1 = all. At 0.75 about half of the activations' time is spent "
