@@ -118,8 +118,8 @@ class TuningOptionsNode(Node):
                     default="step down",
                     **ADVANCED,
                     tooltip="Step down: where a step does not fit, go on from the last one with chunking, then "
-                    "gradient_checkpointing, then with half the frames in each step, and again; log and report say so. "
-                    "Stop: end with an error.",
+                    "gradient_checkpointing of ever more layers, then with half the frames in each step, and again; "
+                    "log and report say so. Stop: end with an error.",
                 ),
                 io.Boolean.Input(
                     "chunking",
@@ -159,6 +159,17 @@ class TuningOptionsNode(Node):
                     tooltip="Minutes between two times that One-Shot Tune saves the tuning while it runs, in "
                     "models/consistent_video/autosave. After a crash queue the same graph, and it goes on from there; "
                     "the file is deleted when the tuning ends. 0 = off.",
+                ),
+                io.Float.Input(
+                    "checkpointing_share",
+                    default=1.0,
+                    min=0.05,
+                    max=1.0,
+                    step=0.05,
+                    **ADVANCED,
+                    tooltip="Part of what gradient_checkpointing can save that it is to save, by the layers that save "
+                    "the most memory for their time. 1 = all. At 0.75 about half of the activations' time is spent "
+                    "again.",
                 ),
             ],
             outputs=[TuningOptions.Output("options", tooltip="For One-Shot Tune.")],

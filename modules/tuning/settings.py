@@ -16,6 +16,7 @@ OptimizerName = Literal["AdamW", "AdamW 8-bit", "gradient descent"]
 OnOutOfMemory = Literal["step down", "stop"]
 MOST_STEPS = 100_000
 MOST_SNAPSHOTS = 32
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of checkpointing, from one rung of the ladder to the next
 LONGEST_LIST = 1000  # letters of a list of them
 
 
@@ -53,7 +54,9 @@ class Memory:
         precision: of the UNet's computations; what is learned is float32 always.
         chunking: compute activations of feed-forwards and temporal modules again for the backward, part by part,
             instead of holding them.
-        gradient_checkpointing: compute all of the UNet's activations again for the backward.
+        gradient_checkpointing: compute activations of the UNet's layers again for the backward.
+        checkpointing_share: part of the activations' memory that this is to save, by the layers that save the most for
+            each FLOP; 1 = as much as can be saved so.
         on_out_of_memory: "step down" = go on with less where a step does not fit into the memory.
     """
 
@@ -61,6 +64,7 @@ class Memory:
     precision: Precision = "auto"
     chunking: bool = False
     gradient_checkpointing: bool = False
+    checkpointing_share: float = 1.0
     on_out_of_memory: OnOutOfMemory = "step down"
 
     def frames_of(self, frames: int) -> int:
@@ -68,11 +72,13 @@ class Memory:
         return min(self.frames_per_step or frames, frames)
 
     def stepped_down(self, frames: int, least: int) -> "Memory | None":
-        """Return what takes less memory: chunking, checkpointing, half the frames; None = nothing is left."""
+        """Return what takes less memory: chunking, more checkpointing, half the frames; None = nothing is left."""
         if not self.chunking:
             return replace(self, chunking=True)
-        if not self.gradient_checkpointing:
-            return replace(self, gradient_checkpointing=True)
+        share = self.checkpointing_share if self.gradient_checkpointing else 0.0
+        if share < 1:
+            more = next(rung for rung in SHARES if rung > share)
+            return replace(self, gradient_checkpointing=True, checkpointing_share=more)
         half = self.frames_of(frames) // 2
         return replace(self, frames_per_step=half) if half >= least else None
 

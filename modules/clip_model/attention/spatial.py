@@ -45,6 +45,13 @@ def copied_keys(config: SpatialConfig, frames: int, height: int, width: int) -> 
     return 0
 
 
+def seen_keys(config: SpatialConfig | None, frames: int, height: int, width: int) -> int:
+    """Return how many keys each query attends to; None = those of its own frame."""
+    sees_all = config is not None and config.kind in ("full", "fine-coarse")
+    copied = copied_keys(config, frames, height, width) if config is not None else 0
+    return copied or height * width * (frames if sees_all else 1)
+
+
 def attend_across_frames(
     config: SpatialConfig,
     q: Tensor,

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ...clip_model.host.settings import KEY, acting
 from ...diffusion.ddim import Denoiser
+from ...tuning.host.checkpoints import KINDS
 from ...tuning.host.learned import Caller, frozen_bank, training_options
 from ...tuning.host.private_copy import check_tunable, computing_in, private_copy
-from ...tuning.settings import Memory
 
 
 @contextmanager
@@ -26,19 +26,20 @@ def frozen_copies(*models: ModelPatcher, gradient_checkpointing: bool = True) ->
     for model in models:
         check_tunable(model)
     comfy.model_management.unload_all_models()  # while their inference tensors may still be moved
-    memory = Memory(gradient_checkpointing=gradient_checkpointing)
     with torch.inference_mode(False), ExitStack() as held:
         copies = [held.enter_context(private_copy(model)) for model in models]
         comfy.model_management.load_models_gpu(copies, force_full_load=True)  # a later one may have moved an earlier
-        yield [caller(copy, model, memory) for copy, model in zip(copies, models, strict=True)]
+        yield [caller(copy, model, gradient_checkpointing) for copy, model in zip(copies, models, strict=True)]
 
 
-def caller(copy: ModelPatcher, model: ModelPatcher, memory: Memory) -> Caller:
+def caller(copy: ModelPatcher, model: ModelPatcher, gradient_checkpointing: bool) -> Caller:
     """Return the caller of a private copy's UNet, with the temporal modules of the model that it is a copy of."""
     unet = copy.model.diffusion_model
     computing = computing_in("fp32", copy)
     unet.requires_grad_(False)
-    return Caller(copy, training_options(copy, frozen_bank(unet, model, copy.load_device), memory), computing)
+    layers = [layer for layer in unet.modules() if gradient_checkpointing and isinstance(layer, KINDS)]
+    options = training_options(copy, frozen_bank(unet, model, copy.load_device), False, layers)
+    return Caller(copy, options, computing)
 
 
 def denoiser_of(call: Caller, given: dict[str, Any]) -> Denoiser:

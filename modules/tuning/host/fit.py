@@ -11,6 +11,13 @@ class OutOfMemory(torch.cuda.OutOfMemoryError):
     """A tuning does not fit; the message says what to change."""
 
 
+def said_of_checkpointing(memory: Memory) -> str:
+    """Return in words how much is checkpointed."""
+    if not memory.gradient_checkpointing:
+        return "off"
+    return "on" if memory.checkpointing_share == 1 else f"on for {memory.checkpointing_share:.0%}"
+
+
 def memory_advice(clip: ClipSettings, samples: Tensor, memory: Memory) -> str:
     """Return what to change when a tuning does not fit.
 
@@ -25,6 +32,8 @@ def memory_advice(clip: ClipSettings, samples: Tensor, memory: Memory) -> str:
         advice.append("turn chunking on in Tuning Options (a little slower)")
     if not memory.gradient_checkpointing:
         advice.append("turn gradient_checkpointing on in Tuning Options (slower)")
+    elif memory.checkpointing_share < 1:
+        advice.append("set checkpointing_share to 1 in Tuning Options (slower)")
     if spatial is not None and spatial.kind == "fine-coarse" and 1 < spatial.r < 8:
         advice.append("set r to 8 in STAM/FFAM Patch")
     if per_step > 2:

@@ -1,6 +1,6 @@
 """What is learned on a private copy, and how its UNet is called meanwhile."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,21 +8,18 @@ from typing import Any
 
 import comfy.patcher_extension
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer
-from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ...clip_model.attention import scaled_dot_product
 from ...clip_model.host.bank import TemporalBank, part_of, transformer_blocks
-from ...clip_model.host.calls import OURS, attend_block, run_residual, run_transformer
+from ...clip_model.host.calls import OURS, attend_block
 from ...clip_model.host.features import Features
 from ...clip_model.host.settings import KEY, clip_settings
 from ...clip_model.temporal import trained_with
-from ..settings import Memory
 from ..weights import DIFFERENCES
 from .attached import apply_apart
+from .checkpoints import KINDS, run_checkpointed
 from .control_nets import ControlNets
 
 LAYERS = "forward_timestep_embed_patch"
@@ -144,28 +141,20 @@ def sdpa_override(_host_kernel: Any, q: Tensor, k: Tensor, v: Tensor, heads: int
     return scaled_dot_product(q, k, v, heads)
 
 
-def run_checkpointed(
-    layer: nn.Module, x: Tensor, emb: Tensor, context: Any, options: dict[str, Any], *_: Any
-) -> Tensor:
-    """Run a layer of the UNet without holding its activations; the backward pass recomputes them.
+def training_options(
+    model: ModelPatcher, bank: TemporalBank | None, chunking: bool, checkpointed: Collection[nn.Module] = ()
+) -> dict[str, Any]:
+    """Return the transformer options of a training call: the model's own, with the given temporal modules.
 
-    The layer gets options of its own, for the host changes them on its way through the UNet.
+    Args:
+        model: clip model.
+        bank: temporal modules.
+        chunking: whether the backward pass computes activations of feed-forwards and temporal modules again.
+        checkpointed: layers of the UNet all of whose activations it computes again.
     """
-    if isinstance(layer, ResBlock):
-        return run_residual(layer, x, emb, recompute=True)
-    run = partial(run_transformer, layer)
-    x = checkpoint(run, x, emb, context, dict(options), use_reentrant=False, preserve_rng_state=False)
-    if "transformer_index" in options:
-        options["transformer_index"] += 1
-    return x
-
-
-def training_options(model: ModelPatcher, bank: TemporalBank | None, memory: Memory) -> dict[str, Any]:
-    """Return the transformer options of a training call: the model's own, with the given temporal modules."""
     options = comfy.patcher_extension.copy_nested_dicts(model.model_options["transformer_options"])
     clip = replace(options[KEY], temporal=bank, num_frames=0)  # a step may take a part of the clip
-    # What a checkpoint rebuilds it would keep for that, and it keeps nothing else.
-    options[KEY] = replace(clip, rebuild=not memory.gradient_checkpointing, recompute=memory.chunking)
+    options[KEY] = replace(clip, rebuild=True, recompute=chunking)
     options["optimized_attention_override"] = sdpa_override
     options["cond_or_uncond"] = [0]
     attn1 = options.setdefault("patches_replace", {}).setdefault("attn1", {})
@@ -174,8 +163,8 @@ def training_options(model: ModelPatcher, bank: TemporalBank | None, memory: Mem
     patches = options.setdefault("patches", {}).setdefault(LAYERS, [])
     for kind in options["patches"].keys() - {LAYERS}:
         options["patches"][kind] = [partial(apply_apart, patch) for patch in options["patches"][kind]]
-    if memory.gradient_checkpointing:
-        patches.insert(0, ((SpatialTransformer, ResBlock), run_checkpointed))
+    if checkpointed:
+        patches.insert(0, (KINDS, partial(run_checkpointed, checkpointed)))
     else:
         patches.extend(
             patch for patch in OURS if patch not in patches

@@ -21,12 +21,12 @@ from ..accounting import Held
 from ..losses.term import Forward
 from ..settings import Precision, TuneSettings
 from .attached import naming_patches
-from .fit import memory_advice
+from .checkpoints import TOKENS, checkpointed_layers
+from .fit import memory_advice, said_of_checkpointing
 from .learned import sdpa_override, temporal_copy, trained_projections, training_options
 from .private_copy import choose_precision, keep_norms_in
 
 GIB = 2**30
-TOKENS = 77
 BESIDE = 0.16  # of what is counted: workspaces and fragments; 14.2 GiB measured and 12.2 counted on an H200, of old
 COARSER = (4, 8)  # r
 CPU = torch.device("cpu")
@@ -113,7 +113,8 @@ def tuning_peak(model: ModelPatcher, shape: tuple[int, ...], settings: TuneSetti
         learned = [weight for linear in projections for weight in linear.parameters()]
         bank = without(real, mode) if real is not None else None
         learned += [] if bank is None else list(bank.parameters())
-        options = training_options(model, bank, settings.memory)
+        checkpointed = checkpointed_layers(unet, shape, clip_settings(model), settings.memory)
+        options = training_options(model, bank, settings.memory.chunking, checkpointed)
         if precision != "fp32":
             half = torch.bfloat16 if precision == "bf16" else torch.float16
             keep_norms_in(half, unet)
@@ -166,9 +167,8 @@ def list_ways(
 ) -> Iterator[tuple[TuneSettings, int | None]]:
     """Yield settings of a tuning with an r, in the order in which to try them.
 
-    As they are; with chunking; with checkpointing; with larger r; with half the frames in a step and r as it was, and
-    again.
-
+    As they are; with chunking; with more and more checkpointing; with larger r; with half the frames in a step and r
+    as it was, and again.
     """
     now: TuneSettings | None = settings
     while now is not None:
@@ -228,6 +228,7 @@ def report_plan(
                 "r": plan.r,
                 "chunking": plan.settings.memory.chunking,
                 "gradient_checkpointing": plan.settings.memory.gradient_checkpointing,
+                "checkpointing_share": plan.settings.memory.checkpointing_share,
                 "gib": round(plan.peak / GIB, 2),
             }
             for plan in tried
@@ -239,8 +240,8 @@ def report_plan(
         "| | frames | r | chunking | checkpointing | GiB | |",
         "|---|---|---|---|---|---|---|",
         *(
-            f"| tuning | {plan.frames} | {plan.r or ''} | {on_or_off(plan.settings.memory.chunking)} | "
-            f"{on_or_off(plan.settings.memory.gradient_checkpointing)} | {plan.peak / GIB:.1f} | "
+            f"| tuning | {plan.frames} | {plan.r or ''} | {'on' if plan.settings.memory.chunking else 'off'} | "
+            f"{said_of_checkpointing(plan.settings.memory)} | {plan.peak / GIB:.1f} | "
             f"{'chosen' if plan is chosen else 'too much'} |"
             for plan in tried
         ),
@@ -248,8 +249,3 @@ def report_plan(
         f"{'fits' if sampling <= budget else TOO_MUCH} |",
     ]
     return "\n".join(lines), data
-
-
-def on_or_off(value: bool) -> str:
-    """Return a switch in words."""
-    return "on" if value else "off"

@@ -18,10 +18,11 @@ from ...clip_model.host.settings import clip_settings
 from ...clip_model.methods import Part
 from ...diffusion.host.latent import clip_latent, prediction_of, sigma_table
 from ..objective import Clip
-from ..settings import TuneSettings
+from ..settings import Memory, TuneSettings
 from ..tuner import Tuner
 from ..weights import hash_tensors
-from .fit import OutOfMemory, memory_advice
+from .checkpoints import checkpointed_layers
+from .fit import OutOfMemory, memory_advice, said_of_checkpointing
 from .learned import Caller, training_options
 from .private_copy import choose_precision, computing_in
 from .progress import TuningProgress
@@ -37,7 +38,8 @@ class Made(Protocol):
 
 Kept = TypeVar("Kept", bound=Made)
 Result = TypeVar("Result")
-STEPPED = ("chunking", "gradient_checkpointing", "frames_per_step")  # settings that change where memory runs out
+# Settings that change where memory runs out.
+STEPPED = ("chunking", "gradient_checkpointing", "checkpointing_share", "frames_per_step")
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +60,7 @@ class Session(ABC, Generic[Kept]):
 
     MUST_AGREE: ClassVar[tuple[str, ...]]  # of a tuning and of what it resumes
     MAY_DIFFER: ClassVar = {"steps", "seed", "snapshots", "prompt", "chunking", "gradient_checkpointing",
-                            "on_out_of_memory"}  # fmt: skip
+                            "checkpointing_share", "on_out_of_memory"}  # fmt: skip
     NO_STATE: ClassVar[str]
     ALLOWED: ClassVar = ""  # what the prompt may carry besides
 
@@ -76,8 +78,7 @@ class Session(ABC, Generic[Kept]):
         self.given = condition(copy, inputs.positive, self.x_0, allowed=self.ALLOWED)
         self.learned, self.bank = self.learn(model, settings)
         self.features = {part: Features(unet, part) for part in settings.parts}
-        options = training_options(copy, self.bank, settings.memory)
-        self.call = Caller(copy, options, computing, tuple(self.features.values()))
+        self.call = Caller(copy, self.options_of(settings.memory), computing, tuple(self.features.values()))
         mask = latent_mask(inputs.mask, self.x_0)
         clip = Clip(self.x_0, sigma_table(model).clone(), prediction_of(model), mask)
         self.tuner = Tuner(self.denoise, self.learned, clip, settings, self.precision, self.take_features)
@@ -110,6 +111,12 @@ class Session(ABC, Generic[Kept]):
     def identities(self) -> dict[str, Any]:
         """Return what tells the clip and the model from others."""
         return {"clip_hash": hash_tensors([self.x_0]), "model_hash": hash_tensors(self.model_weights())}
+
+    def options_of(self, memory: Memory) -> dict[str, Any]:
+        """Return the transformer options of a step that holds what the settings say."""
+        shape = memory.frames_of(len(self.x_0)), *self.x_0.shape[1:]
+        checkpointed = checkpointed_layers(self.copy.model.diffusion_model, shape, self.clip, memory)
+        return training_options(self.copy, self.bank, memory.chunking, checkpointed)
 
     def take_features(self) -> dict[Part, list[Tensor]]:
         """Return the features of the last call."""
@@ -198,13 +205,13 @@ class Session(ABC, Generic[Kept]):
         self.use_memory(less, [*self.info.get("stepped_down", []), {"after": tuner.done, **now}])
         log.warning(
             "Out of memory after %d steps; going on with chunking, gradient_checkpointing %s and %s frames per step.",
-            tuner.done, "on" if memory.gradient_checkpointing else "off", memory.frames_per_step or "all",
+            tuner.done, said_of_checkpointing(memory), memory.frames_per_step or "all",
         )  # fmt: skip
 
     def use_memory(self, settings: TuneSettings, stepped_down: list[dict[str, Any]]) -> None:
         """Take the steps that are left with other settings of memory; `stepped_down` notes when that was."""
         self.tuner.settings = settings
-        self.call = replace(self.call, options=training_options(self.copy, self.bank, settings.memory))
+        self.call = replace(self.call, options=self.options_of(settings.memory))
         self.info |= {key: getattr(settings.memory, key) for key in STEPPED} | {"stepped_down": stepped_down}
 
     def info_after(self, done: int) -> dict[str, Any]:

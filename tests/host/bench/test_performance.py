@@ -21,6 +21,7 @@ from consistent_video.bench import (
     options,
     sample,
     solvers,
+    step_parts,
     temporal,
     tune,
     unets,
@@ -28,6 +29,7 @@ from consistent_video.bench import (
 )
 from consistent_video.bench.document import TITLES, UNKNOWN, read_sections
 from consistent_video.bench.memory_count import Held, Peak
+from consistent_video.modules.clip_model.chunks import apply_in_chunks
 from consistent_video.scripts.environment import ROOT
 
 CALLS = {solvers.DDIM: (4,), solvers.MIDPOINT: (3,), solvers.REFINED: (4,), solvers.DDPM: (2,)}
@@ -102,6 +104,47 @@ def test_a_performance_benchmark_writes_its_section_from_its_rows(part, tiny, mo
     monkeypatch.setattr(part, "run_case", lambda *_: pytest.fail("what is done is not done again"))
     measure(tiny)
     assert tiny.document.read_text(encoding="utf-8") == written
+
+
+def test_a_larger_size_is_measured_besides_where_none_is_given(tiny, monkeypatch) -> None:
+    asked = []
+
+    def note(_command, _options, cases, _run) -> list:
+        asked.extend((case.size, case.frames, case.rounds) for case in cases)
+        return []
+
+    monkeypatch.setattr(tune, "complete_rows", note)
+    monkeypatch.setattr(tune, "make_section", lambda *_: "")
+    tiny.device, tiny.size, tiny.frames, tiny.rounds = "cpu", 0, 0, 0
+    tune.measure_tune(tiny)
+    assert asked == [(16, 4, 4), (32, 8, 2), (32, 8, 2)]
+
+
+def test_the_parts_of_a_step_are_told_apart() -> None:
+    weight = torch.nn.Parameter(torch.randn(96, 96))
+    optimizer = torch.optim.AdamW([weight])
+
+    def step() -> None:
+        x = apply_in_chunks(lambda x: (x @ weight).sin(), torch.ones(4, 8, 96), inner=1, recompute=True)
+        x = torch.nn.functional.layer_norm(torch.cat([x, x]), (96,))
+        torch.nn.functional.scaled_dot_product_attention(x, x, x).sum().backward()
+        optimizer.step()
+
+    step()
+    with step_parts.marking_what_is_computed_again():
+        shares = step_parts.time_parts(step, torch.device("cpu"))
+    assert sum(shares.values()) == pytest.approx(1) and all(share > 0 for share in shares.values())
+    assert step_parts.time_parts(step, torch.device("cpu"))[step_parts.AGAIN] == 0, "no one marked it"
+    told = {
+        ("aten::mm", "aten::linear"): "products, convolutions",
+        ("aten::convolution_backward", "ConvolutionBackward0"): "products, convolutions",
+        ("aten::bmm", "aten::_scaled_dot_product_attention_math"): "products, convolutions",
+        ("aten::copy_", "aten::cat"): "cat",
+        ("aten::mm", step_parts.AGAIN, "autograd::engine::evaluate_function: SinBackward0"): step_parts.AGAIN,
+        ("aten::_fused_adamw_", "Optimizer.step#AdamW.step"): step_parts.OPTIMIZER,
+        ("aten::mul",): step_parts.REST,
+    }
+    assert {names: step_parts.part_of_step(names) for names in told} == told
 
 
 def test_performance_runs_every_part(monkeypatch) -> None:

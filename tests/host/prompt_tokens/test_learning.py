@@ -158,7 +158,10 @@ def test_a_full_memory_is_met_by_less_from_the_last_step_on(adapter, monkeypatch
 
     monkeypatch.setattr(PromptTuning, "denoise", crowded)
     found = run().adapter
-    rungs = [{"chunking": True, "gradient_checkpointing": given, "frames_per_step": 0} for given in (False, True)]
+    rungs = [
+        {"chunking": True, "gradient_checkpointing": on, "checkpointing_share": share, "frames_per_step": 0}
+        for on, share in ((False, 1.0), (True, 0.25))
+    ]
     assert found.info["stepped_down"] == [{"after": 2, **rung} for rung in rungs]
     assert found.info["loss"] == pytest.approx(adapter.info["loss"], rel=1e-4)
 
