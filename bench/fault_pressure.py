@@ -13,11 +13,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from ..modules.tuning.weights import Tune, load_tune, save_tune
@@ -36,7 +36,8 @@ DISKS = {  # options of a disk in memory that holds a tune of 4 MiB already: wha
 }
 CLIP_NAMES = ("red_circle", "orange_triangle", "striped_cross", "yellow_star")
 CLIPS = ("--checkpoint", "demo", "--methods", "FFAM", "--frames", "2", "--size", "64", "--ddim-steps", "2")
-SERVERS, DYING = 10, 0.3  # of `bench clips`, and the part of them that is killed
+SERVERS, DYING = 10, 0.3  # of `bench clips` where the memory allows it, and the part of them that is killed
+MEMORY = 3 * 2**29  # bytes that are to be free for each
 
 
 def in_child(work: Callable[[], Any]) -> str:
@@ -63,7 +64,8 @@ def try_pressure(count: int, seed: int) -> Iterator[Row]:
         yield from try_disks(Path(folder))
         yield try_full_server(Path(folder) / "server")
     yield try_clients(count, seed)
-    yield try_dying_servers(min(count, SERVERS), seed)
+    room = psutil.virtual_memory().available // MEMORY
+    yield try_dying_servers(max(2, min(count, SERVERS, room)), seed)
 
 
 def limit_files() -> None:
@@ -135,7 +137,8 @@ def try_disks(folder: Path) -> Iterator[Row]:
     yield row("no room on the disk, by a limit of the process", folder / "limited", limit_files)
     folder.chmod(0o755)  # a temporary one is its owner's alone
     for name, mode in {"a read-only folder": 0o555, "a folder that cannot be entered": 0o000}.items():
-        yield row(name, folder / name, partial(lock_folder, folder / name, mode))
+        place = folder / name.replace(" ", "_")
+        yield row(name, place, partial(lock_folder, place, mode))
     for options, name in DISKS.items():
         with mounted(folder / options, options) as reason:
             yield untried(name, reason) if reason else row(name, folder / options, lambda: None)
@@ -192,9 +195,7 @@ def try_dying_servers(number: int, seed: int) -> Row:
         folder, state = Path(place), Path(place) / "state" / "clips.jsonl"
         hosts = [serve(folder / f"server {index}") for index in range(number)]
         for host in hosts:
-            stack.callback(host.stop)
-        with ThreadPoolExecutor(2) as pool:  # a start takes a core
-            list(pool.map(lambda host: host.start(600), hosts))
+            stack.enter_context(host)
         prompts = write_table(folder)
         command = [sys.executable, "-m", "bench", "clips", "--folder", str(ROOT / "demo" / "clips"), *CLIPS]
         command += ["--prompts", str(prompts), "--state", str(state.parent), "--document", str(folder / "clips.md")]
