@@ -17,11 +17,11 @@ from ..modules.tuning.host import checkpoints
 from .timing import Call
 
 AGAIN, OPTIMIZER, REST = "computed again", "optimiser", "rest"
-KINDS = {  # of operations, by their names and those of what called them
+KINDS = {  # of operations, by their names and those of what called them; of several the first
     "attention": r"scaled_dot_product|_attention|softmax",
     "products, convolutions": r"::(linear|addmm|mm|bmm|baddbmm|matmul)$|conv",
     "cat": r"::cat$",
-    "norms": r"_norm",
+    "norms": r"(group|layer)_norm",
 }
 PARTS = (*KINDS, OPTIMIZER, AGAIN, REST)
 
@@ -44,7 +44,7 @@ def part_of_step(names: Sequence[str]) -> str:
         return AGAIN
     if any(name.startswith("Optimizer.") for name in names):
         return OPTIMIZER
-    found = (kind for name in names for kind, pattern in KINDS.items() if re.search(pattern, name))
+    found = (kind for kind, pattern in KINDS.items() if any(re.search(pattern, name) for name in names))
     return next(found, REST)
 
 

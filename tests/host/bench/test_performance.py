@@ -138,7 +138,7 @@ def test_the_parts_of_a_step_are_told_apart() -> None:
     told = {
         ("aten::mm", "aten::linear"): "products, convolutions",
         ("aten::convolution_backward", "ConvolutionBackward0"): "products, convolutions",
-        ("aten::bmm", "aten::_scaled_dot_product_attention_math"): "products, convolutions",
+        ("aten::bmm", "aten::_scaled_dot_product_attention_math"): "attention",
         ("aten::copy_", "aten::cat"): "cat",
         ("aten::mm", step_parts.AGAIN, "autograd::engine::evaluate_function: SinBackward0"): step_parts.AGAIN,
         ("aten::_fused_adamw_", "Optimizer.step#AdamW.step"): step_parts.OPTIMIZER,
