@@ -98,7 +98,7 @@ def make_node(kind: str, infos: Json, seed: int, **given: Any) -> Json:
 def twin_prompt(infos: Json, seed: int, kinds: Iterable[str]) -> Json:
     """Return a graph of nodes of the pack, named by their kinds, in which each of their outputs ends in a digest.
 
-    What has no bits to compare, models and samplers, is compared by what is sampled with it.
+    What has no bits to compare is compared by what is sampled with it, videos by their frames.
 
     Args:
         infos: the server's nodes.
@@ -124,6 +124,8 @@ def twin_prompt(infos: Json, seed: int, kinds: Iterable[str]) -> Json:
             elif socket == "SAMPLER":
                 given = {"noise": ["still", 0], "guider": ["guided", 0], "latent_image": SOCKETS["INVERSION"]}
                 sampled = node("SamplerCustomAdvanced", sampler=source, sigmas=[kind, 1], **given)
+            elif socket == "VIDEO":
+                sampled = node("GetVideoComponents", video=source)
             if kind not in FEEDS:
                 graph |= {f"{name} sampled": sampled} if sampled else {}
                 shown = [f"{name} sampled", 0] if sampled else source

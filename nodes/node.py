@@ -79,7 +79,7 @@ def check_frames(expected: io.Input, value: Any) -> None:
     if expected.io_type in FRAMES and (frames is None or is_empty):
         files = ", ".join(map(shown, media_behind(expected.id))) or "the video that it comes from"
         raise ValueError(
-            f"{expected.id} is a clip without frames: none were decoded from {files}, or none were taken of those. "
+            f"{expected.id} is a clip without frames: no frame could be decoded from {files}, or none was selected. "
             "The file may be cut short or hold sound alone: copy it again, or choose another in Load Video. Where "
             "Trim Video or Get Image from Batch takes a part, begin before the end."
         )

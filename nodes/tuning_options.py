@@ -167,9 +167,9 @@ class TuningOptionsNode(Node):
                     max=1.0,
                     step=0.05,
                     **ADVANCED,
-                    tooltip="Part of what gradient_checkpointing can save that it is to save, by the layers that save "
-                    "the most memory for their time. 1 = all. At 0.75 about half of the activations' time is spent "
-                    "again.",
+                    tooltip="How much of the memory that gradient_checkpointing can save is saved. Below 1 only the "
+                    "layers that save the most memory for their work are computed again. 1 = as much as possible; at "
+                    "0.75 about half of the forward pass is computed again.",
                 ),
             ],
             outputs=[TuningOptions.Output("options", tooltip="For One-Shot Tune.")],

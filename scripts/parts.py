@@ -17,7 +17,8 @@ READ_TEXTS = {"source_text": (TEXTS[SOURCE], "STRING"), "edit_text": (TEXTS[EDIT
 OF_DEMO = "Clip and model come with the pack; the model knows drawn shapes alone, on a few backgrounds."
 SPREAD = (
     "Of 30 frames per second, 8 are a quarter of a second: to spread them over the clip, put Sample Video Frame, which "
-    "ComfyUI has since 0.30, between Trim and Frames, with start_time 0. It drops the sound and keeps the frame rate."
+    "ComfyUI has since 0.30, between Trim and Frames, its num_frames as many as First frames takes, and leave Trim's "
+    "start_time at 0. It drops the sound and keeps the frame rate."
 )
 Link = str | tuple[str, str]  # title of a node, and the name of its output where it is not the first of its type
 PLAIN: dict[str, Any] = {"gamma": 0.0, "direction": "none"}  # inversion without the noise relation

@@ -28,7 +28,8 @@ QUALITY = 85
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 STYLE = 2  # to be raised where the pictures are to look otherwise
 
-SAME = {"demo_edit": "edit", "edit_sdxl": "edit", "edit_clip": "edit", "demo_edit_clip": "edit", "demo_ei2": "ei2"}
+SAME = {"demo_ei2": "ei2"}  # whose demo twin is that of another
+SAME |= dict.fromkeys(("demo_edit", "edit_sdxl", "edit_flux", "edit_clip", "demo_edit_clip"), "edit")
 SHOWN = {  # title of the node whose output the picture shows, where it is not the saved edit
     "saved_tune": "Save edit tied",
     "reconstruction": "Plot",
@@ -50,6 +51,7 @@ CAPTIONS = {
     "edit_clip": "Your clip, one node",
     "edit": "Your clip, the main graph",
     "edit_sdxl": "The main graph with SDXL",
+    "edit_flux": "The main graph with Flux",
     "ei2": "EI²: tuned on the clip",
     "inr_smooth": "INR Smooth: its loss",
     "tune_a_video": "Tune-A-Video",

@@ -18,9 +18,8 @@ from torch import Tensor
 from ...clip_model.host.bank import transformer_blocks
 from ...clip_model.host.evolved import CONTEXT, WINDOWS, samples_in_windows
 from ...clip_model.host.family import require_unet
-from ...clip_model.host.settings import CONTROL, KEY, STEER, UNSEEN
+from ...clip_model.host.settings import CACHE, CONTROL, KEY, STEER, UNSEEN
 from ...clip_model.host.windows import WINDOW, frames_of_window
-from ...diffusion.host.run import CACHE
 from ...inversion.host.invert import inversion_of, trajectory
 from ...tuning.host.tune_inputs import check_plain
 from .call import CALL, RUN, Call, Control, ControlSettings, Run, attend_cross, attend_self

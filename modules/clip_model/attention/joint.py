@@ -43,12 +43,18 @@ def frames_seen(kind: Kind, frame: int, frames: int) -> list[int]:
     return [{"fine-coarse": frame, "key-frame": 0, "middle-frame": middle_frame(frames)}[kind]]
 
 
-def keys_seen(config: SpatialConfig, frames: int, height: int, width: int) -> int:
-    """Return how many tokens of pictures a frame attends to, at most."""
+def keys_seen(config: SpatialConfig, frames: int, height: int, width: int, around: int = 0) -> int:
+    """Return how many tokens a frame's picture attends to, at most; `around` stand around it, such as the text's."""
     whole, r = height * width, min(config.r, height, width)
+    pictures = whole * len(frames_seen(config.kind, frames - 1, frames))
     if config.kind == "fine-coarse":
-        return whole + (frames - 1) * -(-height // r) * -(-width // r)
-    return whole * len(frames_seen(config.kind, frames - 1, frames))
+        pictures += (frames - 1) * -(-height // r) * -(-width // r)
+    return pictures + copies_of(pictures, whole) * around
+
+
+def copies_of(seen: int, whole: int) -> int:
+    """Return how often a frame counts what stands around its picture: as often as it sees a picture's tokens."""
+    return round(seen / whole)
 
 
 def shrink_pictures(tokens: Tensor, sequence: Sequence, r: int, kind: Downsample = "area") -> Tensor:
@@ -101,7 +107,7 @@ def joint_attention(
         own = tokens[:, frame]
         pictures = [tokens[:, i, ..., picture, :] for i in frames_seen(kind, frame, frames)]
         pictures += others[:frame] + others[frame + 1 :]
-        copies = round(sum(part.shape[-2] for part in pictures) / (picture.stop - picture.start))
+        copies = copies_of(sum(part.shape[-2] for part in pictures), picture.stop - picture.start)
         around = own[..., : picture.start, :], own[..., picture.stop :, :]
         return torch.cat([*copies * around[:1], *pictures, *copies * around[1:]], dim=-2)
 

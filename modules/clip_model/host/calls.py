@@ -55,7 +55,7 @@ def prepare_call(executor, model, noise_shape, conds, *args, **kwargs):
         frames, _, height, width = noise_shape
         block = transformer_blocks(model.model.diffusion_model)[0]  # on the largest map
         keys = copied_keys(settings.spatial, frames, height, width)
-        size = min(COPIED_BYTES, 4 * frames * keys * block.dim * model.model_dtype().itemsize)
+        size = min(COPIED_BYTES, 4 * frames * keys * block.dim * model.model.get_dtype_inference().itemsize)
         rows = rows_of(size, model, noise_shape)
     return executor(model, [noise_shape[0] + rows, *noise_shape[1:]], conds, *args, **kwargs)
 

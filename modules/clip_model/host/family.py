@@ -139,7 +139,7 @@ def check_unet(model: ModelPatcher) -> None:
         raise ValueError(
             f"model is {type(model.model).__name__} ({type(unet).__name__}), which Consistent Video cannot inflate. "
             "Supported are image UNets with SpatialTransformer blocks: the Stable Diffusion 1.x family (SD2.x and SDXL "
-            "share the structure); and for inversion and sampling "
+            "share the structure); and without temporal modules and tuning "
             f"{', '.join(family.name for family in FAMILIES[1:] if not family.why_not)}. Load such a checkpoint."
         )
     check_channels(model, unet.in_channels)

@@ -4,7 +4,8 @@ The pictures of other frames come in where the host asks for an attention kernel
 their position. Keys to be shrunk are taken before, and rotated by the mean position of those they stand for.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..attention.fine_coarse import Coarse, downsample_tokens
 from ..attention.joint import Sequence, by_frame, joint_attention, keys_seen, shrink_pictures
 from .calls import check_frames, completion, rows_of
 from .family import transformer_of
-from .settings import KEY, ClipSettings, acting, count_frames
+from .settings import CACHE, KEY, ClipSettings, acting, count_frames
 
 OVERRIDE = "optimized_attention_override"  # the host's key of what stands in for its attention kernel
 
@@ -27,11 +28,12 @@ def begin_joint_call(executor, x, t, c_concat=None, c_crossattn=None, control=No
     frames, settings = count_frames(transformer_options, len(x)), acting(transformer_options[KEY], transformer_options)
     check_frames(frames, settings)
     given = c_concat, c_crossattn, control
-    if settings.spatial is None or frames == 1:
+    is_alone = frames == 1 and completion(transformer_options, frames, None) is None
+    if settings.spatial is None or is_alone:
         return executor(x, t, *given, transformer_options, **kwargs)
     call = JointCall(executor.class_obj, settings, frames, x, transformer_options)
     predicted = executor(x, t, *given, call.options(), **kwargs)
-    if call.attentions == 0:
+    if call.attentions == 0 and CACHE not in transformer_options:  # which skips some calls of the network
         raise ValueError(
             "The model asked ComfyUI for no attention of text and picture, so that its frames were not connected. "
             "Remove the node that replaces its blocks or its attention, or set attention_strength to 0."
@@ -44,9 +46,10 @@ def prepare_joint_call(executor, model, noise_shape, conds, *args, **kwargs):
     settings, rows = model.model_options["transformer_options"].get(KEY), 0
     if settings is not None and settings.spatial is not None:
         frames, network = noise_shape[0], model.model.diffusion_model
-        keys = keys_seen(settings.spatial, frames, *grid_of_picture(network, noise_shape))
+        around = tokens_around(network, conds)
+        keys = keys_seen(settings.spatial, frames, *grid_of_picture(network, noise_shape), around)
         width = getattr(network, transformer_of(model.model).width)
-        size = 4 * keys * width * model.model_dtype().itemsize  # keys and values, both sides
+        size = 4 * keys * width * model.model.get_dtype_inference().itemsize  # keys and values, both sides
         rows = rows_of(size, model, noise_shape)
     return executor(model, [noise_shape[0] + rows, *noise_shape[1:]], conds, *args, **kwargs)
 
@@ -54,6 +57,20 @@ def prepare_joint_call(executor, model, noise_shape, conds, *args, **kwargs):
 def grid_of_picture(network: nn.Module, shape: Any) -> tuple[int, int]:
     """Return height and width in tokens of latents of a shape."""
     return -(-shape[-2] // network.patch_size), -(-shape[-1] // network.patch_size)
+
+
+def tokens_around(network: nn.Module, conds: Mapping[str, list[dict[str, Any]]]) -> int:
+    """Return how many tokens stand around a picture's at most: its text's, and those of reference pictures."""
+    return max(
+        (
+            cond["cross_attn"].shape[1]
+            + sum(math.prod(grid_of_picture(network, latent.shape)) for latent in cond.get("reference_latents", ()))
+            for side in conds.values()
+            for cond in side or ()
+            if cond.get("cross_attn") is not None
+        ),
+        default=0,
+    )
 
 
 class JointCall:
@@ -139,7 +156,8 @@ class JointCall:
         if self.r > 1:
             coarse = self.coarse if self.shrinks_before else self.coarse_of(k, v, text)
             assert coarse is not None, "the host calls both hooks in turn"
-            complete = completion(self.given, self.frames, self.attentions)
+            layer = self.layer_of(options)
+            complete = completion(self.given, self.frames, layer) if layer is not None else None
             coarse, self.coarse = complete(coarse) if complete else coarse, None
         self.attentions += 1
         attended = joint_attention(self.config, q, k, v, sequence, attend, coarse)
@@ -147,12 +165,20 @@ class JointCall:
             return attended
         return torch.lerp(attend(q, k, v), attended, self.settings.spatial_strength)
 
+    def layer_of(self, options: dict[str, Any]) -> Hashable | None:
+        """Return what tells the layer at hand from others in every call, None where that is not known."""
+        if "block_index" in options:
+            return options.get("block_type"), options["block_index"]
+        # Blocks that are replaced, as Skip Layer Guidance does in calls of its own, are not counted.
+        return None if self.given.get("patches_replace", {}).get("dit") else self.attentions
+
     def check_tokens(self, q: Tensor, k: Tensor, text: int, mask: Tensor | None) -> None:
         """Raise ValueError where an attention is not that of text and picture that the family has."""
         if mask is not None:
             raise ValueError(
-                "The conditioning has an attention mask (Apply Style Model is one), whose places attention across "
-                "frames would need. Remove that node, or set attention_strength of STAM/FFAM Patch to 0."
+                "The conditioning has an attention mask (Apply Style Model with attn_bias makes one), whose places "
+                "attention across frames would need. Remove that node, or set attention_strength of STAM/FFAM Patch "
+                "to 0."
             )
         if len(q) != self.rows or q.shape[-2] != k.shape[-2] or text < 0:
             raise ValueError(

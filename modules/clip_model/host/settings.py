@@ -16,6 +16,7 @@ CONTROL = f"{KEY}_control"  # of Attention Control
 STEER = f"{KEY}_steer"  # what tells temporal modules the tokens that they compute queries and keys from
 SLICES = f"{KEY}_slices"  # of Slice Denoiser
 UNSEEN = f"{KEY}_unseen"  # there where nobody looks at what the UNet predicts
+CACHE = "easycache"  # the host's name of what EasyCache and LazyCache attach
 ALWAYS = (math.inf, 0.0)
 
 

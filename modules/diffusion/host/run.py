@@ -15,13 +15,11 @@ from comfy.samplers import KSAMPLER
 from torch import Tensor
 
 from ...clip_model.host.evolved import refuse_other_starts, sets_guidance
-from ...clip_model.host.settings import KEY, clip_settings
+from ...clip_model.host.settings import CACHE, KEY, clip_settings
 from ...sockets.pictures import MASK, check_finite
 from ..ddim import Solver
 from ..midpoint import levels_called
 from .finite import check_state
-
-CACHE = "easycache"  # the host's name of what EasyCache and LazyCache attach
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +46,7 @@ def run_sampler(
         raise torch.cuda.OutOfMemoryError(
             f"{len(samples)} frames of {8 * width} x {8 * height} do not fit into the memory. In this order: close "
             "other programs that use the GPU; take fewer frames, or all of them in Context Windows, as in the workflow "
-            "long_clip; make the frames smaller."
+            "long_clip (not with a STEM inversion); make the frames smaller."
         ) from error
 
 

@@ -14,8 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from ...clip_model.host.calls import OURS, attend_block
 from ...clip_model.host.conflicts import origin, origins
-from ...clip_model.host.settings import CONTROL, KEY
-from ...diffusion.host.run import CACHE
+from ...clip_model.host.settings import CACHE, CONTROL, KEY
 
 HARMLESS = (KEY, COMPILE_KEY, CACHE)  # keys of wrappers: ours, and those that only make sampling faster
 FAILURES = (RuntimeError, LookupError, TypeError, AttributeError)

@@ -37,7 +37,7 @@ def weigh_layers(unet: nn.Module, shape: tuple[int, ...], clip: ClipSettings, ch
         if isinstance(layer, Downsample):
             sizes.append([-(-side // 2) for side in sizes[-1]])
         elif isinstance(layer, Upsample):
-            sizes.pop()
+            sizes.pop()  # no UNet of the families has residual blocks that change the size
         elif isinstance(layer, SpatialTransformer):
             blocks = layer.transformer_blocks
             features, temporal = blocks[0].norm1.normalized_shape[0], sum(its.startswith(f"{path}.") for its in paths)

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_easycache import EasyCacheNode
+from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from torch import Tensor
 
 from consistent_video.modules.clip_model.host.attach import attach, inflate
@@ -218,13 +220,35 @@ def test_windows_see_the_coarse_tokens_of_the_whole_clip(flux) -> None:
     assert far[0].abs().amax() > 1e-4 and far[1].abs().amax() == 0
 
 
-@pytest.mark.parametrize(("name", "keys"), [("per frame", 0), ("first-frame", PICTURE), ("full", FRAMES * PICTURE)])
-def test_the_host_counts_the_keys_of_a_frame(flux, monkeypatch: pytest.MonkeyPatch, name: str, keys: int) -> None:
+@pytest.mark.parametrize("name", ["per frame", "first-frame", "full", "FFAM"])
+def test_the_host_counts_the_keys_of_a_frame(flux, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """In float32, as keys and values, of both sides of CFG; a row is said to take one byte."""
-    counted = []
+    counted, asked = [], []
+
+    def watch(kernel, q, k, *given: Any, **named: Any) -> Tensor:
+        asked.append(k.shape[-2])
+        return kernel(q, k, *given, **named)
+
     monkeypatch.setattr(type(flux.model), "memory_required", lambda _, shape, **__: counted.append(shape[0]) or 1.0)
-    sample(connected(flux, name), clip_of())
+    references = [[EDIT[0][0], {**EDIT[0][1], "reference_latents": [draw(1, 16, 4, 6, seed=8)]}]]
+    sample(with_kernel(connected(flux, name), watch), clip_of(), positive=references)
+    keys = max(asked) if name != "per frame" else 0
     assert max(counted) == 2 * (FRAMES + 2 * 2 * 4 * keys * KINDS["Flux"][1]["hidden_size"] // 2)
+
+
+@pytest.mark.parametrize("family", ["Flux", "SD3"])
+def test_layers_that_are_skipped_for_guidance_leave_the_whole_clips_tokens_as_they_are(family: str) -> None:
+    model = in_windows(connected(make(family), "FFAM"), 4)
+    (guided,) = SkipLayerGuidanceDiT.execute(model, 1e-9, 0.0, 1.0, "0", "").args
+    torch.testing.assert_close(sample(guided, clip_of(8)), sample(model, clip_of(8)))
+
+
+def test_a_cache_may_skip_calls(flux) -> None:
+    (cached,) = EasyCacheNode.execute(connected(flux, "full"), 10.0, 0.0, 1.0, False).args
+    asked = []
+    with flux.model.diffusion_model.img_in.register_forward_hook(lambda *_: asked.append(1)):
+        assert sample(cached, clip_of(), sigmas=(0.9, 0.8, 0.7, 0.6, 0.5)).isfinite().all()
+    assert 0 < len(asked) < 4
 
 
 def test_what_a_family_does_not_take_is_refused_by_name(flux) -> None:

@@ -104,8 +104,11 @@ def test_the_archive_holds_what_users_need_and_nothing_else(unpacked: Path) -> N
 def test_the_archive_holds_the_clips_of_the_demo_workflows(unpacked: Path) -> None:
     for workflow in sorted((unpacked / "workflows").glob("demo_*.json")):
         nodes = json.loads(workflow.read_text(encoding="utf-8"))["nodes"]
-        clips = [node["widgets_values"][0] for node in nodes if node["type"] == "LoadVideo"]
-        assert not [clip for clip in clips if not (unpacked / "demo" / "clips" / clip).is_file()], workflow.name
+        loaders = [node for node in nodes if node["type"] == "ConsistentVideo_LoadDemoClip"]
+        clips = [node["widgets_values"][0] for node in loaders]
+        assert clips and not [clip for clip in clips if not (unpacked / "demo" / "clips" / clip).is_file()], (
+            workflow.name
+        )
 
 
 def test_the_archives_pages_link_to_files_that_are_there(unpacked: Path) -> None:
