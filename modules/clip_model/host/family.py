@@ -175,7 +175,12 @@ def require_unet(model: ModelPatcher, part: str, remedy: str) -> None:
 
 def require_attention(model: ModelPatcher, kind: Kind) -> None:
     """Refuse an attention across frames that a model's family does not take; ValueError with those that it takes."""
-    family = family_of(model)
+    family, network = family_of(model), model.model.diffusion_model
+    if family.transformer is not None and not hasattr(network, family.transformer.width):
+        raise ValueError(
+            f"STAM/FFAM Patch: {type(network).__name__} is no network of ComfyUI's, so that its frames cannot be "
+            f"connected. Load {family.name} by ComfyUI's own loader, or set attention_strength to 0."
+        )
     if kind not in family.kinds:
         name = next(name for name in SPATIAL_KINDS if KIND_OF.get(name, name) == kind)
         raise ValueError(
