@@ -99,6 +99,15 @@ def test_a_digest_sees_every_bit() -> None:
         digest([object()])
 
 
+def test_tensors_are_counted() -> None:
+    def count() -> int:
+        return int(fault_probe.CountTensors().execute()["ui"]["text"][0])
+
+    before = count()
+    held = list(torch.zeros(100, 1))
+    assert count() == before + len(held)
+
+
 def test_what_differs_between_twins_is_named(tmp_path: Path, monkeypatch) -> None:
     twin = {f"{kind}.{output}": "1" for kind, output in fault_twins.DRAWING.items()} | {"models/x.safetensors": "2"}
     again = {name: value + "'" for name, value in twin.items()}
