@@ -208,8 +208,8 @@ def draw_result(file: Path, source: Path, caption: str) -> Image.Image:
     pen.text((SIDE / 2, TITLE / 2), caption, INK, fit_font(caption, SIDE - 4 * MARGIN), anchor="mm")
     font = ImageFont.truetype(FONT, 19)
     if file.suffix != ".mp4":
-        with Image.open(file) as plot:
-            plot = plot.convert("RGB")
+        with Image.open(file) as opened:
+            plot = opened.convert("RGB")
             plot.thumbnail((SIDE - 2 * MARGIN, SIDE - TITLE - 36))
             picture.paste(plot, ((SIDE - plot.width) // 2, TITLE + (SIDE - TITLE - 30 - plot.height) // 2))
         pen.text((SIDE / 2, SIDE - 16), "demo model", PALE, font, anchor="mm")
