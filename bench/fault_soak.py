@@ -74,6 +74,6 @@ def describe_growth(curve: list[tuple[float, float, int]]) -> tuple[str, tuple[s
     for (name, most), series in zip(GROWN.items(), values, strict=True):
         slope = float(np.polyfit(minutes, series, 1)[0])
         part = slope * (minutes[-1] - minutes[0]) / series[0]
-        said.append(f"{series[0]:.0f} to {series[-1]:.0f} {name}, {60 * slope:+.1f} an hour")
+        said.append(f"{series[0]:.0f} to {series[-1]:.0f} {name}, {round(60 * slope, 1) + 0.0:+} an hour")
         failed += [f"{name} grew by {part:.1%}"] if part > most else []
     return "; ".join(said), tuple(failed)

@@ -30,6 +30,10 @@ class ClipMemory:
         self.held: dict[Hashable, dict[int, tuple[Tensor, Tensor]]] = {}
         self.is_filling = False
 
+    def begin(self) -> None:
+        """Forget the step before, and let the calls that follow fill the memory."""
+        self.held, self.is_filling = {}, True
+
     def windows(self, length: int) -> list[list[int]]:
         """Return the windows of at most so many frames that fill the memory, each evenly spread over the clip."""
         count = -(-len(self.kept) // length)
@@ -37,6 +41,8 @@ class ClipMemory:
 
     def complete(self, layer: Hashable, sides: Sequence[Hashable], window: Sequence[int], coarse: Coarse) -> Coarse:
         """Hold the coarse tokens of a call's frames, or return them followed by those of the other frames.
+
+        What comes first of a frame is held: guidance that perturbs the model calls it again in the same step.
 
         Args:
             layer: that calls.
@@ -48,7 +54,7 @@ class ClipMemory:
         if self.is_filling:
             for frame, k, v in zip(window, *coarse, strict=True):
                 for row, of_side in enumerate(held):
-                    of_side[frame] = k[row], v[row]
+                    of_side.setdefault(frame, (k[row], v[row]))
             return coarse
         others = sorted(set.intersection(*map(set, held)) - set(window))
         further = ([torch.stack([of_side[frame][i] for of_side in held]) for frame in others] for i in range(2))

@@ -67,7 +67,7 @@ def predict_step(executor, x, timestep, model_options=None, seed=None):
     options = model_options["transformer_options"]
     memory: ClipMemory | None = options.get(MEMORY)
     if memory is not None and is_active(options[KEY], {"sigmas": timestep}):
-        memory.is_filling = True
+        memory.begin()
         try:
             handler = model_options["context_handler"]
             spread, windows = copy(handler), memory.windows(handler.context_length)

@@ -33,18 +33,19 @@ def attend_window(memory: ClipMemory, clip: Tensor, window: Sequence[int], layer
     return attend(clip[:, :, list(window)], lambda coarse: memory.complete(layer, SIDES, window, coarse))
 
 
-def fill(memory: ClipMemory, clip: Tensor, layer: str = "layer") -> None:
-    """Fill the memory by windows of three frames, which see themselves alone."""
-    memory.is_filling = True
-    for window in memory.windows(3):
-        assert torch.equal(attend_window(memory, clip, window, layer), attend(clip[:, :, window]))
+def fill(memory: ClipMemory, *calls: tuple[Tensor, str]) -> None:
+    """Fill the memory by calls of layers in windows of three frames, which see themselves alone."""
+    memory.begin()
+    for clip, layer in calls:
+        for window in memory.windows(3):
+            assert torch.equal(attend_window(memory, clip, window, layer), attend(clip[:, :, window]))
     memory.is_filling = False
 
 
 def test_a_window_of_the_whole_clip_is_the_clip() -> None:
     """Whatever is held of it."""
     memory, whole = ClipMemory(FRAMES, R), tuple(range(FRAMES))
-    fill(memory, draw_clip(seed=1))
+    fill(memory, (draw_clip(seed=1), "layer"))
     assert torch.equal(attend_window(memory, draw_clip(), whole), attend(draw_clip()))
 
 
@@ -54,7 +55,7 @@ def test_windows_see_the_whole_clip_as_it_was_held() -> None:
     assert not torch.allclose(attend_window(memory, clip, WINDOWS[0]), attend(clip)[:, list(WINDOWS[0])])
     for seed in (1, 2):
         held = draw_clip(seed=seed)
-        fill(memory, held)
+        fill(memory, (held, "layer"), (draw_clip(seed=9), "layer"))  # what perturbs comes later
         for window in WINDOWS:
             seen = held.clone()
             seen[:, :, list(window)] = clip[:, :, list(window)]
@@ -63,8 +64,7 @@ def test_windows_see_the_whole_clip_as_it_was_held() -> None:
 
 def test_layers_and_sides_are_held_apart() -> None:
     clip, memory = draw_clip(), ClipMemory(FRAMES, R)
-    fill(memory, clip)
-    fill(memory, draw_clip(seed=3), "another layer")
+    fill(memory, (clip, "layer"), (draw_clip(seed=3), "another layer"))
     row = clip[:, 1:, list(WINDOWS[0])]
     alone = attend(row, lambda coarse: memory.complete("layer", SIDES[1:], WINDOWS[0], coarse))
     torch.testing.assert_close(alone, attend(clip)[1:, list(WINDOWS[0])])
@@ -74,7 +74,7 @@ def test_layers_and_sides_are_held_apart() -> None:
 def test_of_a_long_clip_evenly_spaced_frames_are_held(frames: int, step: int) -> None:
     """As many as have the coarse tokens of four whole frames."""
     clip, memory, window = draw_clip(frames), ClipMemory(frames, R), [4, 5, 6, 7]
-    fill(memory, clip)
+    fill(memory, (clip, "layer"))
     seen = window + [frame for frame in range(0, frames, step) if frame not in window]
     torch.testing.assert_close(attend_window(memory, clip, window), attend(clip[:, :, seen])[:, :4])
 
