@@ -15,6 +15,7 @@ from .fault_row import Row
 from .fault_server import serve
 
 Json = dict[str, Any]
+PATIENCE = 900  # seconds; ten thousand frames are decoded and encoded before they are refused
 
 
 def write_video(path: Path, frames: int, height: int, width: int, codec: str, form: str, **options: Any) -> None:
@@ -97,7 +98,7 @@ def write_sound(path: Path) -> None:
 
 def without_frames(host: Host, name: str, file: str, prompt: Json) -> Row:
     """Return what the user sees of a video that has perhaps no frames: its result, or an error that names the file."""
-    seen, is_right = see(host, prompt, 300)
+    seen, is_right = see(host, prompt, PATIENCE)
     is_right &= seen == "a result" or seen.startswith(OWN) or repr(file) in seen
     return Row(name, 1, seen, () if is_right else (seen,))
 
@@ -130,8 +131,8 @@ def try_media(_seed: int) -> Iterator[Row]:
             except (OSError, ValueError) as error:
                 yield Row(name, 0, f"this machine cannot write it: {error}")
                 continue
-            seen, is_right = see(host, media_prompt(file, host), 300)
+            seen, is_right = see(host, media_prompt(file, host), PATIENCE)
             yield Row(name, 1, seen, () if is_right else (seen,))
         yield from try_empty(host)
-        seen, is_right = see(host, media_prompt("vp9.webm", host), 300)
+        seen, is_right = see(host, media_prompt("vp9.webm", host), PATIENCE)
         yield Row("after all of them, webm again", 1, seen, () if is_right and seen == "a result" else (seen,))
