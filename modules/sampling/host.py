@@ -14,7 +14,7 @@ from comfy.samplers import CFGGuider
 from torch import Tensor
 
 from ..clip_model.host.evolved import sets_guidance
-from ..clip_model.host.family import guidance_of, require_unet
+from ..clip_model.host.family import guidance_of, require_unet, warn_of_guidance
 from ..clip_model.host.settings import KEY
 from ..diffusion.ddim import SamplingOptions, kind_of_path, sample_ddim, state_to_latent
 from ..diffusion.ddpm import step_noise
@@ -254,9 +254,7 @@ class InvertedClipSampler(ClipSampler):
                 f"({len(self.sigmas) - 1} steps from {float(self.sigmas[0]):.4f}). Connect the sigmas output of the "
                 "same node."
             )
-        guidance = guidance_of(model_wrap.model_patcher)
-        if guidance and getattr(model_wrap, "cfg", 1) != 1:
-            log.warning(guidance)
+        warn_of_guidance(model_wrap.model_patcher, getattr(model_wrap, "cfg", 1))
         inversion, settings, model = self.inversion, self.settings, model_wrap.inner_model
         inversion.check_levels(model.model_sampling.sigmas.cpu(), kind_of_path(prediction_by(model.model_sampling)))
         inversion.check_unchanged(model.process_latent_out(latent_image).cpu())
@@ -264,7 +262,6 @@ class InvertedClipSampler(ClipSampler):
         if settings.start_step:
             latent_image = inversion.start_at(states, settings.start_step).to(latent_image)
         relating = Relating(settings.relation, inversion, states, settings.start_step)
-
         with ending_guidance(model_wrap, settings.cfg_end) as reach:
 
             def on_state(level: int, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 from consistent_video.scripts.regions import write_region
 
 ROOT = Path(__file__).resolve().parents[2]
-HOSTS = {"Invalid video file", "not in", "IMPORT FAILED"}  # messages of ComfyUI
+HOSTS = {"Invalid video file", "Media input missing", "division by zero", "not in", "IMPORT FAILED"}  # of ComfyUI
 
 
 def read_texts() -> str:

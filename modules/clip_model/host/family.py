@@ -1,5 +1,6 @@
 """Families of models: which the pack knows, and what each can do. All that depends on a family is said here."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -17,6 +18,7 @@ from ..attention.spatial import Kind
 from ..methods import KIND_OF, SPATIAL_KINDS
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
+log = logging.getLogger(__name__)
 DISTILLED = (
     "This model is guidance-distilled: guidance of the conditioning (FluxGuidance; 3.5 where it is not connected) is "
     "an input of the model and replaces CFG. cfg above 1 is a second guidance on top and needs the negative "
@@ -193,3 +195,9 @@ def guidance_of(model: ModelPatcher) -> str:
     """Return what CFG means for a model that is guidance-distilled, empty for others."""
     params = getattr(model.model.diffusion_model, "params", None)
     return DISTILLED if getattr(params, "guidance_embed", False) else ""
+
+
+def warn_of_guidance(model: ModelPatcher, cfg: float) -> None:
+    """Say in the log what CFG means where a guidance-distilled model is sampled with another than 1."""
+    if guidance_of(model) and cfg != 1:
+        log.warning(guidance_of(model))
