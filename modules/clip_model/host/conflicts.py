@@ -55,7 +55,7 @@ def patches_of(model: ModelPatcher, kind: str) -> list[Any]:
 
 
 def replacements_of(model: ModelPatcher, kind: str) -> dict[Any, Any]:
-    """Return what other nodes put in place of a model's "attn1" or "attn2", by the host's name for the block."""
+    """Return what other nodes put in place of a model's "attn1", "attn2" or "dit", by the host's name for the block."""
     replaced = model.model_options["transformer_options"].get("patches_replace", {}).get(kind, {})
     return {place: patch for place, patch in replaced.items() if patch is not attend_block}
 
@@ -65,6 +65,11 @@ def replaces_attention(model: ModelPatcher, settings: ClipSettings) -> list[str]
     blocks = transformer_blocks(model.model.diffusion_model) if settings.spatial is not None else []
     places = {block.place for block in blocks}
     return origins(patch for place, patch in replacements_of(model, "attn1").items() if place[:2] in places)
+
+
+def replaces_blocks(model: ModelPatcher, settings: ClipSettings) -> list[str]:
+    """Return what replaces blocks of a transformer whose frames are to see each other."""
+    return origins(replacements_of(model, "dit").values()) if settings.spatial is not None else []
 
 
 def runs_layers(model: ModelPatcher, settings: ClipSettings) -> list[str]:
@@ -118,6 +123,12 @@ CONFLICTS = (
         "replaces self-attention, by which STAM/FFAM Patch connects the frames",
         "Remove that node, or set attention_strength to 0",
         is_refused=True,
+    ),
+    Conflict(
+        "blocks replaced",
+        replaces_blocks,
+        "replaces blocks of the transformer: where it does without their attention, frames are not connected",
+        "If the edit flickers, remove that node",
     ),
     Conflict(
         "layers run by another node",

@@ -14,10 +14,10 @@ from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, RescaleCFG
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 
 from consistent_video.modules.attention_control.host.call import ControlSettings
-from consistent_video.modules.clip_model.host.attach import inflate
+from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.host.conflicts import CONFLICTS
 from consistent_video.modules.clip_model.host.evolved import PARAMS
-from consistent_video.modules.clip_model.methods import EI2, PER_FRAME
+from consistent_video.modules.clip_model.methods import EI2, PER_FRAME, spatial_attention
 from consistent_video.modules.judging.host.inspect import inspect_model
 from consistent_video.modules.tuning.host.apply import apply_tune
 from consistent_video.modules.tuning.host.planner import GIB, sampling_peak
@@ -25,6 +25,7 @@ from consistent_video.nodes.report import InspectVideoModel
 
 from ..attention_control.controlled import controlled
 from ..edits import invert, patched
+from ..flows import make
 from ..small import FRAMES, clip_latent, random_model
 from ..tuning.tuned import SETTINGS, lora_of, run
 
@@ -120,8 +121,13 @@ def with_context_options(model: ModelPatcher) -> ModelPatcher:
     return clone
 
 
+def transformer() -> ModelPatcher:
+    return attach(make("SD3"), spatial_attention("first-frame", 2), None)
+
+
 CAUSES = {
     "self-attention replaced": lambda: SelfAttentionGuidance.execute(patched(), 0.5, 2.0).args[0],
+    "blocks replaced": lambda: replaced(transformer(), "dit", "double_block", 0),
     "layers run by another node": lambda: runs_transformers(patched()),
     "several devices": lambda: on_devices(patched()),
     "tokens rearranged": lambda: HyperTile.execute(patched(), 32, 2, 0, False)[0],
@@ -141,9 +147,11 @@ def test_every_conflict_is_found_where_it_is_and_nowhere_else(name: str) -> None
     assert conflicts(model)[name]["what"] in inspect_model(model)[0]
 
 
-@pytest.mark.parametrize("make", [patched, lambda: in_windows(patched()), lambda: patched(preset=PER_FRAME)])
-def test_a_model_without_conflicts_has_none(make) -> None:
-    assert not conflicts(make())
+@pytest.mark.parametrize(
+    "attached", [patched, lambda: in_windows(patched()), lambda: patched(preset=PER_FRAME), transformer]
+)
+def test_a_model_without_conflicts_has_none(attached) -> None:
+    assert not conflicts(attached())
 
 
 def test_what_connects_no_frames_does_not_mind_others() -> None:
