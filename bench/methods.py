@@ -152,7 +152,7 @@ METHODS: dict[str, Method] = {
     TUNE_A_VIDEO_PRESET: Method(Tuned((("name", TUNE_A_VIDEO_PRESET),))),
     "Tune-A-Video + INR": Method(Tuned((("name", TUNE_A_VIDEO_PRESET),), smoothing="INR"), takes="weight", quick=False),
     "Tune-A-Video + prompt-to-prompt": Method(
-        Tuned((("name", TUNE_A_VIDEO_PRESET),)), control="replace", takes="control_end", quick=False
+        Tuned((("name", TUNE_A_VIDEO_PRESET),)), control="replace", takes="control_end", quick=False, part=1 / 3
     ),
     "full attention": Method(Tuned((("name", FULL),)), quick=False),
     **norm_rows(),
@@ -161,8 +161,10 @@ METHODS: dict[str, Method] = {
     SMOOTH_VIDEO: Method(Tuned(smoothing="SmoothVideo"), takes="smooth_weight", part=1 / 3),
     PLAIN: Method(relation="plain"),
     MOTION: Method(relation="motion"),
-    "EI² + prompt-to-prompt": Method(control="replace", takes="control_end", quick=False),
-    "EI² + prompt-to-prompt + relation": Method(relation="motion", control="replace", takes="control_end", quick=False),
+    "EI² + prompt-to-prompt": Method(control="replace", takes="control_end", quick=False, part=1 / 3),
+    "EI² + prompt-to-prompt + relation": Method(
+        relation="motion", control="replace", takes="control_end", quick=False, part=1 / 3
+    ),
     "EI² + prompt tokens": Method(tokens=True, quick=False),
 }
 

@@ -168,8 +168,8 @@ class TuningOptionsNode(Node):
                     step=0.05,
                     **ADVANCED,
                     tooltip="How much of the memory that gradient_checkpointing can save is saved. Below 1 only the "
-                    "layers that save the most memory for their work are computed again. 1 = as much as possible; at "
-                    "0.75 about half of the forward pass is computed again.",
+                    "layers that save the most memory for their work are computed again. 1 = as much as possible, "
+                    "which costs the most time.",
                 ),
             ],
             outputs=[TuningOptions.Output("options", tooltip="For One-Shot Tune.")],
