@@ -32,9 +32,14 @@ Z_IMAGE = {
     "qk_norm": True, "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32, "rope_theta": 256.0,
     "multiple_of": 16,
 }  # fmt: skip
+QWEN_IMAGE = {
+    "image_model": "qwen_image", "in_channels": 4 * CHANNELS, "num_layers": 2, "attention_head_dim": 24,
+    "num_attention_heads": 2, "joint_attention_dim": 20, "axes_dims_rope": (8, 8, 8),
+}  # fmt: skip
 CALM = 0.2  # of the velocity, so that refinements converge
+LAST = "final_layer.linear", "proj_out"
 KINDS = {"Flux": (comfy.supported_models.Flux, FLUX), "SD3": (comfy.supported_models.SD3, SD3),
-         "Z-Image": (comfy.supported_models.ZImage, Z_IMAGE)}  # fmt: skip
+         "Z-Image": (comfy.supported_models.ZImage, Z_IMAGE), "Qwen-Image": (comfy.supported_models.QwenImage, QWEN_IMAGE)}  # fmt: skip
 
 
 def make(name: str) -> ModelPatcher:
@@ -48,7 +53,7 @@ def make(name: str) -> ModelPatcher:
     for key, value in model.diffusion_model.state_dict().items():
         drawn = torch.randn(value.shape, generator=generator)
         weights[key] = drawn / value[0].numel() ** 0.5 if value.ndim > 1 else 0.1 * drawn + ("norm" in key)
-        weights[key] *= CALM if "final_layer.linear" in key else 1
+        weights[key] *= CALM if key.startswith(LAST) else 1
     model.diffusion_model.load_state_dict(weights)
     devices = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     return inflate(comfy.model_patcher.ModelPatcher(model, *devices))
@@ -58,6 +63,11 @@ def clip_of(frames: int = FRAMES, seed: int = 7) -> dict[str, Tensor]:
     """Return a VAE latent of a clip whose frames resemble each other."""
     clip = draw(1, CHANNELS, HEIGHT, WIDTH, seed=seed) + 0.3 * draw(frames, CHANNELS, HEIGHT, WIDTH, seed=seed + 1)
     return {"samples": clip}
+
+
+def as_encoded(model: ModelPatcher, latent: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a latent with the axes that the host gives a model's."""
+    return {"samples": comfy.sample.fix_empty_latent_channels(model, latent["samples"])}
 
 
 def draw(*shape: int, seed: int) -> Tensor:
@@ -75,6 +85,7 @@ def sample(
     model: ModelPatcher, latent: dict[str, Tensor], cfg: float = 2.0, sigmas=(0.8, 0.6), positive: list = EDIT
 ) -> Tensor:
     """Sample by the host's own Euler, one step unless more levels are given."""
+    latent = as_encoded(model, latent)
     noise, steps = draw(*latent["samples"].shape, seed=6), torch.tensor(sigmas)
     given = comfy.samplers.sampler_object("euler"), steps, positive, EMPTY, latent["samples"]
     return comfy.sample.sample_custom(model, noise, cfg, *given, disable_pbar=True, seed=0)

@@ -20,7 +20,7 @@ from ..small import in_windows
 
 GRID = HEIGHT // 2, WIDTH // 2
 PICTURE = GRID[0] * GRID[1]
-AROUND = {"Flux": (TOKENS, 0), "SD3": (TOKENS, 0), "Z-Image": (32, 32 - PICTURE)}  # tokens before and after the picture
+AROUND = {name: (TOKENS, 0) for name in KINDS} | {"Z-Image": (32, 32 - PICTURE)}  # tokens before and after the picture
 SEEN = {"sparse-causal": [[0], [0], [0, 1], [0, 2]], "full": [[0, 1, 2, 3]] * 4, "first-frame": [[0]] * 4}
 
 

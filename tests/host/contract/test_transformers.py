@@ -36,7 +36,7 @@ def test_apply_model_wrappers_see_the_batch_and_may_change_its_options(name: str
     expected = sample(model, clip_of())
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "ours", wrap)
     assert torch.equal(sample(model, clip_of()), expected)
-    assert seen == [(model.model, (2 * FRAMES, *clip_of()["samples"].shape[1:]), [0, 1])]
+    assert seen == [(model.model, (2 * FRAMES, *expected.shape[1:]), [0, 1])]
     if name == "Z-Image":  # text alone, picture alone, both
         assert asked == [(32, None), (32, None), (64, 0)]
     else:

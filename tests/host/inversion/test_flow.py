@@ -23,7 +23,7 @@ from consistent_video.nodes.inversion import INRBidirectionalDDIMInversion
 from consistent_video.nodes.sample import SmoothSampler
 
 from ..edits import away, edit, invert, patched, relation, small_latent, still
-from ..flows import CHANNELS, EDIT, EMPTY, FRAMES, HEIGHT, KINDS, SOURCE, WIDTH, clip_of, draw, make
+from ..flows import CHANNELS, EDIT, EMPTY, FRAMES, HEIGHT, KINDS, SOURCE, WIDTH, as_encoded, clip_of, draw, make
 
 STEPS = 5
 PROMPTS = {"positive": SOURCE, "negative": EMPTY}
@@ -44,6 +44,11 @@ def latent() -> dict[str, Tensor]:
     return clip_of()
 
 
+@pytest.fixture(scope="module")
+def clip(model, latent) -> dict[str, Tensor]:
+    return as_encoded(model, latent)
+
+
 def plain(model: ModelPatcher, latent: dict[str, Any], **given: Any) -> dict[str, Any]:
     return invert(model, latent, **{"steps": STEPS, "denoise": 0.9, **PROMPTS, **given})
 
@@ -53,24 +58,25 @@ def back(model: ModelPatcher, inversion: dict[str, Any], **given: Any) -> Tensor
 
 
 @pytest.mark.parametrize(("given", "bound"), [({"refinements": 6}, 5e-4), ({"solver": "midpoint", "steps": 10}, 0.03)])
-def test_the_clip_comes_back(model, latent, given: dict[str, Any], bound: float) -> None:
-    found = away(back(model, plain(model, latent, **given)), latent["samples"])
-    assert found < min(bound, 0.5 * away(back(model, plain(model, latent)), latent["samples"]))
+def test_the_clip_comes_back(model, clip, given: dict[str, Any], bound: float) -> None:
+    found = away(back(model, plain(model, clip, **given)), clip["samples"])
+    assert found < min(bound, 0.5 * away(back(model, plain(model, clip)), clip["samples"]))
 
 
-def test_the_model_is_the_base_model_to_the_bit(model, latent) -> None:
+def test_the_model_is_the_base_model_to_the_bit(model, clip) -> None:
     base = model.clone()
     base.wrappers.clear()
-    noise = draw(1, CHANNELS, HEIGHT, WIDTH, seed=9)
+    noise = draw(*clip["samples"][:1].shape, seed=9)
     sampler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor([1.0, 0.4, 0.0])
-    given = 2.0, sampler, sigmas, EDIT, EMPTY, latent["samples"][:1]
+    given = 2.0, sampler, sigmas, EDIT, EMPTY, clip["samples"][:1]
     one, other = (comfy.sample.sample_custom(each, noise, *given, disable_pbar=True, seed=0) for each in (model, base))
     assert one.equal(other)
 
 
-def test_sampling_is_the_hosts_euler(model, latent) -> None:
-    inversion = plain(model, latent)[INVERSION]
-    start = model.model.process_latent_in(inversion.start)
+def test_sampling_is_the_hosts_euler(model, clip) -> None:
+    inverted = plain(model, clip)
+    inversion = inverted[INVERSION]
+    start = model.model.process_latent_in(inverted["samples"])
     sampling = model.get_model_object("model_sampling")
     sigmas = inversion.sigmas
     # The host scales what it is given by 1 - sigma.
@@ -82,7 +88,7 @@ def test_sampling_is_the_hosts_euler(model, latent) -> None:
         wrapped, torch.zeros_like(given), 1.0, sampler, sigmas, EDIT, EMPTY, given, disable_pbar=True, seed=0
     )
     assert sigmas[0] < 1 and torch.isin(sigmas[:-1], sampling.sigmas.cpu()).all()
-    assert away(edit(model, plain(model, latent), cfg=1.0, positive=EDIT, negative=EMPTY), expected) < 1e-5
+    assert away(edit(model, inverted, cfg=1.0, positive=EDIT, negative=EMPTY), expected) < 1e-5
 
 
 def test_a_walk_from_noise_alone_comes_back(flux, latent) -> None:
@@ -91,11 +97,11 @@ def test_a_walk_from_noise_alone_comes_back(flux, latent) -> None:
     assert away(back(flux, inverted), latent["samples"]) < 2e-3
 
 
-def test_frames_of_a_batch_do_not_mix(model, latent) -> None:
-    together = plain(model, latent)["samples"]
-    alone = plain(model, {"samples": latent["samples"][1:2]})["samples"]
+def test_frames_of_a_batch_do_not_mix(model, clip) -> None:
+    together = plain(model, clip)["samples"]
+    alone = plain(model, {"samples": clip["samples"][1:2]})["samples"]
     assert away(together[1:2], alone) < 1e-5
-    assert away(back(model, plain(model, latent))[:1], latent["samples"][:1]) > 1e-4
+    assert away(back(model, plain(model, clip))[:1], clip["samples"][:1]) > 1e-4
 
 
 def test_gamma_moves_the_start_continuously_and_one_frame_not_at_all(flux, latent) -> None:
