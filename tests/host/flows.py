@@ -82,10 +82,16 @@ SOURCE, EMPTY, EDIT = prompt(3), prompt(4), prompt(5)
 
 
 def sample(
-    model: ModelPatcher, latent: dict[str, Tensor], cfg: float = 2.0, sigmas=(0.8, 0.6), positive: list = EDIT
+    model: ModelPatcher,
+    latent: dict[str, Tensor],
+    cfg: float = 2.0,
+    sigmas=(0.8, 0.6),
+    positive: list = EDIT,
+    alike: bool = False,
 ) -> Tensor:
-    """Sample by the host's own Euler, one step unless more levels are given."""
+    """Sample by the host's own Euler, one step unless more levels are given; with noise that is alike in all frames."""
     latent = as_encoded(model, latent)
     noise, steps = draw(*latent["samples"].shape, seed=6), torch.tensor(sigmas)
+    noise = noise[:1].expand_as(noise).contiguous() if alike else noise
     given = comfy.samplers.sampler_object("euler"), steps, positive, EMPTY, latent["samples"]
     return comfy.sample.sample_custom(model, noise, cfg, *given, disable_pbar=True, seed=0)

@@ -7,6 +7,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_custom_sampler import CFGGuider, DisableNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
 from torch import Tensor
 
@@ -17,12 +18,13 @@ from consistent_video.modules.diffusion.host.latent import is_inverted
 from consistent_video.modules.inversion.file import load_inversion, save_inversion
 from consistent_video.modules.inversion.host.invert import INVERSION, to_latent
 from consistent_video.modules.inversion.inversion import Method
+from consistent_video.modules.sampling.host import InvertedClipSampler, SampleSettings
 from consistent_video.modules.slices.host import SliceSettings, attach_slices
 from consistent_video.modules.tuning.host.private_copy import check_tunable
 from consistent_video.nodes.inversion import INRBidirectionalDDIMInversion
 from consistent_video.nodes.sample import SmoothSampler
 
-from ..edits import away, edit, invert, patched, relation, small_latent, still
+from ..edits import away, edit, invert, left_half, patched, relation, small_latent, still
 from ..flows import CHANNELS, EDIT, EMPTY, FRAMES, HEIGHT, KINDS, SOURCE, WIDTH, as_encoded, clip_of, draw, make
 
 STEPS = 5
@@ -37,6 +39,11 @@ def model(request: pytest.FixtureRequest) -> ModelPatcher:
 @pytest.fixture(scope="module")
 def flux() -> ModelPatcher:
     return make("Flux")
+
+
+@pytest.fixture(scope="module")
+def qwen() -> ModelPatcher:
+    return make("Qwen-Image")
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +136,42 @@ def test_a_saved_inversion_gives_the_same_edit(flux, latent, tmp_path) -> None:
     assert back(flux, loaded).equal(back(flux, inverted))
 
 
+def test_pictures_with_an_axis_of_time_keep_it_and_walk_without(qwen, latent, tmp_path) -> None:
+    """Through the host's own sampling as well, from any step, and from a file, which has no such axis."""
+    clip = as_encoded(qwen, latent)
+    inverted = plain(qwen, clip, gamma=0.5)
+    assert inverted["samples"].shape == clip["samples"].shape == (FRAMES, CHANNELS, 1, HEIGHT, WIDTH)
+    assert inverted[INVERSION].source.equal(latent["samples"])
+    tied = {"relation": relation(motion=still()), "mask": left_half(), "start_step": 1}
+    edited = back(qwen, inverted, positive=EDIT, cfg=2.0, **tied)
+    left, right = (edited - clip["samples"]).chunk(2, dim=-1)
+    assert left.abs().amax() > 1e-2 > 1e-4 > right.abs().amax()
+    assert away(back(qwen, inverted, positive=EDIT, cfg=2.0, **{**tied, "relation": None}), edited) > 1e-3
+
+    save_inversion(inverted[INVERSION], tmp_path / "a.safetensors")
+    loaded = to_latent(load_inversion(tmp_path / "a.safetensors"))
+    assert back(qwen, loaded, positive=EDIT, cfg=2.0, **tied).equal(edited)
+    sampler = InvertedClipSampler(loaded[INVERSION], SampleSettings(**tied))
+    (guider,) = CFGGuider.execute(qwen, EDIT, EMPTY, 2.0).args
+    given = DisableNoise.execute().args[0], guider, sampler, sampler.sigmas, loaded
+    out, predicted = SamplerCustomAdvanced.execute(*given).args
+    torch.testing.assert_close(out["samples"], edited)
+    assert predicted["samples"].shape == edited.shape
+
+
+def test_latents_of_other_axes_are_refused(qwen, latent) -> None:
+    video = latent["samples"].movedim(0, 1)[None]
+    with pytest.raises(ValueError, match=r"shape \(1, 16, 4, 8, 6\).* Rebatch Images with batch_size 1, VAE Encode"):
+        plain(qwen, {"samples": video})
+    with pytest.raises(ValueError, match=r"shape \(4, 16, 8, 6\) and the model's latents have 5 axes.* Rebatch Im"):
+        plain(qwen, latent)
+    inverted = plain(qwen, as_encoded(qwen, latent))
+    with pytest.raises(ValueError, match=r"shape \(4, 16, 1, 8, 6\) and the model's latents have 4 axes"):
+        back(make("SD3"), inverted)
+    with pytest.raises(ValueError, match="is an inversion, which is noise"):
+        plain(qwen, inverted)
+
+
 def test_the_report_says_what_cfg_means(flux, latent) -> None:
     found = INRBidirectionalDDIMInversion.execute(flux, SOURCE, latent, steps=2, denoise=0.0, refinements=0)
     assert "guidance-distilled" in found.args[2] and "full noise" in found.args[2]
@@ -185,13 +228,13 @@ def test_cfg_of_a_guidance_distilled_model_is_spoken_of(flux, latent, caplog: py
         assert ("guidance-distilled" in caplog.text) == said
 
 
-def test_other_samplers_refuse_an_inverted_clip(flux, latent) -> None:
-    inverted = plain(flux, latent)  # held, or else it is forgotten
+def test_other_samplers_refuse_an_inverted_clip(model, clip) -> None:
+    inverted = plain(model, clip)  # held, or else it is forgotten
     samples = inverted["samples"]
     sampler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor([0.5, 0.0])
     with pytest.raises(ValueError, match="scale down by 1 - sigma"):
         comfy.sample.sample_custom(
-            flux, torch.zeros_like(samples), 1.0, sampler, sigmas, EDIT, EMPTY, samples, disable_pbar=True, seed=0
+            model, torch.zeros_like(samples), 1.0, sampler, sigmas, EDIT, EMPTY, samples, disable_pbar=True, seed=0
         )
 
 
