@@ -296,15 +296,22 @@ def test_videos_and_padded_prompts_of_qwen_image_are_refused() -> None:
 @pytest.mark.parametrize("name", ["Flux", "Qwen-Image"])
 def test_references_attend_within_their_frame(name: str) -> None:
     """As text does: 6 tokens of one lie after the picture."""
-    asked = []
+    asked, own, seen = [], [], []
 
-    def watch(kernel, q, k, *given: Any, **named: Any) -> Tensor:
+    def note(q, k, v, **_: Any) -> dict:
+        own.append(v[..., TOKENS : TOKENS + PICTURE, :])
+        return {}
+
+    def watch(kernel, q, k, v, *given: Any, **named: Any) -> Tensor:
         asked.append((q.shape[-2], k.shape[-2]))
-        return kernel(q, k, *given, **named)
+        seen.append(v[..., FRAMES * TOKENS : FRAMES * (TOKENS + PICTURE), :])
+        return kernel(q, k, v, *given, **named)
 
     model = connected(make(name), "full")
     picture = as_encoded(model, {"samples": draw(1, 16, 4, 6, seed=8)})["samples"]
     references = [[EDIT[0][0], {**EDIT[0][1], "reference_latents": [picture]}]]
+    model.set_model_patch(note, "attn1_patch")
     sample(with_kernel(model, watch), clip_of(), cfg=1.0, positive=references)
     one = TOKENS + PICTURE + 6
     assert asked == 2 * [*FRAMES * [(PICTURE, FRAMES * one)], (TOKENS + 6, one)]
+    assert all(seen[i].equal(torch.cat([*own[0]], dim=1)[None]) for i in range(FRAMES))
