@@ -6,12 +6,16 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
+import comfy.sd
 import comfy.supported_models
 import torch
+from comfy.ldm.wan.vae import WanVAE
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from consistent_video.modules.clip_model.host.attach import inflate
+
+from .small import lively_weights
 
 FRAMES, CHANNELS, HEIGHT, WIDTH, TOKENS = 4, 16, 8, 6, 5
 FLUX = {
@@ -38,15 +42,16 @@ QWEN_IMAGE = {
 }  # fmt: skip
 CALM = 0.2  # of the velocity, so that refinements converge
 LAST = "final_layer.linear", "proj_out"
+GUIDANCE = 4.0  # which Flux multiplies by 1000 for the phases of waves; bfloat16 holds 4000, and not 3500
 KINDS = {"Flux": (comfy.supported_models.Flux, FLUX), "SD3": (comfy.supported_models.SD3, SD3),
          "Z-Image": (comfy.supported_models.ZImage, Z_IMAGE), "Qwen-Image": (comfy.supported_models.QwenImage, QWEN_IMAGE)}  # fmt: skip
 
 
-def make(name: str) -> ModelPatcher:
-    """Return a clip model of a family with random weights, the same at each call."""
+def make(name: str, dtype: torch.dtype = torch.float32) -> ModelPatcher:
+    """Return a clip model of a family with random weights, the same at each call up to their rounding."""
     kind, unet = KINDS[name]
     config = kind(dict(unet))
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, None)
     model = config.get_model({}, "")
     generator = torch.Generator().manual_seed(1)
     weights = {}
@@ -70,12 +75,21 @@ def as_encoded(model: ModelPatcher, latent: dict[str, Tensor]) -> dict[str, Tens
     return {"samples": comfy.sample.fix_empty_latent_channels(model, latent["samples"])}
 
 
+def video_vae() -> comfy.sd.VAE:
+    """Return a narrow VAE of Wan's structure, which is Qwen-Image's, with random weights."""
+    sizes = {"dim": 8, "z_dim": CHANNELS, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [],
+             "temperal_downsample": [False, True, True], "image_channels": 3, "conv_out_channels": 3}  # fmt: skip
+    shapes = {key: value.shape for key, value in WanVAE(**sizes).state_dict().items()}
+    return comfy.sd.VAE(sd=lively_weights(shapes, torch.float32))
+
+
 def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def prompt(seed: int, **given: Any) -> list[list[Any]]:
-    return [[draw(1, TOKENS, 20, seed=seed), {"pooled_output": draw(1, 12, seed=seed + 50), **given}]]
+    extra = {"pooled_output": draw(1, 12, seed=seed + 50), "guidance": GUIDANCE, **given}
+    return [[draw(1, TOKENS, 20, seed=seed), extra]]
 
 
 SOURCE, EMPTY, EDIT = prompt(3), prompt(4), prompt(5)

@@ -145,6 +145,16 @@ def test_joined_and_split_conditionings_agree(family: str, model, monkeypatch: p
     torch.testing.assert_close(sample(patched, clip_of()), joined, rtol=0, atol=1e-4)
 
 
+def test_bfloat16_is_near_full_precision(family: str, model, base) -> None:
+    """The attention adds no errors of rounding to the base model's, and changes far more than these."""
+    half = make(family, torch.bfloat16)
+    rounded = (sample(half, clip_of()) - base).norm()
+    for name in offered(family):
+        exact = sample(connected(model, name), clip_of())
+        error = (sample(connected(half, name), clip_of()) - exact).norm()
+        assert 0 < error < 1.2 * rounded and 3 * error < (exact - base).norm()
+
+
 def test_half_the_strength_is_half_of_what_a_single_attention_changes(flux) -> None:
     """Seen in the first block, whose inputs are the same."""
     outputs = {}

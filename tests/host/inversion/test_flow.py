@@ -98,6 +98,17 @@ def test_sampling_is_the_hosts_euler(model, clip) -> None:
     assert away(edit(model, inverted, cfg=1.0, positive=EDIT, negative=EMPTY), expected) < 1e-5
 
 
+def test_a_step_there_and_one_back_in_bfloat16_are_near_full_precision(request, model, clip) -> None:
+    """Some dozens of roundings by half of eps each, like a walk at random, come to a few eps of what a step moves."""
+    inverted, edited = [], []
+    for one in (model, make(request.node.callspec.params["model"], torch.bfloat16)):
+        inverted.append(plain(one, clip, steps=1))
+        edited.append(back(one, inverted[-1], positive=EDIT, cfg=2.0))
+    starts, eps = [each["samples"] for each in inverted], torch.finfo(torch.bfloat16).eps
+    assert 0 < away(starts[1] - clip["samples"], starts[0] - clip["samples"]) < 4 * eps
+    assert 0 < away(edited[1] - starts[1], edited[0] - starts[0]) < 4 * eps
+
+
 def test_a_walk_from_noise_alone_comes_back(flux, latent) -> None:
     inverted = plain(flux, latent, denoise=1.0, refinements=8)
     assert inverted[INVERSION].sigmas[0] == 1
