@@ -14,7 +14,7 @@ from ..sockets.pictures import read_images
 from .steady import SteadySettings, steady_edit, unsteadiness
 
 
-def frames_of(latent: dict[str, Any], name: str) -> Tensor:
+def frames_of(latent: Mapping[str, Any], name: str) -> Tensor:
     """Return the samples of a LATENT whose frames were encoded one by one, shape (f, c, h, w).
 
     Raises:

@@ -44,7 +44,8 @@ CALM = 0.2  # of the velocity, so that refinements converge
 LAST = "final_layer.linear", "proj_out"
 GUIDANCE = 4.0  # which Flux multiplies by 1000 for the phases of waves; bfloat16 holds 4000, and not 3500
 KINDS = {"Flux": (comfy.supported_models.Flux, FLUX), "SD3": (comfy.supported_models.SD3, SD3),
-         "Z-Image": (comfy.supported_models.ZImage, Z_IMAGE), "Qwen-Image": (comfy.supported_models.QwenImage, QWEN_IMAGE)}  # fmt: skip
+         "Z-Image": (comfy.supported_models.ZImage, Z_IMAGE),
+         "Qwen-Image": (comfy.supported_models.QwenImage, QWEN_IMAGE)}  # fmt: skip
 
 
 def make(name: str, dtype: torch.dtype = torch.float32) -> ModelPatcher:

@@ -1,5 +1,6 @@
 """LATENT dictionaries and what a model says of its noise."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def to_vae_latent(model: BaseModel, latents: Tensor) -> Tensor:
     return as_frames(model.process_latent_out(as_host(model, latents)))
 
 
-def image_latents(latent: dict[str, Any], name: str = "latent") -> Tensor:
+def image_latents(latent: Mapping[str, Any], name: str = "latent") -> Tensor:
     """Return the samples of a LATENT, shape (f, c, h, w).
 
     Raises:
@@ -110,13 +111,13 @@ def fitting_latents(model: ModelPatcher, latent: dict[str, Any], num_frames: int
         )
     if samples.shape[1] != known.latent_channels:
         raise ValueError(
-            f"{name} has {samples.shape[1]} channels and the model's latents have {known.latent_channels}. Encode the frames with "
-            "the VAE that belongs to the model."
+            f"{name} has {samples.shape[1]} channels and the model's latents have {known.latent_channels}. Encode the "
+            "frames with the VAE that belongs to the model."
         )
     return samples
 
 
-def is_inverted(latent: dict[str, Any]) -> bool:
+def is_inverted(latent: Mapping[str, Any]) -> bool:
     """Whether the samples of a LATENT are an inversion, or cut or changed from one, and not a clip sampled from it.
 
     The host's nodes hand the key INVERSION on with whatever they make of the samples. An inversion has one of its

@@ -8,6 +8,7 @@ from comfy.ldm.flux.math import apply_rope1
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_rebatch import ImageRebatch, LatentRebatch
+
 from nodes import VAEDecode, VAEEncode
 
 from ..flows import EDIT, FRAMES, HEIGHT, KINDS, TOKENS, WIDTH, as_encoded, clip_of, draw, make, sample, video_vae
