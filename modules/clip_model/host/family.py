@@ -20,7 +20,7 @@ from ..methods import KIND_OF, SPATIAL_KINDS
 KINDS: tuple[Kind, ...] = get_args(Kind)
 log = logging.getLogger(__name__)
 ONE_BY_ONE = (
-    "VAE Encode of such a model takes a batch of images for one video, whose frames it mixes. Encode them one by one: "
+    "The VAE of Qwen-Image takes a batch of images for one video, whose frames it mixes. Encode them one by one: "
     "Rebatch Images with batch_size 1, VAE Encode, Rebatch Latents with a batch_size of all frames or more."
 )
 DISTILLED = (
@@ -114,7 +114,7 @@ def family_of(model: ModelPatcher) -> Family:
         return known
     own = model.model.latent_format.latent_channels
     counted = model.model.model_config.unet_config.get("in_channels", own * known.transformer.counted)
-    check_channels(model, counted // known.transformer.counted)
+    check_channels(model, -(-counted // known.transformer.counted))
     return known
 
 

@@ -85,7 +85,7 @@ def image_latents(latent: Mapping[str, Any], name: str = "latent") -> Tensor:
         shape = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
         raise ValueError(
             f"{name} has shape {shape}; a clip of image latents (frames, channels, height, width) is needed. Encode "
-            f"the frames with the VAE of the image model. With Qwen-Image: {ONE_BY_ONE}"
+            f"the frames with the VAE of an image model; that of a video model mixes them. {ONE_BY_ONE}"
         )
     check_numbers(samples, name, "Encode the frames with the VAE of the model; if it recurs, in float32.")
     return as_frames(samples)

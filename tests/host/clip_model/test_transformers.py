@@ -293,14 +293,18 @@ def test_what_a_family_does_not_take_is_refused_by_name(flux) -> None:
         sample(skipped, clip_of())
 
 
-def test_videos_and_padded_prompts_of_qwen_image_are_refused() -> None:
-    """Its text's mask hides what pads the shorter of two prompts."""
-    patched = connected(make("Qwen-Image"), "full")
+def test_videos_padded_prompts_and_other_inputs_of_qwen_image_are_refused() -> None:
+    """Its text's mask hides what pads the shorter of two prompts; ComfyUI counts the channels of four positions."""
+    model = make("Qwen-Image")
+    patched = connected(model, "full")
     padded = torch.tensor([[1, 1, 1, 1, 0]])
     with pytest.raises(ValueError, match="The conditioning has an attention mask .* prompts of different lengths"):
         sample(patched, clip_of(), positive=[[EDIT[0][0], {**EDIT[0][1], "attention_mask": padded}]])
     with pytest.raises(ValueError, match=r"shape \(1, 16, 4, 8, 6\), a video .* Rebatch Images with batch_size 1"):
         sample(patched, {"samples": clip_of()["samples"].movedim(0, 1)[None]}, cfg=1.0)
+    model.model.model_config.unet_config["in_channels"] += 1
+    with pytest.raises(ValueError, match="model takes 17 input channels"):
+        inflate(model)
 
 
 @pytest.mark.parametrize("name", ["Flux", "Qwen-Image"])
