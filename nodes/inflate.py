@@ -22,8 +22,8 @@ class InflateUNet(Node):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Model of the Stable Diffusion 1.x family, or SD3, Flux or Z-Image for inversion, "
-                    "sampling and attention across frames; LoRA may be applied.",
+                    tooltip="Model of the Stable Diffusion 1.x family, or SD3, Flux, Qwen-Image or Z-Image for "
+                    "inversion, sampling and attention across frames; LoRA may be applied.",
                 ),
                 io.Int.Input(
                     "num_frames",

@@ -39,8 +39,8 @@ class STAMFFAMPatch(Node):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Model from Inflate UNet. With Stable Diffusion 3, Flux or Z-Image set temporal to none: "
-                    "they have no temporal module.",
+                    tooltip="Model from Inflate UNet. With Stable Diffusion 3, Flux, Qwen-Image or Z-Image set "
+                    "temporal to none: they have no temporal module.",
                 ),
                 io.Combo.Input(
                     "preset",

@@ -44,10 +44,6 @@ def families_table(families: Sequence[Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for family in families:
-        said = [
-            "no" if family.why_not else "yes",
-            ", ".join(family.attentions) or "no",
-            "yes" if family.parts else "no",
-        ]
-        lines.append(f"| {' | '.join([family.name, *said, family.why_not or family.lacks])} |")
+        said = ["yes", ", ".join(family.attentions), "yes" if family.parts else "no", family.lacks]
+        lines.append(f"| {' | '.join([family.name, *said])} |")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from ..clip_model.host.family import guidance_of, require_unet, warn_of_guidance
 from ..clip_model.host.settings import KEY
 from ..diffusion.ddim import SamplingOptions, kind_of_path, sample_ddim, state_to_latent
 from ..diffusion.ddpm import step_noise
-from ..diffusion.host.latent import prediction_by, to_positions
+from ..diffusion.host.latent import as_frames, prediction_by, to_positions
 from ..diffusion.host.run import ClipSampler, run_sampler, warn_of_frames
 from ..diffusion.midpoint import sample_midpoint
 from ..diffusion.seed import seeded
@@ -257,7 +257,7 @@ class InvertedClipSampler(ClipSampler):
         warn_of_guidance(model_wrap.model_patcher, getattr(model_wrap, "cfg", 1))
         inversion, settings, model = self.inversion, self.settings, model_wrap.inner_model
         inversion.check_levels(model.model_sampling.sigmas.cpu(), kind_of_path(prediction_by(model.model_sampling)))
-        inversion.check_unchanged(model.process_latent_out(latent_image).cpu())
+        inversion.check_unchanged(as_frames(model.process_latent_out(latent_image)).cpu())
         states = trajectory(model, inversion)
         if settings.start_step:
             latent_image = inversion.start_at(states, settings.start_step).to(latent_image)

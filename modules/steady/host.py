@@ -17,16 +17,11 @@ from .steady import SteadySettings, steady_edit, unsteadiness
 def frames_of(latent: Mapping[str, Any], name: str) -> Tensor:
     """Return the samples of a LATENT whose frames were encoded one by one, shape (f, c, h, w).
 
-    Image models with a video VAE have latents (f, c, 1, h, w).
-
     Raises:
         ValueError: they are of another shape, not finite, or an inversion.
     """
-    samples = latent["samples"]
-    if isinstance(samples, Tensor) and samples.ndim == 5 and samples.shape[2] == 1:
-        samples = samples.squeeze(2)
-    samples = image_latents({**latent, "samples": samples}, name)
-    if is_inverted({**latent, "samples": samples}):
+    samples = image_latents(latent, name)
+    if is_inverted(latent):
         raise ValueError(f"{name} is an inversion, which is noise. Connect the latent of a clip.")
     return samples.float()
 

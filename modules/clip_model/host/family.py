@@ -19,6 +19,10 @@ from ..methods import KIND_OF, SPATIAL_KINDS
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 log = logging.getLogger(__name__)
+ONE_BY_ONE = (
+    "The VAE of Qwen-Image takes a batch of images for one video, whose frames it mixes. Encode them one by one: "
+    "Rebatch Images with batch_size 1, VAE Encode, Rebatch Latents with a batch_size of all frames or more."
+)
 DISTILLED = (
     "This model is guidance-distilled: guidance of the conditioning (FluxGuidance; 3.5 where it is not connected) is "
     "an input of the model and replaces CFG. cfg above 1 is a second guidance on top and needs the negative "
@@ -35,11 +39,13 @@ class Transformer:
         rest: (network, options of an attention, tokens of the picture) -> tokens after the picture's; None where the
             attention is not one of text and picture.
         is_rotary: whether keys are rotated by their position before the attention gets them.
+        counted: positions of a latent whose channels ComfyUI counts together as the input's.
     """
 
     width: str
     rest: Callable[[nn.Module, Mapping[str, Any], int], int | None]
     is_rotary: bool = True
+    counted: int = 1
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,6 @@ class Family:
         kinds: attention across frames that it takes.
         parts: whether the parts for UNets apply: temporal modules, tuning and what needs it.
         transformer: of a transformer, None = a UNet.
-        why_not: why a clip of it cannot be inverted, with the remedy; empty = it can.
         lacks: what attention across frames is not among `kinds`, and why.
     """
 
@@ -61,7 +66,6 @@ class Family:
     kinds: tuple[Kind, ...] = KINDS
     parts: bool = False
     transformer: Transformer | None = None
-    why_not: str = ""
     lacks: str = ""
 
     @property
@@ -70,8 +74,8 @@ class Family:
         return [name for name in SPATIAL_KINDS if KIND_OF.get(name, name) in self.kinds]
 
 
-def after_flux(_network: nn.Module, options: Mapping[str, Any], _picture: int) -> int | None:
-    """Return how many tokens of reference pictures follow."""
+def after_references(_network: nn.Module, options: Mapping[str, Any], _picture: int) -> int | None:
+    """Return how many tokens of reference pictures follow, which Flux and Qwen-Image tell."""
     return sum(options.get("reference_image_num_tokens", ()))
 
 
@@ -84,7 +88,8 @@ UNETS = Family("Stable Diffusion 1.x, 2.x and SDXL", parts=True)
 FAMILIES = (
     UNETS,
     Family("Stable Diffusion 3", ("SD3",), transformer=Transformer("hidden_size", lambda *_: 0, is_rotary=False)),
-    Family("Flux", ("Flux",), transformer=Transformer("hidden_size", after_flux)),
+    Family("Flux", ("Flux",), transformer=Transformer("hidden_size", after_references)),
+    Family("Qwen-Image", ("QwenImage",), transformer=Transformer("inner_dim", after_references, counted=4)),
     Family(
         "Z-Image and Lumina 2",
         ("Lumina2",),
@@ -93,13 +98,6 @@ FAMILIES = (
         lacks="No FFAM: ComfyUI hands on its keys only after they are rotated by their position, and then they cannot "
         "be shrunk.",
     ),
-    Family(
-        "Qwen-Image",
-        ("QwenImage",),
-        kinds=(),
-        why_not="Its latents have an axis of time, along which its VAE takes a batch of pictures for a video, and "
-        "clips here are batches of pictures. Load a model of another family.",
-    ),
 )
 
 
@@ -107,18 +105,17 @@ def family_of(model: ModelPatcher) -> Family:
     """Return the family of a model.
 
     Raises:
-        ValueError: it is of none, or a clip of it cannot be inverted.
+        ValueError: it is of none.
     """
     kind = type(model.model).__name__
-    known = [family for family in FAMILIES if kind in family.models]
-    if not known:
+    known = next((family for family in FAMILIES if kind in family.models), UNETS)
+    if known.transformer is None:
         check_unet(model)
-        return UNETS
-    if known[0].why_not:
-        raise ValueError(f"model is {known[0].name}, which Consistent Video cannot inflate. {known[0].why_not}")
+        return known
     own = model.model.latent_format.latent_channels
-    check_channels(model, model.model.model_config.unet_config.get("in_channels", own))
-    return known[0]
+    counted = model.model.model_config.unet_config.get("in_channels", own * known.transformer.counted)
+    check_channels(model, -(-counted // known.transformer.counted))
+    return known
 
 
 def transformer_of(model: BaseModel) -> Transformer:
@@ -142,7 +139,7 @@ def check_unet(model: ModelPatcher) -> None:
             f"model is {type(model.model).__name__} ({type(unet).__name__}), which Consistent Video cannot inflate. "
             "Supported are image UNets with SpatialTransformer blocks: the Stable Diffusion 1.x family (SD2.x and SDXL "
             "share the structure); and without temporal modules and tuning "
-            f"{', '.join(family.name for family in FAMILIES[1:] if not family.why_not)}. Load such a checkpoint."
+            f"{', '.join(family.name for family in FAMILIES[1:])}. Load such a checkpoint."
         )
     check_channels(model, unet.in_channels)
 

@@ -17,14 +17,20 @@ from torch import Tensor, nn
 from ..attention.fine_coarse import Coarse, downsample_tokens
 from ..attention.joint import Sequence, by_frame, joint_attention, keys_seen, shrink_pictures
 from .calls import check_frames, completion, rows_of
-from .family import transformer_of
+from .family import ONE_BY_ONE, transformer_of
 from .settings import CACHE, KEY, ClipSettings, acting, count_frames
 
 OVERRIDE = "optimized_attention_override"  # the host's key of what stands in for its attention kernel
 
 
 def begin_joint_call(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-    """Wrap the model: refuse a batch that is no whole number of clips, and connect the frames where there are some."""
+    """Wrap the model: refuse a batch that is no whole number of clips, and connect the frames where there are some.
+
+    Raises:
+        ValueError: it is not, or holds videos; or the frames that are to be connected were not.
+    """
+    if x.ndim > 4 and x.shape[2] > 1:
+        raise ValueError(f"The latent has shape {tuple(x.shape)}, a video and not a clip of pictures. {ONE_BY_ONE}")
     frames, settings = count_frames(transformer_options, len(x)), acting(transformer_options[KEY], transformer_options)
     check_frames(frames, settings)
     given = c_concat, c_crossattn, control
@@ -176,9 +182,9 @@ class JointCall:
         """Raise ValueError where an attention is not that of text and picture that the family has."""
         if mask is not None:
             raise ValueError(
-                "The conditioning has an attention mask (Apply Style Model with attn_bias makes one), whose places "
-                "attention across frames would need. Remove that node, or set attention_strength of STAM/FFAM Patch "
-                "to 0."
+                "The conditioning has an attention mask (Apply Style Model with attn_bias makes one, and so do prompts "
+                "of different lengths in one batch), whose places attention across frames would need. Remove that "
+                "node, encode each prompt by itself, or set attention_strength of STAM/FFAM Patch to 0."
             )
         if len(q) != self.rows or q.shape[-2] != k.shape[-2] or text < 0:
             raise ValueError(

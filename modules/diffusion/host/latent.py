@@ -1,14 +1,16 @@
 """LATENT dictionaries and what a model says of its noise."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import CONST, EPS, V_PREDICTION
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...clip_model.host.family import family_of
+from ...clip_model.host.family import ONE_BY_ONE, family_of
 from ...sockets.pictures import check_numbers, read_mask
 from ..ddim import Prediction
 
@@ -52,45 +54,70 @@ def sigma_table(model: ModelPatcher) -> Tensor:
     return model.get_model_object("model_sampling").sigmas.cpu()
 
 
-def image_latents(latent: dict[str, Any], name: str = "latent") -> Tensor:
+def as_frames(latents: Tensor) -> Tensor:
+    """Return latents (f, c, 1, h, w), of an image model whose VAE knows time, as (f, c, h, w); others as they are."""
+    return latents.squeeze(2) if latents.ndim == 5 else latents
+
+
+def as_host(model: BaseModel, latents: Tensor) -> Tensor:
+    """Return latents (f, c, h, w) as the host has a model's: where these have an axis of time, (f, c, 1, h, w)."""
+    return as_frames(latents).unsqueeze(2) if model.latent_format.latent_dimensions == 3 else latents
+
+
+def to_model_latent(model: BaseModel, latents: Tensor) -> Tensor:
+    """Return VAE latents as model latents, both (f, c, h, w), in float32."""
+    return as_frames(model.process_latent_in(as_host(model, latents.float())))
+
+
+def to_vae_latent(model: BaseModel, latents: Tensor) -> Tensor:
+    """Return model latents as VAE latents, both (f, c, h, w)."""
+    return as_frames(model.process_latent_out(as_host(model, latents)))
+
+
+def image_latents(latent: Mapping[str, Any], name: str = "latent") -> Tensor:
     """Return the samples of a LATENT, shape (f, c, h, w).
 
     Raises:
         ValueError: they are not a batch of image latents, or hold no frame or values that are not finite.
     """
     samples = latent["samples"]
-    if not isinstance(samples, Tensor) or samples.ndim != 4:
+    if not isinstance(samples, Tensor) or as_frames(samples).ndim != 4:
         shape = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
         raise ValueError(
             f"{name} has shape {shape}; a clip of image latents (frames, channels, height, width) is needed. Encode "
-            "the frames with the VAE of an image model; that of a video model mixes them."
+            f"the frames with the VAE of an image model; that of a video model mixes them. {ONE_BY_ONE}"
         )
     check_numbers(samples, name, "Encode the frames with the VAE of the model; if it recurs, in float32.")
-    return samples
+    return as_frames(samples)
 
 
 def fitting_latents(model: ModelPatcher, latent: dict[str, Any], num_frames: int, name: str = "latent") -> Tensor:
     """Return the samples of a LATENT of a model's, whatever they show, shape (f, c, h, w).
 
     Raises:
-        ValueError: they are not a batch of image latents, or have other frames or channels.
+        ValueError: they are not a batch of image latents, or have other axes, frames or channels.
     """
-    samples = image_latents(latent, name)
+    samples, known = image_latents(latent, name), model.get_model_object("latent_format")
+    axes = known.latent_dimensions + 2
+    if latent["samples"].ndim > axes or (latent["samples"].ndim < axes and INVERSION not in latent):
+        raise ValueError(
+            f"{name} has shape {tuple(latent['samples'].shape)} and the model's latents have {axes} axes. Encode the "
+            f"frames with the VAE that belongs to the model.{' ' + ONE_BY_ONE if axes > 4 else ''}"
+        )
     if num_frames and len(samples) != num_frames:
         raise ValueError(
             f"{name} has {len(samples)} frames and Inflate UNet says num_frames = {num_frames}. Make them equal, or "
             "set num_frames to 0."
         )
-    channels = model.get_model_object("latent_format").latent_channels
-    if samples.shape[1] != channels:
+    if samples.shape[1] != known.latent_channels:
         raise ValueError(
-            f"{name} has {samples.shape[1]} channels and the model's latents have {channels}. Encode the frames with "
-            "the VAE that belongs to the model."
+            f"{name} has {samples.shape[1]} channels and the model's latents have {known.latent_channels}. Encode the "
+            "frames with the VAE that belongs to the model."
         )
     return samples
 
 
-def is_inverted(latent: dict[str, Any]) -> bool:
+def is_inverted(latent: Mapping[str, Any]) -> bool:
     """Whether the samples of a LATENT are an inversion, or cut or changed from one, and not a clip sampled from it.
 
     The host's nodes hand the key INVERSION on with whatever they make of the samples. An inversion has one of its
@@ -116,6 +143,7 @@ def roughness(latents: Tensor) -> Tensor:
 
 def has_frame_of(samples: Tensor, start: Tensor) -> bool:
     """Whether samples have a frame of an inversion's start, up to what half precision changes; both VAE latents."""
+    samples = as_frames(samples)
     if samples.shape[1:] != start.shape[1:]:
         return False
     frames = start.to(samples.device).float().flatten(1)

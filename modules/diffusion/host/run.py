@@ -20,6 +20,7 @@ from ...sockets.pictures import MASK, check_finite
 from ..ddim import Solver
 from ..midpoint import levels_called
 from .finite import check_state
+from .latent import as_frames, as_host
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +28,14 @@ log = logging.getLogger(__name__)
 def run_sampler(
     model: ModelPatcher, samples: Tensor, sampler: KSAMPLER, sigmas: Tensor, cfg: float, positive: list, negative: list
 ) -> Tensor:
-    """Run a sampler from a latent as it is, without added noise; VAE latents in and out.
+    """Run a sampler from a latent as it is, without added noise; VAE latents in and out, these as the host has them.
 
     Raises:
         torch.cuda.OutOfMemoryError: the clip does not fit; saying what to change.
     """
     callback = latent_preview.prepare_callback(model, len(sigmas) - 1)
     silent = not comfy.utils.PROGRESS_BAR_ENABLED
+    samples = as_host(model.model, samples)
     noise = torch.zeros_like(samples)
     try:
         return comfy.sample.sample_custom(
@@ -106,7 +108,7 @@ class ClipSampler(KSAMPLER):
 
     Its preview plays the clip, a frame with each step, where the host shows the first frame always. It begins with the
     latent as it is and ends with the state as it is, where the host scales a flow's by 1 - sigma and divides by it: an
-    inverted clip would be lost at sigma = 1.
+    inverted clip would be lost at sigma = 1. Its states are (f, c, h, w), also where the host's have an axis of time.
 
     Args:
         function: of k-diffusion's sampler contract.
@@ -136,12 +138,15 @@ class ClipSampler(KSAMPLER):
             frame = step % len(x_0) if step + 1 < total and not plays else 0  # the host keeps the last one as it is
             check_state(x_0, step + 1, total, what, model_wrap.model_patcher)
             if callback is not None:
-                callback(step, x_0.roll(-frame, dims=0), values["x"], total)
+                callback(step, x_0.roll(-frame, dims=0).reshape(noise.shape), values["x"].reshape(noise.shape), total)
 
-        start = model_wrap, latent_image, sigmas, extra_args, show, disable_pbar
+        def predict(x: Tensor, sigma: Tensor, **given: Any) -> Tensor:
+            return model_wrap(x.reshape(noise.shape), sigma, **given).reshape(x.shape)
+
+        start = predict, as_frames(latent_image), sigmas, extra_args, show, disable_pbar
         sampled = self.sampler_function(*start, **self.extra_options)
         check_state(sampled, len(sigmas) - 1, len(sigmas) - 1, what, model_wrap.model_patcher)
-        return sampled
+        return sampled.reshape(noise.shape)
 
     def check(self, guider: Any, options: dict[str, Any], sigmas: Tensor, frames: int) -> None:
         """Refuse conditionings that would act in part or not at all, other starts, and what spoils an inversion.

@@ -22,11 +22,14 @@ from ...diffusion.ddim import (
 from ...diffusion.ddpm import noised_states, sample_ddpm_inversion
 from ...diffusion.host.latent import (
     INVERSION,
+    as_frames,
     clip_latent,
     fitting_latents,
     image_latents,
     prediction_of,
     sigma_table,
+    to_model_latent,
+    to_vae_latent,
 )
 from ...diffusion.host.run import ClipSampler, run_sampler, warn_of_frames
 from ...diffusion.midpoint import sample_midpoint
@@ -68,7 +71,7 @@ def invert_clip(
         settings: of the inversion.
 
     Returns:
-        LATENT of what sampling starts from, with the `Inversion` under INVERSION.
+        LATENT of what sampling starts from, of the clip's shape, with the `Inversion` under INVERSION.
     """
     samples = clip_latent(model, latent, clip_settings(model).num_frames)
     warn_of_frames(model, len(samples))
@@ -79,15 +82,15 @@ def invert_clip(
     options = InversionOptions(prediction, settings.label, settings.refinements, relation)
     sampler = ClipSampler(invert_latent, {"options": options, "settings": settings}, settings.solver)
     inverting = with_bases(model, settings.bases, len(samples)) if settings.method == "STEM" else model
-    start = run_sampler(inverting, samples, sampler, sigmas.flip(0), settings.cfg, positive, negative)
+    start = as_frames(run_sampler(inverting, samples, sampler, sigmas.flip(0), settings.cfg, positive, negative))
     if settings.relates(len(samples)) and settings.start != "every step":
-        x, clean = (model.model.process_latent_in(latents.float()) for latents in (start, samples))
+        x, clean = (to_model_latent(model.model, latents) for latents in (start, samples))
         moved = relation.start_of_sampling(x, clean, relation.last, sigmas[0])
-        start = model.model.process_latent_out(moved).to(start.dtype)
+        start = to_vae_latent(model.model, moved).to(start.dtype)
     noises = torch.stack(relation.noises[::-1])
     made = settings, model_digest(model), kind_of_path(prediction)
     inversion = Inversion(sigmas, noises, samples, start, *made)
-    return {**latent, **to_latent(inversion)}
+    return {**latent, **to_latent(inversion), "samples": start.reshape(latent["samples"].shape)}
 
 
 def walk_of(model: ModelPatcher, settings: InversionSettings, samples: Tensor) -> tuple[InversionSettings, Tensor]:
@@ -121,7 +124,7 @@ def check_room(samples: Tensor, steps: int) -> None:
 
 def trajectory(model: BaseModel, inversion: Inversion) -> Tensor:
     """Return the states that the inversion went through, model latent, one for each of its sigmas, noise first."""
-    clean = model.process_latent_in(inversion.source.float())
+    clean = to_model_latent(model, inversion.source)
     if inversion.settings.is_ancestral:
         settings = inversion.settings
         return noised_states(clean, inversion.sigmas, settings.seed, settings.shares_noise)

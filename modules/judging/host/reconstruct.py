@@ -7,6 +7,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
 from torch import Tensor
 
+from ...diffusion.host.latent import as_frames
 from ...inversion.host.invert import INVERSION, trajectory
 from ...inversion.inversion import Inversion
 from ...sampling.host import SampleSettings, sample_clip
@@ -15,7 +16,9 @@ from ..reconstruction import Reconstruction, drift, psnr, remedies, ssim
 
 def decode(vae: VAE, samples: Tensor) -> Tensor:
     """Decode a clip to frames (f, 3, h, w), 0 ... 1."""
-    return vae.decode(samples).movedim(-1, 1).cpu().clamp(0, 1)
+    samples = as_frames(samples)
+    images = vae.decode(samples.unsqueeze(2) if vae.latent_dim == 3 else samples)
+    return images.flatten(0, -4).movedim(-1, 1).cpu().clamp(0, 1)
 
 
 def reconstruct(

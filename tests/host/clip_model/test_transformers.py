@@ -15,12 +15,12 @@ from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.host.joint import OVERRIDE
 from consistent_video.modules.clip_model.methods import spatial_attention
 
-from ..flows import EDIT, FRAMES, HEIGHT, KINDS, TOKENS, WIDTH, clip_of, draw, make, sample
+from ..flows import EDIT, FRAMES, HEIGHT, KINDS, TOKENS, WIDTH, as_encoded, clip_of, draw, make, sample
 from ..small import in_windows
 
 GRID = HEIGHT // 2, WIDTH // 2
 PICTURE = GRID[0] * GRID[1]
-AROUND = {"Flux": (TOKENS, 0), "SD3": (TOKENS, 0), "Z-Image": (32, 32 - PICTURE)}  # tokens before and after the picture
+AROUND = {name: (TOKENS, 0) for name in KINDS} | {"Z-Image": (32, 32 - PICTURE)}  # tokens before and after the picture
 SEEN = {"sparse-causal": [[0], [0], [0, 1], [0, 2]], "full": [[0, 1, 2, 3]] * 4, "first-frame": [[0]] * 4}
 
 
@@ -103,6 +103,13 @@ def test_it_is_one_dense_attention_of_the_whole_batch(family: str, model, base, 
     assert (found - base).abs().amax() > 1e-2
 
 
+@pytest.mark.parametrize("name", list(SEEN))
+def test_frames_that_are_equal_are_the_base_models(model, name: str) -> None:
+    still = {"samples": clip_of()["samples"][:1].repeat(FRAMES, 1, 1, 1)}
+    expected = sample(model, still, alike=True)
+    torch.testing.assert_close(sample(connected(model, name), still, alike=True), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_one_frame_is_the_base_models_to_the_bit(family: str, model) -> None:
     one = clip_of(1)
     expected = sample(model, one)
@@ -138,6 +145,16 @@ def test_joined_and_split_conditionings_agree(family: str, model, monkeypatch: p
     torch.testing.assert_close(sample(patched, clip_of()), joined, rtol=0, atol=1e-4)
 
 
+def test_bfloat16_is_near_full_precision(family: str, model, base) -> None:
+    """The attention adds no errors of rounding to the base model's, and changes far more than these."""
+    half = make(family, torch.bfloat16)
+    rounded = (sample(half, clip_of()) - base).norm()
+    for name in offered(family):
+        exact = sample(connected(model, name), clip_of())
+        error = (sample(connected(half, name), clip_of()) - exact).norm()
+        assert 0 < error < 1.2 * rounded and 3 * error < (exact - base).norm()
+
+
 def test_half_the_strength_is_half_of_what_a_single_attention_changes(flux) -> None:
     """Seen in the first block, whose inputs are the same."""
     outputs = {}
@@ -165,8 +182,9 @@ def rotated(x: Tensor, positions: Tensor) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-def test_keys_are_shrunk_before_they_are_rotated(flux) -> None:
-    """Cells of 2 x 2 tokens, of 2 x 1 at the right edge."""
+@pytest.mark.parametrize(("name", "first"), [("Flux", (0, 0)), ("Qwen-Image", (-2, -1))])
+def test_keys_are_shrunk_before_they_are_rotated(name: str, first: tuple[int, int]) -> None:
+    """Cells of 2 x 2 tokens, of 2 x 1 at the right edge; the first token's place is the family's."""
     unrotated, seen = [], []
 
     def note(q, k, v, **_: Any) -> dict:
@@ -177,12 +195,13 @@ def test_keys_are_shrunk_before_they_are_rotated(flux) -> None:
         seen.append((q.shape[-2], k, v))
         return kernel(q, k, v, *given, **named)
 
-    patched = with_kernel(connected(flux, "FFAM"), watch)
+    patched = with_kernel(connected(make(name), "FFAM"), watch)
     patched.set_model_patch(note, "attn1_patch")
     sample(patched, clip_of(), cfg=1.0)
     assert len(unrotated) == 2 and [queries for queries, *_ in seen] == 2 * [*FRAMES * [PICTURE], TOKENS]
     centres = torch.tensor([[0, row, column] for row in (0.5, 2.5) for column in (0.5, 2.0)])
     places = torch.tensor([[0.0, row, column] for row in range(GRID[0]) for column in range(GRID[1])])
+    centres, places = (x + torch.tensor([0, *first]) for x in (centres, places))
     for block, (k, v) in enumerate(unrotated):
         grids = k.unflatten(2, GRID), v.unflatten(2, GRID)
         cells = [
@@ -274,15 +293,39 @@ def test_what_a_family_does_not_take_is_refused_by_name(flux) -> None:
         sample(skipped, clip_of())
 
 
-def test_references_attend_within_their_frame(flux) -> None:
+def test_videos_padded_prompts_and_other_inputs_of_qwen_image_are_refused() -> None:
+    """Its text's mask hides what pads the shorter of two prompts; ComfyUI counts the channels of four positions."""
+    model = make("Qwen-Image")
+    patched = connected(model, "full")
+    padded = torch.tensor([[1, 1, 1, 1, 0]])
+    with pytest.raises(ValueError, match="The conditioning has an attention mask .* prompts of different lengths"):
+        sample(patched, clip_of(), positive=[[EDIT[0][0], {**EDIT[0][1], "attention_mask": padded}]])
+    with pytest.raises(ValueError, match=r"shape \(1, 16, 4, 8, 6\), a video .* Rebatch Images with batch_size 1"):
+        sample(patched, {"samples": clip_of()["samples"].movedim(0, 1)[None]}, cfg=1.0)
+    model.model.model_config.unet_config["in_channels"] += 1
+    with pytest.raises(ValueError, match="model takes 17 input channels"):
+        inflate(model)
+
+
+@pytest.mark.parametrize("name", ["Flux", "Qwen-Image"])
+def test_references_attend_within_their_frame(name: str) -> None:
     """As text does: 6 tokens of one lie after the picture."""
-    asked = []
+    asked, own, seen = [], [], []
 
-    def watch(kernel, q, k, *given: Any, **named: Any) -> Tensor:
+    def note(q, k, v, **_: Any) -> dict:
+        own.append(v[..., TOKENS : TOKENS + PICTURE, :])
+        return {}
+
+    def watch(kernel, q, k, v, *given: Any, **named: Any) -> Tensor:
         asked.append((q.shape[-2], k.shape[-2]))
-        return kernel(q, k, *given, **named)
+        seen.append(v[..., FRAMES * TOKENS : FRAMES * (TOKENS + PICTURE), :])
+        return kernel(q, k, v, *given, **named)
 
-    references = [[EDIT[0][0], {**EDIT[0][1], "reference_latents": [draw(1, 16, 4, 6, seed=8)]}]]
-    sample(with_kernel(connected(flux, "full"), watch), clip_of(), cfg=1.0, positive=references)
+    model = connected(make(name), "full")
+    picture = as_encoded(model, {"samples": draw(1, 16, 4, 6, seed=8)})["samples"]
+    references = [[EDIT[0][0], {**EDIT[0][1], "reference_latents": [picture]}]]
+    model.set_model_patch(note, "attn1_patch")
+    sample(with_kernel(model, watch), clip_of(), cfg=1.0, positive=references)
     one = TOKENS + PICTURE + 6
     assert asked == 2 * [*FRAMES * [(PICTURE, FRAMES * one)], (TOKENS + 6, one)]
+    assert all(seen[i].equal(torch.cat([*own[0]], dim=1)[None]) for i in range(FRAMES))

@@ -7,8 +7,11 @@ import torch
 from comfy.ldm.flux.math import apply_rope1
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_rebatch import ImageRebatch, LatentRebatch
 
-from ..flows import EDIT, FRAMES, HEIGHT, KINDS, TOKENS, WIDTH, clip_of, draw, make, sample
+from nodes import VAEDecode, VAEEncode
+
+from ..flows import EDIT, FRAMES, HEIGHT, KINDS, TOKENS, WIDTH, as_encoded, clip_of, draw, make, sample, video_vae
 
 OVERRIDE = "optimized_attention_override"
 PICTURE = HEIGHT // 2 * WIDTH // 2
@@ -36,15 +39,16 @@ def test_apply_model_wrappers_see_the_batch_and_may_change_its_options(name: str
     expected = sample(model, clip_of())
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "ours", wrap)
     assert torch.equal(sample(model, clip_of()), expected)
-    assert seen == [(model.model, (2 * FRAMES, *clip_of()["samples"].shape[1:]), [0, 1])]
+    assert seen == [(model.model, (2 * FRAMES, *expected.shape[1:]), [0, 1])]
     if name == "Z-Image":  # text alone, picture alone, both
         assert asked == [(32, None), (32, None), (64, 0)]
     else:
         assert [length for length, _ in asked] == 2 * [TOKENS + PICTURE]
 
 
-def test_flux_hands_on_keys_before_and_after_it_rotates_them() -> None:
-    model, ids, before, after = plain("Flux"), [], [], []
+@pytest.mark.parametrize("name", ["Flux", "Qwen-Image"])
+def test_keys_are_handed_on_before_and_after_they_are_rotated(name: str) -> None:
+    model, ids, before, after = plain(name), [], [], []
 
     def note(args: dict[str, Any]) -> dict[str, Any]:
         ids.append(args["img_ids"])
@@ -70,14 +74,33 @@ def test_flux_hands_on_keys_before_and_after_it_rotates_them() -> None:
     torch.testing.assert_close(model.model.diffusion_model.pe_embedder(ids[0]), before[0][1][:, :, TOKENS:])
 
 
-def test_flux_says_how_many_tokens_of_references_follow_the_picture() -> None:
-    model, told = plain("Flux"), []
+@pytest.mark.parametrize("name", ["Flux", "Qwen-Image"])
+def test_it_is_told_how_many_tokens_of_references_follow_the_picture(name: str) -> None:
+    model, told = plain(name), []
 
     def kernel(host_kernel, q, *given: Any, **named: Any) -> torch.Tensor:
         told.append((q.shape[2], named["transformer_options"]["reference_image_num_tokens"]))
         return host_kernel(q, *given, **named)
 
     model.model_options["transformer_options"][OVERRIDE] = kernel
-    references = [[EDIT[0][0], {**EDIT[0][1], "reference_latents": [draw(1, 16, 4, 6, seed=8)]}]]
+    picture = as_encoded(model, {"samples": draw(1, 16, 4, 6, seed=8)})["samples"]
+    references = [[EDIT[0][0], {**EDIT[0][1], "reference_latents": [picture]}]]
     sample(model, clip_of(), cfg=1.0, positive=references)
     assert told == 2 * [(TOKENS + PICTURE + 6, [6])]
+
+
+@torch.inference_mode()
+def test_a_vae_of_videos_encodes_pictures_one_by_one_where_they_are_rebatched() -> None:
+    """It takes a batch for a video, of which it compresses four frames after the first to one; any batch it decodes."""
+    vae, images = video_vae(), draw(5, 32, 24, 3, seed=2).sigmoid()
+    (video,) = VAEEncode().encode(vae, images)
+    assert video["samples"].shape == (1, 16, 2, 4, 3)
+    (pictures,) = ImageRebatch.execute([images], [1]).args
+    encoded = [VAEEncode().encode(vae, picture)[0] for picture in pictures]
+    ((clip,),) = LatentRebatch.execute(encoded, [4096]).args
+    assert clip["samples"].shape == (5, 16, 1, 4, 3) and "noise_mask" not in clip
+    assert torch.equal(clip["samples"][3], encoded[3]["samples"][0])
+    (decoded,) = VAEDecode().decode(vae, clip)
+    assert decoded.shape == images.shape
+    torch.testing.assert_close(decoded[3:4], VAEDecode().decode(vae, encoded[3])[0])
+    assert decoded.std() > 0.1

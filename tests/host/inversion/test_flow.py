@@ -7,6 +7,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_custom_sampler import CFGGuider, DisableNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
 from torch import Tensor
 
@@ -17,13 +18,14 @@ from consistent_video.modules.diffusion.host.latent import is_inverted
 from consistent_video.modules.inversion.file import load_inversion, save_inversion
 from consistent_video.modules.inversion.host.invert import INVERSION, to_latent
 from consistent_video.modules.inversion.inversion import Method
+from consistent_video.modules.sampling.host import InvertedClipSampler, SampleSettings
 from consistent_video.modules.slices.host import SliceSettings, attach_slices
 from consistent_video.modules.tuning.host.private_copy import check_tunable
 from consistent_video.nodes.inversion import INRBidirectionalDDIMInversion
 from consistent_video.nodes.sample import SmoothSampler
 
-from ..edits import away, edit, invert, patched, relation, small_latent, still
-from ..flows import CHANNELS, EDIT, EMPTY, FRAMES, HEIGHT, KINDS, SOURCE, WIDTH, clip_of, draw, make
+from ..edits import away, edit, invert, left_half, patched, relation, small_latent, still
+from ..flows import CHANNELS, EDIT, EMPTY, FRAMES, HEIGHT, KINDS, SOURCE, WIDTH, as_encoded, clip_of, draw, make
 
 STEPS = 5
 PROMPTS = {"positive": SOURCE, "negative": EMPTY}
@@ -40,8 +42,18 @@ def flux() -> ModelPatcher:
 
 
 @pytest.fixture(scope="module")
+def qwen() -> ModelPatcher:
+    return make("Qwen-Image")
+
+
+@pytest.fixture(scope="module")
 def latent() -> dict[str, Tensor]:
     return clip_of()
+
+
+@pytest.fixture(scope="module")
+def clip(model, latent) -> dict[str, Tensor]:
+    return as_encoded(model, latent)
 
 
 def plain(model: ModelPatcher, latent: dict[str, Any], **given: Any) -> dict[str, Any]:
@@ -53,24 +65,25 @@ def back(model: ModelPatcher, inversion: dict[str, Any], **given: Any) -> Tensor
 
 
 @pytest.mark.parametrize(("given", "bound"), [({"refinements": 6}, 5e-4), ({"solver": "midpoint", "steps": 10}, 0.03)])
-def test_the_clip_comes_back(model, latent, given: dict[str, Any], bound: float) -> None:
-    found = away(back(model, plain(model, latent, **given)), latent["samples"])
-    assert found < min(bound, 0.5 * away(back(model, plain(model, latent)), latent["samples"]))
+def test_the_clip_comes_back(model, clip, given: dict[str, Any], bound: float) -> None:
+    found = away(back(model, plain(model, clip, **given)), clip["samples"])
+    assert found < min(bound, 0.5 * away(back(model, plain(model, clip)), clip["samples"]))
 
 
-def test_the_model_is_the_base_model_to_the_bit(model, latent) -> None:
+def test_the_model_is_the_base_model_to_the_bit(model, clip) -> None:
     base = model.clone()
     base.wrappers.clear()
-    noise = draw(1, CHANNELS, HEIGHT, WIDTH, seed=9)
+    noise = draw(*clip["samples"][:1].shape, seed=9)
     sampler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor([1.0, 0.4, 0.0])
-    given = 2.0, sampler, sigmas, EDIT, EMPTY, latent["samples"][:1]
+    given = 2.0, sampler, sigmas, EDIT, EMPTY, clip["samples"][:1]
     one, other = (comfy.sample.sample_custom(each, noise, *given, disable_pbar=True, seed=0) for each in (model, base))
     assert one.equal(other)
 
 
-def test_sampling_is_the_hosts_euler(model, latent) -> None:
-    inversion = plain(model, latent)[INVERSION]
-    start = model.model.process_latent_in(inversion.start)
+def test_sampling_is_the_hosts_euler(model, clip) -> None:
+    inverted = plain(model, clip)
+    inversion = inverted[INVERSION]
+    start = model.model.process_latent_in(inverted["samples"])
     sampling = model.get_model_object("model_sampling")
     sigmas = inversion.sigmas
     # The host scales what it is given by 1 - sigma.
@@ -82,7 +95,18 @@ def test_sampling_is_the_hosts_euler(model, latent) -> None:
         wrapped, torch.zeros_like(given), 1.0, sampler, sigmas, EDIT, EMPTY, given, disable_pbar=True, seed=0
     )
     assert sigmas[0] < 1 and torch.isin(sigmas[:-1], sampling.sigmas.cpu()).all()
-    assert away(edit(model, plain(model, latent), cfg=1.0, positive=EDIT, negative=EMPTY), expected) < 1e-5
+    assert away(edit(model, inverted, cfg=1.0, positive=EDIT, negative=EMPTY), expected) < 1e-5
+
+
+def test_a_step_there_and_one_back_in_bfloat16_are_near_full_precision(request, model, clip) -> None:
+    """Some dozens of roundings by half of eps each, like a walk at random, come to a few eps of what a step moves."""
+    inverted, edited = [], []
+    for one in (model, make(request.node.callspec.params["model"], torch.bfloat16)):
+        inverted.append(plain(one, clip, steps=1))
+        edited.append(back(one, inverted[-1], positive=EDIT, cfg=2.0))
+    starts, eps = [each["samples"] for each in inverted], torch.finfo(torch.bfloat16).eps
+    assert 0 < away(starts[1] - clip["samples"], starts[0] - clip["samples"]) < 4 * eps
+    assert 0 < away(edited[1] - starts[1], edited[0] - starts[0]) < 4 * eps
 
 
 def test_a_walk_from_noise_alone_comes_back(flux, latent) -> None:
@@ -91,11 +115,11 @@ def test_a_walk_from_noise_alone_comes_back(flux, latent) -> None:
     assert away(back(flux, inverted), latent["samples"]) < 2e-3
 
 
-def test_frames_of_a_batch_do_not_mix(model, latent) -> None:
-    together = plain(model, latent)["samples"]
-    alone = plain(model, {"samples": latent["samples"][1:2]})["samples"]
+def test_frames_of_a_batch_do_not_mix(model, clip) -> None:
+    together = plain(model, clip)["samples"]
+    alone = plain(model, {"samples": clip["samples"][1:2]})["samples"]
     assert away(together[1:2], alone) < 1e-5
-    assert away(back(model, plain(model, latent))[:1], latent["samples"][:1]) > 1e-4
+    assert away(back(model, plain(model, clip))[:1], clip["samples"][:1]) > 1e-4
 
 
 def test_gamma_moves_the_start_continuously_and_one_frame_not_at_all(flux, latent) -> None:
@@ -121,6 +145,42 @@ def test_a_saved_inversion_gives_the_same_edit(flux, latent, tmp_path) -> None:
     loaded = to_latent(load_inversion(tmp_path / "a.safetensors"))
     assert loaded[INVERSION].kind == "flow"
     assert back(flux, loaded).equal(back(flux, inverted))
+
+
+def test_pictures_with_an_axis_of_time_keep_it_and_walk_without(qwen, latent, tmp_path) -> None:
+    """Through the host's own sampling as well, from any step, and from a file, which has no such axis."""
+    clip = as_encoded(qwen, latent)
+    inverted = plain(qwen, clip, gamma=0.5)
+    assert inverted["samples"].shape == clip["samples"].shape == (FRAMES, CHANNELS, 1, HEIGHT, WIDTH)
+    assert inverted[INVERSION].source.equal(latent["samples"])
+    tied = {"relation": relation(motion=still()), "mask": left_half(), "start_step": 1}
+    edited = back(qwen, inverted, positive=EDIT, cfg=2.0, **tied)
+    left, right = (edited - clip["samples"]).chunk(2, dim=-1)
+    assert left.abs().amax() > 1e-2 > 1e-4 > right.abs().amax()
+    assert away(back(qwen, inverted, positive=EDIT, cfg=2.0, **{**tied, "relation": None}), edited) > 1e-3
+
+    save_inversion(inverted[INVERSION], tmp_path / "a.safetensors")
+    loaded = to_latent(load_inversion(tmp_path / "a.safetensors"))
+    assert back(qwen, loaded, positive=EDIT, cfg=2.0, **tied).equal(edited)
+    sampler = InvertedClipSampler(loaded[INVERSION], SampleSettings(**tied))
+    (guider,) = CFGGuider.execute(qwen, EDIT, EMPTY, 2.0).args
+    given = DisableNoise.execute().args[0], guider, sampler, sampler.sigmas, loaded
+    out, predicted = SamplerCustomAdvanced.execute(*given).args
+    torch.testing.assert_close(out["samples"], edited)
+    assert predicted["samples"].shape == edited.shape
+
+
+def test_latents_of_other_axes_are_refused(qwen, latent) -> None:
+    video = latent["samples"].movedim(0, 1)[None]
+    with pytest.raises(ValueError, match=r"shape \(1, 16, 4, 8, 6\).* Rebatch Images with batch_size 1, VAE Encode"):
+        plain(qwen, {"samples": video})
+    with pytest.raises(ValueError, match=r"shape \(4, 16, 8, 6\) and the model's latents have 5 axes.* Rebatch Im"):
+        plain(qwen, latent)
+    inverted = plain(qwen, as_encoded(qwen, latent))
+    with pytest.raises(ValueError, match=r"shape \(4, 16, 1, 8, 6\) and the model's latents have 4 axes"):
+        back(make("SD3"), inverted)
+    with pytest.raises(ValueError, match="is an inversion, which is noise"):
+        plain(qwen, inverted)
 
 
 def test_the_report_says_what_cfg_means(flux, latent) -> None:
@@ -179,13 +239,13 @@ def test_cfg_of_a_guidance_distilled_model_is_spoken_of(flux, latent, caplog: py
         assert ("guidance-distilled" in caplog.text) == said
 
 
-def test_other_samplers_refuse_an_inverted_clip(flux, latent) -> None:
-    inverted = plain(flux, latent)  # held, or else it is forgotten
+def test_other_samplers_refuse_an_inverted_clip(model, clip) -> None:
+    inverted = plain(model, clip)  # held, or else it is forgotten
     samples = inverted["samples"]
     sampler, sigmas = comfy.samplers.sampler_object("euler"), torch.tensor([0.5, 0.0])
     with pytest.raises(ValueError, match="scale down by 1 - sigma"):
         comfy.sample.sample_custom(
-            flux, torch.zeros_like(samples), 1.0, sampler, sigmas, EDIT, EMPTY, samples, disable_pbar=True, seed=0
+            model, torch.zeros_like(samples), 1.0, sampler, sigmas, EDIT, EMPTY, samples, disable_pbar=True, seed=0
         )
 
 

@@ -15,6 +15,7 @@ from consistent_video.modules.inversion.host.invert import INVERSION, trajectory
 from consistent_video.modules.judging.host.reconstruct import decode, reconstruct
 from consistent_video.nodes.report import ReconstructionReport
 
+from .. import flows
 from ..edits import FRAMES, HEIGHT, STEPS, WIDTH, away, edit, invert, patched, small_latent
 from ..small import EMPTY, SOURCE
 
@@ -52,6 +53,15 @@ def test_a_refined_inversion_comes_back_well(model, refined, vae) -> None:
     assert advice == []
     expected = decode(vae, edit(model, refined, 1.0, SOURCE))
     assert away(frames.movedim(-1, 1), expected) < 1e-5
+
+
+def test_pictures_of_a_vae_of_videos_are_judged_as_others() -> None:
+    qwen = flows.make("Qwen-Image")
+    given = flows.as_encoded(qwen, flows.clip_of(FRAMES))
+    inverted = invert(qwen, given, positive=flows.SOURCE, negative=flows.EMPTY, denoise=0.8, refinements=6)
+    frames, found, _ = reconstruct(qwen, flows.video_vae(), flows.SOURCE, flows.EMPTY, inverted, 1.0)
+    assert frames.shape == (FRAMES, 8 * HEIGHT, 8 * WIDTH, 3)
+    assert min(found.psnr) > 40 and max(found.drift) < 0.01
 
 
 def test_a_bad_reconstruction_names_what_would_help(model, latent, plain, vae) -> None:
