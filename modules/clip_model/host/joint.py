@@ -172,7 +172,7 @@ class JointCall:
         return torch.lerp(attend(q, k, v), attended, self.settings.spatial_strength)
 
     def layer_of(self, options: dict[str, Any]) -> Hashable | None:
-        """Return what tells the layer at hand from others in every call, None where that is not known."""
+        """Return what tells a layer from others in every call, None where that is not known."""
         if "block_index" in options:
             return options.get("block_type"), options["block_index"]
         # Blocks that are replaced, as Skip Layer Guidance does in calls of its own, are not counted.
