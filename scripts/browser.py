@@ -25,6 +25,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 READY = "window.app?.graph && window.app?.canvas && window.app?.extensionManager?.workflow?.activeWorkflow"
 USER_FILES = "/api/userdata"  # the editor asks for files that a new user does not have
 TUTORIAL = "Comfy.TutorialCompleted"
+TOURS, KNOWN_TOURS = "Comfy.OnboardingCoachmarks.Seen", ["firstRun", "appMode"]  # of the editor since 1.58
 PATIENCE = 180_000  # milliseconds
 NODE = "app.graph.nodes.find(node => node.title === title)"
 URL = r"https?://[^\s\"\\]+"
@@ -55,8 +56,9 @@ class Editor:
             self.browser = self.playwright.chromium.launch(executable_path=browser)
             self.page: Page = self.browser.new_page(viewport={"width": self.size[0], "height": self.size[1]})
             self.page.set_default_timeout(PATIENCE)
-            # A new user is shown the template browser first: it would lie over the graph.
-            self.page.request.post(f"http://{self.address}/settings/{TUTORIAL}", data="true").dispose()
+            # A new user is shown the template browser and tours first: they would lie over the graph.
+            for setting, value in ((TUTORIAL, True), (TOURS, KNOWN_TOURS)):
+                self.page.request.post(f"http://{self.address}/settings/{setting}", data=json.dumps(value)).dispose()
             self.page.goto(f"http://{self.address}")
             self.page.wait_for_function(READY)
             self.asked = re.findall(URL, self.page.evaluate("JSON.stringify(app.graph.serialize())"))
