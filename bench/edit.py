@@ -83,7 +83,10 @@ def selected(options: argparse.Namespace) -> list[str]:
 
 
 def list_cases(options: argparse.Namespace, chosen: Mapping[str, float]) -> Iterator[Case]:
-    """Return every held-out case, all of a clip and seed before the next; what nothing is drawn for once."""
+    """Return every held-out case, all of a clip and seed before the next.
+
+    Methods for which nothing is drawn, and those that are measured on a part of the tuned clips, have the first seed.
+    """
     clips = list(list_tasks(options.clips_of_kind, held_out=True, kinds=options.kinds or KINDS))
     for seed in range(options.seeds):
         for number, clip in enumerate(clips):
@@ -91,7 +94,8 @@ def list_cases(options: argparse.Namespace, chosen: Mapping[str, float]) -> Iter
                 yield from (make_case(name, clip, True, 0, options, chosen) for name in BOUNDS)
             for name in selected(options):
                 how = METHODS[name]
-                if (number < how.part * options.tuned_clips and how.draws) or (seed == 0 and not how.draws):
+                is_tuned = how.draws and number < how.part * options.tuned_clips and (seed == 0 or how.part == 1)
+                if is_tuned or (seed == 0 and not how.draws):
                     yield make_case(name, clip, True, seed, options, chosen)
 
 

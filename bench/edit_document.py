@@ -227,8 +227,8 @@ def introduction(tasks: Mapping[str, Task], chosen: Mapping[str, float], options
         f"{chosen['denoise']:g}, {chosen['passes']:g} passes of the relation to {chosen['end']:g} of the steps, tuning "
         f"for {options.steps} steps at {chosen['rate']:g}. {timed}A cell holds the mean over clips ± its standard "
         f"error, each clip the mean of its seeds. Methods that draw are measured on the first {options.tuned_clips} "
-        f"clips at most, norms of the temporal module and losses of the tuning on a third of these. Every row lies in "
-        f"[{PUBLISHED_ROWS.name}]({PUBLISHED_ROWS.name})."
+        f"clips at most; norms of the temporal module, losses of the tuning and prompt-to-prompt of a tuned model on a "
+        f"third of these, by one seed. Every row lies in [{PUBLISHED_ROWS.name}]({PUBLISHED_ROWS.name})."
     )
 
 

@@ -48,6 +48,13 @@ def clip_means(rows: Sequence[Mapping], key: str) -> dict[str, float]:
     return {clip: fmean(known) for clip, known in values.items()}
 
 
+def common_rows(better: Sequence[Mapping], worse: Sequence[Mapping], key: str) -> list[list[Mapping]]:
+    """Return the rows of two methods on the clips and seeds where the figure is known of both."""
+    places = [{(row["clip"], row["seed"]) for row in rows if row[key] is not None} for rows in (better, worse)]
+    shared = places[0] & places[1]
+    return [[row for row in rows if (row["clip"], row["seed"]) in shared] for rows in (better, worse)]
+
+
 def compare(better: Values, worse: Values, sign: int, margin: float = 0.0) -> Finding:
     """Return how much better one method is than another, by a bootstrap over the clips that both have.
 
@@ -120,6 +127,7 @@ class Claim:
         """Return the verdict and what it rests on, from the rows of each method."""
         findings = []
         for part in self.parts:
-            better, worse = (clip_means(rows.get(name, ()), part.key) for name in (part.better, part.worse))
+            both = common_rows(rows.get(part.better, ()), rows.get(part.worse, ()), part.key)
+            better, worse = (clip_means(given, part.key) for given in both)
             findings.append((part, compare(better, worse, part.sign, part.margin)))
         return together([finding.verdict for _, finding in findings]), findings

@@ -77,8 +77,8 @@ def test_a_claim_needs_all_of_its_parts() -> None:
     assert together([SUPPORTED, UNDECIDED]) == UNDECIDED
     assert together([UNDECIDED, NOT_SUPPORTED]) == NOT_SUPPORTED
     rows = {
-        "new": [{"clip": str(n), "flicker": 1.0 + 0.01 * n, "texture": 0.5} for n in range(8)],
-        "old": [{"clip": str(n), "flicker": 2.0 + 0.02 * n, "texture": 1.0} for n in range(8)],
+        "new": [{"clip": str(n), "seed": 0, "flicker": 1.0 + 0.01 * n, "texture": 0.5} for n in range(8)],
+        "old": [{"clip": str(n), "seed": 0, "flicker": 2.0 + 0.02 * n, "texture": 1.0} for n in range(8)],
     }
     lower, kept = Part("new", "old", "flicker", -1), Part("new", "old", "texture", 1, 0.05)
     assert Claim("less flicker", (lower,)).judge(rows)[0] == SUPPORTED
@@ -89,6 +89,15 @@ def test_a_claim_needs_all_of_its_parts() -> None:
     assert Claim("unknown", (missing, missing)).judge(rows)[0] == NOT_MEASURED
     assert Claim("known in part", (lower, missing)).judge(rows)[0] == UNDECIDED
     assert Claim("known in part", (kept, missing)).judge(rows)[0] == NOT_SUPPORTED
+
+
+def test_a_claim_is_judged_on_the_seeds_that_both_methods_have() -> None:
+    """One method is measured with a further seed, whose clips it finds hard: that says nothing of the other."""
+    once = [{"clip": str(n), "seed": 0, "flicker": 1.0 + 0.01 * n} for n in range(8)]
+    again = [{"clip": str(n), "seed": 1, "flicker": 3.0} for n in range(8)]
+    rows = {"new": once + again, "old": [{**row, "flicker": row["flicker"] + 0.5} for row in once]}
+    verdict, ((_, finding),) = Claim("less flicker", (Part("new", "old", "flicker", -1),)).judge(rows)
+    assert verdict == SUPPORTED and finding.difference == pytest.approx(0.5) and finding.clips == 8
 
 
 @pytest.mark.parametrize(
