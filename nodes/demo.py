@@ -64,7 +64,7 @@ class LoadDemoClip(Node):
             display_name="Load Demo Clip",
             category=MENU + "load",
             description="Loads one of the clips that come with the pack, to try the demo model without uploading "
-            "anything. For a clip of your own use Load Video instead.",
+            "anything. For a clip of your own put Load Video in its place; this model edits drawn shapes alone.",
             search_aliases=["example video", "sample clip", "test clip"],
             inputs=[
                 io.Combo.Input(
@@ -72,7 +72,8 @@ class LoadDemoClip(Node):
                     options=list_demo_clips(),
                     default="red_circle.mp4",
                     tooltip="Clip to load: 128 x 128 pixels, 8 frames per second, 8 to 24 frames. Another clip needs "
-                    "another source prompt, which the help page lists.",
+                    "another source prompt, which this node's help page lists. A clip of your own is loaded by "
+                    "Load Video.",
                 ),
             ],
             outputs=[io.Video.Output("video", tooltip="The clip, as Load Video gives it.")],

@@ -24,6 +24,7 @@ from .parts import (
     EDITED,
     INFLATE,
     OF_DEMO,
+    OWN_CLIP,
     SOURCE,
     SPREAD,
     UNTUNED_PATCH,
@@ -118,9 +119,12 @@ def edit_clip(task: Task) -> Workflow:
     graph = edit(task)
     nodes = {part.title: part for part in graph if isinstance(part, Node)}
     packed = blueprints.use(blueprints.edit_clip(graph))
-    chosen = "Choose the clip. A LoRA goes between Model and Edit Clip."
+    chosen = (
+        "Model wants a Stable Diffusion 1.5 checkpoint, Source clip a video: upload yours there. A LoRA goes between "
+        "Model and Edit Clip."
+    )
     if task.shipped:
-        chosen = f"{OF_DEMO} Press Run. For a clip of your own open the workflow edit_clip."
+        chosen = f"Press Run. {OF_DEMO} {OWN_CLIP.format('Edit Clip', 'edit_clip')}"
     return [
         Group("1 Model and clip", chosen),
         nodes["Model"],

@@ -14,11 +14,19 @@ RELATION = {"passes": 8, "end": 0.8}
 SOURCE, EDITED, EMPTY = "Source prompt", "Edited prompt", "Empty prompt"
 TEXTS = {SOURCE: "Source text", EDITED: "Edited text"}
 READ_TEXTS = {"source_text": (TEXTS[SOURCE], "STRING"), "edit_text": (TEXTS[EDITED], "STRING")}
-OF_DEMO = "Clip and model come with the pack; the model knows drawn shapes alone, on a few backgrounds."
+OF_DEMO = (
+    "Clip and model come with the pack. The model knows drawn shapes alone: red, orange, yellow, green, cyan, blue, "
+    "purple or pink; circle, square, triangle, star, heart, ring or cross; on a white or grey background, in the night "
+    "sky, on a meadow, sand, a brick wall or the sea."
+)
+OWN_CLIP = (
+    "For a drawn clip of your own double-click the canvas, add Load Video, upload the file there and drag its VIDEO to "
+    "the video of {}. Real footage needs a checkpoint: open the workflow {}."
+)
 SPREAD = (
-    "Of 30 frames per second, 8 are a quarter of a second: to spread them over the clip, put Sample Video Frame, which "
-    "ComfyUI has since 0.30, between Trim and Frames, its num_frames as many as First frames takes, and leave Trim's "
-    "start_time at 0. It drops the sound and keeps the frame rate."
+    "Of 30 frames per second, 8 are a quarter of a second. To spread them over the clip, put ComfyUI's Sample Video "
+    "Frame between Trim and Frames, with as many num_frames as First frames takes, and leave Trim's start_time at 0. "
+    "It drops the sound and keeps the frame rate."
 )
 Link = str | tuple[str, str]  # title of a node, and the name of its output where it is not the first of its type
 PLAIN: dict[str, Any] = {"gamma": 0.0, "direction": "none"}  # inversion without the noise relation
@@ -194,7 +202,7 @@ class Task:
         prompts = [prompt(SOURCE, self.before), prompt(EDITED, self.after)]
         text = "Choose the clip; say what it shows and what it is to show, in the same words but for what changes."
         if self.shipped:
-            text += f" {OF_DEMO}"
+            text += f" {OF_DEMO} {OWN_CLIP.format('Frames', 'edit')}"
         if self.crop:
             text += (
                 " Trim says which seconds of the file are decoded, First frames how many frames of them are taken, as "
