@@ -161,7 +161,8 @@ def check_patches(patches: Mapping[str, list]) -> None:
 def check_encoding(control: Any, hints: Any) -> None:
     """Raise ValueError where several hints are to be encoded by a video VAE, to which they are one video."""
     vae = getattr(control, "vae", None)
-    if isinstance(hints, Tensor) and len(hints) > 1 and getattr(vae, "latent_dim", 2) == 3 and not vae.not_video:
+    is_of_videos = getattr(vae, "latent_dim", 2) == 3 and not getattr(vae, "not_video", False)
+    if isinstance(hints, Tensor) and len(hints) > 1 and is_of_videos:
         raise ValueError(
             f"ControlNet has {len(hints)} hints and encodes them by a video VAE, as Qwen-Image's is, which would mix "
             "or drop them. Give it one hint for all frames."
@@ -169,7 +170,7 @@ def check_encoding(control: Any, hints: Any) -> None:
 
 
 def check_references(conds: Mapping[str, list], options: Mapping[str, Any], noise: Tensor) -> None:
-    """Raise ValueError where a reference latent is a video, or is neither one picture nor, without windows, one a frame."""
+    """Raise ValueError where a reference is a video, or of neither one picture nor, without windows, one a frame."""
     frames, counts = len(noise), (1, options["transformer_options"][KEY].num_frames, len(noise))
     is_split = has_windows(options, frames) or samples_in_windows(options["transformer_options"])
     for cond in (cond for side in conds.values() for cond in side):
