@@ -341,14 +341,10 @@ def test_references_that_frames_would_not_have_are_refused(name: str) -> None:
         return sample(in_windows(model, windows), clip_of(), cfg=1.0, positive=positive)
 
     torch.testing.assert_close(by(pictures)[2], by(pictures[2:3], 3)[2])
-    for references, windows, said in (
-        (pictures[:3], FRAMES, "has 3 pictures and the clip 4 frames"),
-        (pictures, 3, "without context windows, one for each"),
-        (
-            pictures.reshape(FRAMES, 16, 1, 4, 6).transpose(0, 2),
-            FRAMES,
-            r"shape \(1, 16, 4, 4, 6\), a video or another model's",
-        ),
-    ):
+    for given, said in {
+        (pictures[:3], FRAMES): "has 3 pictures and the clip 4 frames",
+        (pictures, 3): "without context windows, one for each",
+        (pictures.reshape(FRAMES, 16, 1, 4, 6).transpose(0, 2), FRAMES): r"shape \(1, 16, 4, 4, 6\), a video or",
+    }.items():
         with pytest.raises(ValueError, match=f"A reference latent .*{said}"):
-            by(references, windows)
+            by(*given)
