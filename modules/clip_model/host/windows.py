@@ -1,4 +1,4 @@
-"""Clips in the host's context windows: what windows see of each other, and what of a conditioning is whose frame's."""
+"""Clips in the host's context windows: what windows see of each other, and which parts of conditionings are which frame's."""
 
 import logging
 import math
@@ -46,7 +46,7 @@ def begin_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest,
 
 def has_windows(options: Mapping[str, Any], frames: int) -> bool:
     """Whether the host's context windows split a clip of some frames."""
-    return "context_handler" in options and options["context_handler"].context_length < frames
+    return getattr(options.get("context_handler"), "context_length", frames) < frames
 
 
 def check_windows(options: Mapping[str, Any], frames: int) -> None:
@@ -170,7 +170,7 @@ def check_encoding(control: Any, hints: Any) -> None:
 
 
 def check_references(conds: Mapping[str, list], options: Mapping[str, Any], noise: Tensor) -> None:
-    """Raise ValueError where a reference is a video, or of neither one picture nor, without windows, one a frame."""
+    """Raise ValueError where references are a video, or neither one for all frames nor, without windows, one for each."""
     frames, counts = len(noise), (1, options["transformer_options"][KEY].num_frames, len(noise))
     is_split = has_windows(options, frames) or samples_in_windows(options["transformer_options"])
     for cond in (cond for side in conds.values() for cond in side):
@@ -189,7 +189,7 @@ def check_references(conds: Mapping[str, list], options: Mapping[str, Any], nois
 
 
 def put_masks_on_frames(conds: Mapping[str, list]) -> None:
-    """Let masks be of one frame each where latents have an axis of time, which the host took the masks' frames for."""
+    """Give masks their axis of frames back where latents have one of time, for which the host took it."""
     for cond in (cond for side in conds.values() for cond in side):
         if "mask" in cond and cond["mask"].ndim > 3 and len(cond["mask"]) == 1:
             cond["mask"] = cond["mask"].movedim(1, 0)
