@@ -1,4 +1,4 @@
-"""Clips in the host's context windows: what windows see of each other, and which parts of conditionings are which frame's."""
+"""Clips in the host's context windows: what windows see of each other, and what in a conditioning is by frame."""
 
 import logging
 import math
@@ -170,7 +170,7 @@ def check_encoding(control: Any, hints: Any) -> None:
 
 
 def check_references(conds: Mapping[str, list], options: Mapping[str, Any], noise: Tensor) -> None:
-    """Raise ValueError where references are a video, or neither one for all frames nor, without windows, one for each."""
+    """Raise ValueError where a reference is a video, or has neither one picture nor, without windows, one a frame."""
     frames, counts = len(noise), (1, options["transformer_options"][KEY].num_frames, len(noise))
     is_split = has_windows(options, frames) or samples_in_windows(options["transformer_options"])
     for cond in (cond for side in conds.values() for cond in side):
