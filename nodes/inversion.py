@@ -64,7 +64,11 @@ class INRBidirectionalDDIMInversion(Node):
                     tooltip="Prompt to invert with, and best the negative of Smooth Sample as well: the source prompt, "
                     "or the empty prompt as in Tune-A-Video.",
                 ),
-                io.Latent.Input("latent", tooltip="The clip: all frames in one batch, from VAE Encode."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="The clip: all frames in one batch, from VAE Encode; for Qwen-Image encoded one by one, "
+                    "see Inflate UNet.",
+                ),
                 io.Int.Input(
                     "steps",
                     default=50,

@@ -31,8 +31,8 @@ class SteadyFrames(Node):
                 io.MatchType.Input(
                     "source",
                     CLIP,
-                    tooltip="The clip before the edit, images or latents of any image model's VAE. Latents keep edges "
-                    "sharper. Alpha is left out.",
+                    tooltip="The clip before the edit, images or latents of any image model's VAE, Qwen-Image's "
+                    "encoded one by one. Latents keep edges sharper. Alpha is left out.",
                 ),
                 io.MatchType.Input(
                     "edited",

@@ -12,13 +12,14 @@ from .inversion import Inversion, InversionSettings
 
 @dataclass(frozen=True)
 class Made:
-    """What a file says of an inversion besides its tensors; those of older versions are of kind "noise"."""
+    """What a file says of an inversion besides its tensors; the defaults are what older versions made."""
 
     OPEN: ClassVar = True
     num_frames: Count
     model: str
     made: InversionSettings
     kind: PathKind = "noise"
+    has_time: bool = False
 
 
 FILE = Kind(
@@ -50,6 +51,7 @@ def save_inversion(inversion: Inversion, path: Path, new: bool = False) -> None:
         "model": inversion.model,
         "made": asdict(inversion.settings),
         "kind": inversion.kind,
+        "has_time": inversion.has_time,
     }
     write_file(FILE, tensors, made, path, new)
 
@@ -64,6 +66,6 @@ def load_inversion(path: Path) -> Inversion:
     made = read_record(Made, info, "info")
     try:
         found = tensors["sigmas"], tensors["noises"], tensors["source"], tensors["samples"]
-        return Inversion(*found, made.made, made.model, made.kind)
+        return Inversion(*found, made.made, made.model, made.kind, made.has_time)
     except ValueError as error:
         raise ValueError(f"{path.name} is damaged: {error}") from error

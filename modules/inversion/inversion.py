@@ -184,6 +184,7 @@ class Inversion:
         settings: of the inversion.
         model: digest of the model that it was made with.
         kind: path that its states lie on; of a flow the noise levels are its times, 1 at most and 0 last.
+        has_time: whether the model's latents have an axis of time, which those here lack.
 
     Raises:
         ValueError: the shapes do not fit each other, or the noise levels do not fall.
@@ -196,6 +197,7 @@ class Inversion:
     settings: InversionSettings
     model: str
     kind: PathKind = "noise"
+    has_time: bool = False
 
     def __post_init__(self) -> None:
         if self.start.shape != self.source.shape or self.noises.shape != (len(self.sigmas) - 1, *self.source.shape):

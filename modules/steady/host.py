@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..clip_model.host.family import ONE_BY_ONE
 from ..diffusion.host.latent import INVERSION, image_latents, is_inverted, to_positions
 from ..judging.scorecard import texture_kept
 from ..motion.flow import Motion
@@ -20,7 +21,7 @@ def frames_of(latent: Mapping[str, Any], name: str) -> Tensor:
     Raises:
         ValueError: they are of another shape, not finite, or an inversion.
     """
-    samples = image_latents(latent, name)
+    samples = image_latents(latent, name, ONE_BY_ONE)
     if is_inverted(latent):
         raise ValueError(f"{name} is an inversion, which is noise. Connect the latent of a clip.")
     return samples.float()

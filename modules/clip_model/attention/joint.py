@@ -1,4 +1,4 @@
-"""Attention across frames where the tokens of a text and of a picture attend together, as in MMDiT, Flux and Z-Image.
+"""Attention across frames where tokens of a text and a picture attend together: MMDiT, Flux, Qwen-Image, Z-Image.
 
 Tokens come as (b f) ... l d, with or without an axis of heads: a frame's own text, its picture of h * w tokens, and
 what may follow that, such as padding or reference pictures. Frames share positions.

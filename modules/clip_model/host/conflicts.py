@@ -9,6 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from .bank import transformer_blocks
 from .calls import OURS, attend_block
 from .evolved import CONTEXT, WINDOWS, window_length
+from .family import family_of
 from .settings import CONTROL, KEY, ClipSettings
 
 REARRANGING = ("comfy_extras.nodes_hypertile", "comfy_extras.nodes_tomesd")
@@ -69,7 +70,8 @@ def replaces_attention(model: ModelPatcher, settings: ClipSettings) -> list[str]
 
 def replaces_blocks(model: ModelPatcher, settings: ClipSettings) -> list[str]:
     """Return what replaces blocks of a transformer whose frames are to see each other."""
-    return origins(replacements_of(model, "dit").values()) if settings.spatial is not None else []
+    known = family_of(model).transformer if settings.spatial is not None else None
+    return origins(replacements_of(model, "dit").values()) if known is not None and known.is_replaceable else []
 
 
 def runs_layers(model: ModelPatcher, settings: ClipSettings) -> list[str]:
@@ -92,6 +94,12 @@ def counts_other_frames(model: ModelPatcher, settings: ClipSettings) -> list[str
     handler = model.model_options.get("context_handler")
     length = getattr(handler, "context_length", settings.num_frames)
     return [origin(handler)] if settings.num_frames not in (0, length) else []
+
+
+def splits_other_axes(model: ModelPatcher, _settings: ClipSettings) -> list[str]:
+    """Return context windows along another axis than the frames', which is the batch."""
+    handler = model.model_options.get("context_handler")
+    return [origin(handler)] if getattr(handler, "dim", 0) != 0 else []
 
 
 def splits_without_memory(model: ModelPatcher, settings: ClipSettings) -> list[str]:
@@ -127,7 +135,7 @@ CONFLICTS = (
     Conflict(
         "blocks replaced",
         replaces_blocks,
-        "replaces blocks of the transformer: where it does without their attention, frames are not connected",
+        "replaces blocks of the transformer: where the replacement skips their attention, frames are not connected",
         "If the edit flickers, remove that node",
     ),
     Conflict(
@@ -155,6 +163,13 @@ CONFLICTS = (
         counts_other_frames,
         "shows the model another number of frames than num_frames of Inflate UNet: sampling refuses it",
         "Set num_frames to 0",
+    ),
+    Conflict(
+        "windows along another axis",
+        splits_other_axes,
+        "splits latents along an axis of time, as video models have it, and a clip's frames are the batch",
+        f"Use {WINDOWS} with dim 0 instead",
+        is_refused=True,
     ),
     Conflict(
         "windows of AnimateDiff-Evolved",

@@ -20,8 +20,9 @@ from ..methods import KIND_OF, SPATIAL_KINDS
 KINDS: tuple[Kind, ...] = get_args(Kind)
 log = logging.getLogger(__name__)
 ONE_BY_ONE = (
-    "The VAE of Qwen-Image takes a batch of images for one video, whose frames it mixes. Encode them one by one: "
-    "Rebatch Images with batch_size 1, VAE Encode, Rebatch Latents with a batch_size of all frames or more."
+    "The VAE of Qwen-Image treats a batch of images as one video, whose frames it mixes or drops. Encode them one by "
+    "one: Rebatch Images with batch_size 1, VAE Encode, Rebatch Latents with a batch_size of at least the number of "
+    "frames."
 )
 DISTILLED = (
     "This model is guidance-distilled: guidance of the conditioning (FluxGuidance; 3.5 where it is not connected) is "
@@ -40,12 +41,14 @@ class Transformer:
             attention is not one of text and picture.
         is_rotary: whether keys are rotated by their position before the attention gets them.
         counted: positions of a latent whose channels ComfyUI counts together as the input's.
+        is_replaceable: whether ComfyUI lets other nodes replace its blocks.
     """
 
     width: str
     rest: Callable[[nn.Module, Mapping[str, Any], int], int | None]
     is_rotary: bool = True
     counted: int = 1
+    is_replaceable: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Family:
         parts: whether the parts for UNets apply: temporal modules, tuning and what needs it.
         transformer: of a transformer, None = a UNet.
         lacks: what attention across frames is not among `kinds`, and why.
+        encoding: how frames are encoded, where VAE Encode does not take them as they are; sentences.
     """
 
     name: str
@@ -67,6 +71,7 @@ class Family:
     parts: bool = False
     transformer: Transformer | None = None
     lacks: str = ""
+    encoding: str = ""
 
     @property
     def attentions(self) -> list[str]:
@@ -89,12 +94,17 @@ FAMILIES = (
     UNETS,
     Family("Stable Diffusion 3", ("SD3",), transformer=Transformer("hidden_size", lambda *_: 0, is_rotary=False)),
     Family("Flux", ("Flux",), transformer=Transformer("hidden_size", after_references)),
-    Family("Qwen-Image", ("QwenImage",), transformer=Transformer("inner_dim", after_references, counted=4)),
+    Family(
+        "Qwen-Image",
+        ("QwenImage",),
+        transformer=Transformer("inner_dim", after_references, counted=4),
+        encoding=ONE_BY_ONE,
+    ),
     Family(
         "Z-Image and Lumina 2",
         ("Lumina2",),
         kinds=tuple(kind for kind in KINDS if kind != "fine-coarse"),
-        transformer=Transformer("dim", after_lumina),
+        transformer=Transformer("dim", after_lumina, is_replaceable=False),
         lacks="No FFAM: ComfyUI hands on its keys only after they are rotated by their position, and then they cannot "
         "be shrunk.",
     ),
@@ -123,6 +133,11 @@ def transformer_of(model: BaseModel) -> Transformer:
     (found,) = (family.transformer for family in FAMILIES if type(model).__name__ in family.models)
     assert found is not None, "a UNet has calls of its own"
     return found
+
+
+def encoding_of(model: BaseModel) -> str:
+    """Return how frames for a model are encoded, empty where VAE Encode takes them as they are; of any model."""
+    return next((family.encoding for family in FAMILIES if type(model).__name__ in family.models), "")
 
 
 def check_unet(model: ModelPatcher) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..attention.fine_coarse import Coarse, downsample_tokens
 from ..attention.joint import Sequence, by_frame, joint_attention, keys_seen, shrink_pictures
 from .calls import check_frames, completion, rows_of
-from .family import ONE_BY_ONE, transformer_of
+from .family import encoding_of, transformer_of
 from .settings import CACHE, KEY, ClipSettings, acting, count_frames
 
 OVERRIDE = "optimized_attention_override"  # the host's key of what stands in for its attention kernel
@@ -27,10 +27,13 @@ def begin_joint_call(executor, x, t, c_concat=None, c_crossattn=None, control=No
     """Wrap the model: refuse a batch that is no whole number of clips, and connect the frames where there are some.
 
     Raises:
-        ValueError: it is not, or holds videos; or the frames that are to be connected were not.
+        ValueError: the batch is not one, or holds videos; or the frames that are to be connected were not.
     """
     if x.ndim > 4 and x.shape[2] > 1:
-        raise ValueError(f"The latent has shape {tuple(x.shape)}, a video and not a clip of pictures. {ONE_BY_ONE}")
+        raise ValueError(
+            f"The latent has shape {tuple(x.shape)}: a video, or layers of a picture, and not a clip of pictures. "
+            f"{encoding_of(executor.class_obj)}"
+        )
     frames, settings = count_frames(transformer_options, len(x)), acting(transformer_options[KEY], transformer_options)
     check_frames(frames, settings)
     given = c_concat, c_crossattn, control
@@ -172,7 +175,7 @@ class JointCall:
         return torch.lerp(attend(q, k, v), attended, self.settings.spatial_strength)
 
     def layer_of(self, options: dict[str, Any]) -> Hashable | None:
-        """Return what tells a layer from others in every call, None where that is not known."""
+        """Return what identifies a layer in every call, None where that is not known."""
         if "block_index" in options:
             return options.get("block_type"), options["block_index"]
         # Blocks that are replaced, as Skip Layer Guidance does in calls of its own, are not counted.

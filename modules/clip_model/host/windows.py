@@ -1,6 +1,7 @@
-"""Clips in the host's context windows: what windows see of each other, and which hints of a ControlNet are theirs."""
+"""Clips in the host's context windows: what windows see of each other, and what in a conditioning is by frame."""
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import copy
@@ -28,10 +29,13 @@ WINDOW = "context_window"  # the host's key, there while it evaluates a window
 
 
 def begin_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest, **kwargs):
-    """Wrap a sampling: check the hints of its ControlNets, and give its windows a memory of the whole clip."""
-    check_hints(guider.conds, len(noise))
+    """Wrap a sampling: check what conditionings have by frame, and give its windows a memory of the whole clip."""
     options = extra_args["model_options"]
+    check_hints(guider.conds, len(noise))
+    check_patches(options["transformer_options"].get("patches", {}))
     check_windows(options, len(noise))
+    check_references(guider.conds, options, noise)
+    put_masks_on_frames(guider.conds)
     shared = {**options["transformer_options"], LENGTH: len(noise)}
     memory = make_memory(options, len(noise))
     if memory is not None:
@@ -40,11 +44,16 @@ def begin_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest,
     return executor(guider, sigmas, {**extra_args, "model_options": options}, callback, noise, *rest, **kwargs)
 
 
+def has_windows(options: Mapping[str, Any], frames: int) -> bool:
+    """Whether the host's context windows split a clip of some frames."""
+    return getattr(options.get("context_handler"), "context_length", frames) < frames
+
+
 def check_windows(options: Mapping[str, Any], frames: int) -> None:
     """Say where windows are AnimateDiff-Evolved's, which keep the frames apart, and refuse them inside the host's."""
     if not samples_in_windows(options["transformer_options"]):
         return
-    if "context_handler" in options and options["context_handler"].context_length < frames:
+    if has_windows(options, frames):
         raise ValueError(f"model carries both {CONTEXT} and {WINDOWS}, each of which splits the clip. Remove one.")
     if options["transformer_options"][KEY].spatial is not None:
         log.warning(
@@ -130,13 +139,57 @@ def controls(conds: Any) -> list[ControlBase]:
 
 
 def check_hints(conds: Mapping[str, list], frames: int) -> None:
-    """Raise ValueError where a ControlNet has neither one hint nor one for each frame."""
+    """Raise ValueError where a ControlNet has neither one hint nor one for each frame, or would mix those."""
     for control in controls(conds.values()):
         hints = control.cond_hint_original
         if isinstance(hints, Tensor):
             check_finite(hints, "The hint of ControlNet", "Connect its images again.")
+            check_encoding(control, hints)
         if isinstance(hints, Tensor) and not hasattr(control, SPREAD) and len(hints) not in (1, frames):
             raise ValueError(
                 f"ControlNet has {len(hints)} hints and the clip {frames} frames: ComfyUI would repeat or cut them "
                 "without a word. Give it one hint for each frame, or one for all."
             )
+
+
+def check_patches(patches: Mapping[str, list]) -> None:
+    """Raise ValueError where a ControlNet that is a patch of the model, such as DiffSynth's, would mix its hints."""
+    for patch in (patch for kind in patches.values() for patch in kind):
+        check_encoding(patch, getattr(patch, "image", None))
+
+
+def check_encoding(control: Any, hints: Any) -> None:
+    """Raise ValueError where several hints are to be encoded by a video VAE, to which they are one video."""
+    vae = getattr(control, "vae", None)
+    is_of_videos = getattr(vae, "latent_dim", 2) == 3 and not getattr(vae, "not_video", False)
+    if isinstance(hints, Tensor) and len(hints) > 1 and is_of_videos:
+        raise ValueError(
+            f"ControlNet has {len(hints)} hints and encodes them by a video VAE, as Qwen-Image's is, which would mix "
+            "or drop them. Give it one hint for all frames."
+        )
+
+
+def check_references(conds: Mapping[str, list], options: Mapping[str, Any], noise: Tensor) -> None:
+    """Raise ValueError where a reference is a video, or has neither one picture nor, without windows, one a frame."""
+    frames, counts = len(noise), (1, options["transformer_options"][KEY].num_frames, len(noise))
+    is_split = has_windows(options, frames) or samples_in_windows(options["transformer_options"])
+    for cond in (cond for side in conds.values() for cond in side):
+        for latent in cond.get("reference_latents", ()):
+            if latent.ndim != noise.ndim or math.prod(latent.shape[2:-2]) > 1:
+                raise ValueError(
+                    f"A reference latent has shape {tuple(latent.shape)}, a video or another model's. Encode a "
+                    "reference by the model's VAE, one picture for all frames; or one for each, encoded one by one, by "
+                    "ReferenceLatent."
+                )
+            if len(latent) not in counts[: 1 if is_split else None]:
+                raise ValueError(
+                    f"A reference latent has {len(latent)} pictures and the clip {frames} frames. Give one for all "
+                    "frames or, without context windows, one for each."
+                )
+
+
+def put_masks_on_frames(conds: Mapping[str, list]) -> None:
+    """Give masks their axis of frames back where latents have one of time, for which the host took it."""
+    for cond in (cond for side in conds.values() for cond in side):
+        if "mask" in cond and cond["mask"].ndim > 3 and len(cond["mask"]) == 1:
+            cond["mask"] = cond["mask"].movedim(1, 0)

@@ -1,5 +1,6 @@
 """LATENT dictionaries and what a model says of its noise."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,11 @@ from comfy.model_sampling import CONST, EPS, V_PREDICTION
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...clip_model.host.family import ONE_BY_ONE, family_of
+from ...clip_model.host.family import encoding_of, family_of
 from ...sockets.pictures import check_numbers, read_mask
 from ..ddim import Prediction
 
+log = logging.getLogger(__name__)
 INVERSION = "consistent_video_inversion"  # the key of a LATENT that holds an inversion, see inversion/host/invert.py
 
 
@@ -74,8 +76,13 @@ def to_vae_latent(model: BaseModel, latents: Tensor) -> Tensor:
     return as_frames(model.process_latent_out(as_host(model, latents)))
 
 
-def image_latents(latent: Mapping[str, Any], name: str = "latent") -> Tensor:
+def image_latents(latent: Mapping[str, Any], name: str = "latent", encoding: str = "") -> Tensor:
     """Return the samples of a LATENT, shape (f, c, h, w).
+
+    Args:
+        latent: of the host.
+        name: of the input.
+        encoding: how the frames are to be encoded, if that is known; sentences.
 
     Raises:
         ValueError: they are not a batch of image latents, or hold no frame or values that are not finite.
@@ -83,10 +90,11 @@ def image_latents(latent: Mapping[str, Any], name: str = "latent") -> Tensor:
     samples = latent["samples"]
     if not isinstance(samples, Tensor) or as_frames(samples).ndim != 4:
         shape = tuple(samples.shape) if isinstance(samples, Tensor) else type(samples).__name__
-        raise ValueError(
+        message = (
             f"{name} has shape {shape}; a clip of image latents (frames, channels, height, width) is needed. Encode "
-            f"the frames with the VAE of an image model; that of a video model mixes them. {ONE_BY_ONE}"
+            f"the frames with the VAE of an image model; that of a video model mixes them. {encoding}"
         )
+        raise ValueError(message.rstrip())
     check_numbers(samples, name, "Encode the frames with the VAE of the model; if it recurs, in float32.")
     return as_frames(samples)
 
@@ -97,13 +105,14 @@ def fitting_latents(model: ModelPatcher, latent: dict[str, Any], num_frames: int
     Raises:
         ValueError: they are not a batch of image latents, or have other axes, frames or channels.
     """
-    samples, known = image_latents(latent, name), model.get_model_object("latent_format")
-    axes = known.latent_dimensions + 2
-    if latent["samples"].ndim > axes or (latent["samples"].ndim < axes and INVERSION not in latent):
-        raise ValueError(
+    encoding, known = encoding_of(model.model), model.get_model_object("latent_format")
+    samples, axes = image_latents(latent, name, encoding), known.latent_dimensions + 2
+    if latent["samples"].ndim != axes:
+        message = (
             f"{name} has shape {tuple(latent['samples'].shape)} and the model's latents have {axes} axes. Encode the "
-            f"frames with the VAE that belongs to the model.{' ' + ONE_BY_ONE if axes > 4 else ''}"
+            f"frames with the VAE that belongs to the model. {encoding}"
         )
+        raise ValueError(message.rstrip())
     if num_frames and len(samples) != num_frames:
         raise ValueError(
             f"{name} has {len(samples)} frames and Inflate UNet says num_frames = {num_frames}. Make them equal, or "
@@ -171,6 +180,8 @@ def clip_latent(model: ModelPatcher, latent: dict[str, Any], num_frames: int, na
             f"{name} is an inversion, which is noise. Connect the latent of the clip that was inverted, from VAE "
             "Encode, or the edited clip."
         )
+    if len(samples) == 1 and encoding_of(model.model):
+        log.warning("%s has one frame. If more were encoded, they are lost. %s", name, encoding_of(model.model))
     return samples
 
 

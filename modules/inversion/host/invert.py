@@ -88,9 +88,8 @@ def invert_clip(
         moved = relation.start_of_sampling(x, clean, relation.last, sigmas[0])
         start = to_vae_latent(model.model, moved).to(start.dtype)
     noises = torch.stack(relation.noises[::-1])
-    made = settings, model_digest(model), kind_of_path(prediction)
-    inversion = Inversion(sigmas, noises, samples, start, *made)
-    return {**latent, **to_latent(inversion), "samples": start.reshape(latent["samples"].shape)}
+    made = settings, model_digest(model), kind_of_path(prediction), latent["samples"].ndim > samples.ndim
+    return {**latent, **to_latent(Inversion(sigmas, noises, samples, start, *made))}
 
 
 def walk_of(model: ModelPatcher, settings: InversionSettings, samples: Tensor) -> tuple[InversionSettings, Tensor]:
@@ -134,7 +133,8 @@ def trajectory(model: BaseModel, inversion: Inversion) -> Tensor:
 def to_latent(inversion: Inversion) -> dict[str, Any]:
     """Return an inversion as the LATENT that travels between nodes."""
     remember(inversion)
-    return {"samples": inversion.start, INVERSION: inversion}
+    samples = inversion.start.unsqueeze(2) if inversion.has_time else inversion.start
+    return {"samples": samples, INVERSION: inversion}
 
 
 def inversion_of(latent: dict[str, Any], model: ModelPatcher | None = None) -> Inversion:

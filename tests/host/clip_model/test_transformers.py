@@ -300,7 +300,7 @@ def test_videos_padded_prompts_and_other_inputs_of_qwen_image_are_refused() -> N
     padded = torch.tensor([[1, 1, 1, 1, 0]])
     with pytest.raises(ValueError, match="The conditioning has an attention mask .* prompts of different lengths"):
         sample(patched, clip_of(), positive=[[EDIT[0][0], {**EDIT[0][1], "attention_mask": padded}]])
-    with pytest.raises(ValueError, match=r"shape \(1, 16, 4, 8, 6\), a video .* Rebatch Images with batch_size 1"):
+    with pytest.raises(ValueError, match=r"shape \(1, 16, 4, 8, 6\): a video, .* Rebatch Images with batch_size 1"):
         sample(patched, {"samples": clip_of()["samples"].movedim(0, 1)[None]}, cfg=1.0)
     model.model.model_config.unet_config["in_channels"] += 1
     with pytest.raises(ValueError, match="model takes 17 input channels"):
@@ -329,3 +329,22 @@ def test_references_attend_within_their_frame(name: str) -> None:
     one = TOKENS + PICTURE + 6
     assert asked == 2 * [*FRAMES * [(PICTURE, FRAMES * one)], (TOKENS + 6, one)]
     assert all(seen[i].equal(torch.cat([*own[0]], dim=1)[None]) for i in range(FRAMES))
+
+
+@pytest.mark.parametrize("name", ["Flux", "Qwen-Image"])
+def test_references_that_frames_would_not_have_are_refused(name: str) -> None:
+    model = make(name)
+    pictures = as_encoded(model, {"samples": draw(FRAMES, 16, 4, 6, seed=8)})["samples"]
+
+    def by(references: Tensor, windows: int = FRAMES) -> Tensor:
+        positive = [[EDIT[0][0], {**EDIT[0][1], "reference_latents": [references]}]]
+        return sample(in_windows(model, windows), clip_of(), cfg=1.0, positive=positive)
+
+    torch.testing.assert_close(by(pictures)[2], by(pictures[2:3], 3)[2])
+    for given, said in {
+        (pictures[:3], FRAMES): "has 3 pictures and the clip 4 frames",
+        (pictures, 3): "without context windows, one for each",
+        (pictures.reshape(FRAMES, 16, 1, 4, 6).transpose(0, 2), FRAMES): r"shape \(1, 16, 4, 4, 6\), a video or",
+    }.items():
+        with pytest.raises(ValueError, match=f"A reference latent .*{said}"):
+            by(*given)

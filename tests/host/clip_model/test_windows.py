@@ -1,9 +1,12 @@
 """Clips in the host's context windows: they see each other, and each has its own hints of a ControlNet."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from comfy.context_windows import ContextFuseMethods, ContextSchedule, ContextSchedules, IndexListContextHandler
 from comfy.context_windows import get_matching_fuse_method as fuse
+from comfy_extras.nodes_model_patch import DiffSynthCnetPatch
 
 from consistent_video.modules.clip_model.host import windows
 from consistent_video.modules.clip_model.host.attach import attach, inflate
@@ -11,6 +14,7 @@ from consistent_video.modules.clip_model.methods import EI2, PER_FRAME, method
 from consistent_video.modules.inversion.host.invert import invert_clip
 from consistent_video.modules.inversion.inversion import InversionSettings
 
+from ..flows import video_vae
 from ..small import EDIT, EMPTY, FRAMES, HEIGHT, SOURCE, WIDTH, clip_latent, control_net, in_windows, sample
 from .patched import patched
 
@@ -123,3 +127,22 @@ def test_another_number_of_hints_is_refused(model, count, length) -> None:
     for positive in (steered(draw_hints(count)), steered(draw_hints(LONG), draw_hints(count))):
         with pytest.raises(ValueError, match=f"ControlNet has {count} hints and the clip {LONG} frames"):
             sample(alone, clip_latent(LONG), positive=positive)
+
+
+def test_hints_that_a_video_vae_would_mix_are_refused(model) -> None:
+    """Those of a ControlNet and of one that is a patch of the model; one hint is for all frames."""
+    vae, network = video_vae(), SimpleNamespace(additional_in_dim=0, process_input_latent_image=lambda x: x)
+    positive, patched_model = steered(draw_hints(LONG)), inflate(model)
+    positive[0][1]["control"].vae = vae
+    with pytest.raises(ValueError, match=f"ControlNet has {LONG} hints and encodes them by a video VAE"):
+        sample(patched_model, clip_latent(LONG), positive=positive)
+    for count in (1, 3):
+        patch = DiffSynthCnetPatch(SimpleNamespace(model=network), vae, torch.rand(count, 16, 16, 3), 1.0)
+        patch.models = list
+        patched_model = inflate(model)
+        patched_model.set_model_double_block_patch(patch)
+        if count == 1:
+            assert sample(patched_model, clip_latent(LONG), **ONE_STEP).isfinite().all()
+            continue
+        with pytest.raises(ValueError, match="ControlNet has 3 hints and encodes them by a video VAE"):
+            sample(patched_model, clip_latent(LONG))

@@ -95,6 +95,8 @@ def test_a_vae_of_videos_encodes_pictures_one_by_one_where_they_are_rebatched() 
     vae, images = video_vae(), draw(5, 32, 24, 3, seed=2).sigmoid()
     (video,) = VAEEncode().encode(vae, images)
     assert video["samples"].shape == (1, 16, 2, 4, 3)
+    few, one = (VAEEncode().encode(vae, images[:count])[0]["samples"] for count in (4, 1))
+    assert torch.equal(few, one), "what does not fill four frames is dropped"
     (pictures,) = ImageRebatch.execute([images], [1]).args
     encoded = [VAEEncode().encode(vae, picture)[0] for picture in pictures]
     ((clip,),) = LatentRebatch.execute(encoded, [4096]).args

@@ -23,9 +23,11 @@ from consistent_video.modules.slices.host import SliceSettings, attach_slices
 from consistent_video.modules.tuning.host.private_copy import check_tunable
 from consistent_video.nodes.inversion import INRBidirectionalDDIMInversion
 from consistent_video.nodes.sample import SmoothSampler
+from nodes import ConditioningSetMask
 
 from ..edits import away, edit, invert, left_half, patched, relation, small_latent, still
-from ..flows import CHANNELS, EDIT, EMPTY, FRAMES, HEIGHT, KINDS, SOURCE, WIDTH, as_encoded, clip_of, draw, make
+from ..flows import CHANNELS, EDIT, EMPTY, FRAMES, HEIGHT, KINDS, SOURCE, WIDTH, as_encoded, clip_of, draw, make, sample
+from ..small import in_windows
 
 STEPS = 5
 PROMPTS = {"positive": SOURCE, "negative": EMPTY}
@@ -179,8 +181,37 @@ def test_latents_of_other_axes_are_refused(qwen, latent) -> None:
     inverted = plain(qwen, as_encoded(qwen, latent))
     with pytest.raises(ValueError, match=r"shape \(4, 16, 1, 8, 6\) and the model's latents have 4 axes"):
         back(make("SD3"), inverted)
+    with pytest.raises(ValueError, match=r"shape \(4, 16, 8, 6\) and the model's latents have 5 axes"):
+        back(qwen, plain(make("SD3"), latent))
     with pytest.raises(ValueError, match="is an inversion, which is noise"):
         plain(qwen, inverted)
+    with pytest.raises(ValueError, match=r"shape \(1, 16, 4, 8, 6\); a clip of image latents .* mixes them\.$"):
+        plain(make("SD3"), {"samples": video})
+
+
+def test_a_clip_of_one_frame_may_be_what_is_left_of_more(qwen, flux, latent, caplog: pytest.LogCaptureFixture) -> None:
+    for model, said in ((flux, False), (qwen, True)):
+        caplog.clear()
+        plain(model, as_encoded(model, {"samples": latent["samples"][:1]}), steps=1)
+        assert ("latent has one frame. If more were encoded, they are lost." in caplog.text) == said
+
+
+def test_prompts_travel_over_pictures_with_an_axis_of_time(qwen, latent) -> None:
+    """By masks, in inversions and in the host's own samplers; in windows, too."""
+
+    def masked(conditioning: list, *shares: float) -> list:
+        mask = torch.tensor(shares)[:, None, None].expand(-1, 8 * HEIGHT, 8 * WIDTH)
+        return ConditioningSetMask().append(conditioning, mask, "default", 1.0)[0]
+
+    travel = masked(EDIT, 1, 1, 0.5, 0) + masked(SOURCE, 0, 0, 0.5, 1)
+    for use in (lambda given: plain(qwen, as_encoded(qwen, latent), positive=given, steps=2)["samples"],
+                lambda given: sample(qwen, latent, positive=given),
+                lambda given: sample(in_windows(qwen, 3), latent, positive=given)):  # fmt: skip
+        found, first, last = (use(given) for given in (travel, EDIT, SOURCE))
+        assert max(away(found[:2], first[:2]), away(found[3], last[3])) < 1e-5
+        assert min(away(found[2], first[2]), away(found[2], last[2])) > 1e-4
+    with pytest.raises(ValueError, match="The mask on positive has 3 frames and the clip 4"):
+        plain(qwen, as_encoded(qwen, latent), positive=masked(EDIT, 1, 1, 0.5))
 
 
 def test_the_report_says_what_cfg_means(flux, latent) -> None:

@@ -7,7 +7,7 @@ import comfy.sd
 import pytest
 from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
 from comfy.model_patcher import ModelPatcher
-from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode, WanContextWindowsManualNode
 from comfy_extras.nodes_freelunch import FreeU
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, RescaleCFG
@@ -132,6 +132,9 @@ CAUSES = {
     "several devices": lambda: on_devices(patched()),
     "tokens rearranged": lambda: HyperTile.execute(patched(), 32, 2, 0, False)[0],
     "windows of other lengths": lambda: in_windows(inflate(patched(), 3)),
+    "windows along another axis": lambda: WanContextWindowsManualNode.execute(
+        transformer(), 21, 5, "standard_static", 1, False, "pyramid", False
+    ).args[0],
     "windows of AnimateDiff-Evolved": lambda: with_context_options(patched()),
     "cross-attention replaced": lambda: replaced(
         controlled(patched(), invert(patched(), clip_latent()), ControlSettings()), "attn2", "middle", 0
@@ -152,6 +155,12 @@ def test_every_conflict_is_found_where_it_is_and_nowhere_else(name: str) -> None
 )
 def test_a_model_without_conflicts_has_none(attached) -> None:
     assert not conflicts(attached())
+
+
+def test_blocks_that_the_host_does_not_let_others_replace_are_not_told() -> None:
+    z_image = attach(make("Z-Image"), spatial_attention("full", 2), None)
+    for model in (z_image, patched()):
+        assert not conflicts(replaced(model, "dit", "double_block", 0))
 
 
 def test_what_connects_no_frames_does_not_mind_others() -> None:

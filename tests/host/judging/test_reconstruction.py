@@ -59,9 +59,12 @@ def test_pictures_of_a_vae_of_videos_are_judged_as_others() -> None:
     qwen = flows.make("Qwen-Image")
     given = flows.as_encoded(qwen, flows.clip_of(FRAMES))
     inverted = invert(qwen, given, positive=flows.SOURCE, negative=flows.EMPTY, denoise=0.8, refinements=6)
-    frames, found, _ = reconstruct(qwen, flows.video_vae(), flows.SOURCE, flows.EMPTY, inverted, 1.0)
+    vae = flows.video_vae()
+    frames, found, _ = reconstruct(qwen, vae, flows.SOURCE, flows.EMPTY, inverted, 1.0)
     assert frames.shape == (FRAMES, 8 * HEIGHT, 8 * WIDTH, 3)
     assert min(found.psnr) > 40 and max(found.drift) < 0.01
+    edited = edit(qwen, inverted, positive=flows.SOURCE, negative=flows.EMPTY, cfg=1.0)
+    assert away(frames[2], vae.decode(edited[2:3])[0, 0]) < 1e-3 < 1e-2 < away(frames[2], frames[1])
 
 
 def test_a_bad_reconstruction_names_what_would_help(model, latent, plain, vae) -> None:

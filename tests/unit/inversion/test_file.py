@@ -17,7 +17,7 @@ from consistent_video.modules.inversion.inversion import Inversion, InversionSet
 
 TENSORS = tuple(FILE.tensors)
 SETTINGS = InversionSettings(4, direction="forward", seed=2**53)
-INFO = {"num_frames": 3, "model": "ab", "made": asdict(SETTINGS), "kind": "noise"}
+INFO = {"num_frames": 3, "model": "ab", "made": asdict(SETTINGS), "kind": "noise", "has_time": False}
 
 
 def draw_tensors(seed: int = 0) -> dict[str, Tensor]:
