@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from ..modules.clip_model.methods import EI2, PER_FRAME
 from ..modules.tuning.host import planner
 from ..modules.tuning.host.private_copy import choose_precision
-from ..modules.tuning.settings import SHARES
 from ..scripts.environment import ROOT
 from ..scripts.regions import write_region
 from .document import judge, write_section
@@ -47,10 +46,6 @@ CURVES = {
     OURS_CHECKPOINTED: "tuning, checkpointing",
     OURS_LEAST: "tuning, both",
 }
-PARTLY = {  # between chunking alone and all the checkpointing that there is
-    f"tuning, both at {share:.0%}": Way(chunking=True, checkpointing=share) for share in SHARES if share < 1
-}
-TUNINGS = WAYS | PARTLY
 FRAMES, RS = (4, 8, 16, 24, 32, 64), (1, 2, 4, 8)
 SHOWN = (8, 16, 24, 32)
 LARGE_FRAMES, LARGE_SIZES = (8, 16, 24), (1.5, 2.0)  # of SDXL: 768 and 1024 pixels squared
@@ -84,8 +79,7 @@ def list_cases(setting: Setting) -> list[Case]:
     shapes += [(more, setting.size, r) for r in RS]
     shapes += [(usual, round(part * setting.size), USUAL_R) for part in SIZES]
     wanted = [(what, *shape, SD15) for shape in shapes for what in CURVES]
-    beside = SAMPLING_PER_FRAME, CODE, CODE_DEFAULTS, *PARTLY
-    wanted += [(what, usual, setting.size, USUAL_R, SD15) for what in beside]
+    wanted += [(what, usual, setting.size, USUAL_R, SD15) for what in (SAMPLING_PER_FRAME, CODE, CODE_DEFAULTS)]
     wanted += [
         (what, frames, round(part * setting.size), USUAL_R, SDXL)
         for what in (SAMPLING, OURS_CHECKPOINTED, OURS_LEAST)
@@ -129,8 +123,8 @@ def run_case(case: Case) -> Row:
     """Do it once; bytes are None where the memory of the GPU does not suffice."""
     planned = planned_peak(case)
     try:
-        if case.what in TUNINGS:
-            held = tuning_peak(case.device, TUNINGS[case.what], case.frames, case.size, case.r, case.family)
+        if case.what in WAYS:
+            held = tuning_peak(case.device, WAYS[case.what], case.frames, case.size, case.r, case.family)
         else:
             held = sampling_peak(case)
     except torch.OutOfMemoryError:
@@ -152,7 +146,7 @@ def measure_memory(options: argparse.Namespace) -> None:
 def make_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
     """Yield the lines of the table, what belongs together one after another."""
     rows = sorted(rows, key=lambda row: (row["family"], row["size"], row["r"], row["frames"]))
-    kinds = sorted({row["what"] for row in rows}, key=[SAMPLING, SAMPLING_PER_FRAME, *TUNINGS].index)
+    kinds = sorted({row["what"] for row in rows}, key=[SAMPLING, SAMPLING_PER_FRAME, *WAYS].index)
     for what in kinds:
         for row in (row for row in rows if row["what"] == what):
             gib = math.inf if row["bytes"] is None else row["bytes"] / GIB

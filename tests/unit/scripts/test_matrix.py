@@ -42,6 +42,7 @@ def test_a_python_that_is_not_there_is_not_found(tmp_path, monkeypatch) -> None:
     shim.write_text("#!/bin/sh\nexit 127\n")
     shim.chmod(0o755)
     assert find_python("3.12") is None
+    shim.unlink()
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     (tmp_path / f"python{version}").symlink_to(sys.executable)
     assert find_python(version) == str(tmp_path / f"python{version}")
