@@ -132,7 +132,7 @@ def edit_clip(task: Task) -> Workflow:
         Group(
             "2 Edit",
             "The upper text says what the clip shows, the lower what it is to show, in the same words but for what "
-            "changes. frames, width and height: what is taken of the file, the frames as they follow each other. "
+            "changes. frames: how many are taken of the file, as they follow each other; raise it for a longer edit. "
             f"{'' if task.shipped else f'{SPREAD} Both are inside the node. '}"
             "cfg: higher follows the edited prompt more and the clip less. "
             "denoise: more leaves the edit freer; 0 matches it to the size. The button at the node's top right, or a "
