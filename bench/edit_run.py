@@ -83,7 +83,8 @@ class Bench:
 
     def model(self, case: Case, how: Tuned) -> tuple[ModelPatcher, Watch | None]:
         """Return the model of a method, and what its tuning took."""
-        model = attach(inflate(self.world.model), *method(**dict(how.patch)))  # type: ignore[arg-type]
+        base = self.world.flow if how.path == "flow" else self.world.model
+        model = attach(inflate(base), *method(**dict(how.patch)))  # type: ignore[arg-type]
         if not how.tuned:
             return model, None
         weight = case.value if how.smoothing != "none" else 0.0

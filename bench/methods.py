@@ -4,12 +4,13 @@ A further method is a further row of `METHODS`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
 from ..modules.attention_control.host.call import SelfAttention
 from ..modules.clip_model.methods import EI2, FULL, NORMS, PER_FRAME, TUNE_A_VIDEO_PRESET
+from ..modules.diffusion.path import PathKind
 from ..modules.inversion.inversion import Method as InversionMethod
 from ..modules.inversion.inversion import Start
 from ..modules.inversion.noise_relation import Direction, Reading
@@ -34,11 +35,13 @@ class Tuned:
         patch: arguments of `clip_model.methods.method`, by name.
         tuned: whether it is tuned on the clip.
         smoothing: loss added to the tuning.
+        path: from clips to noise.
     """
 
     patch: tuple[tuple[str, str], ...] = (("name", EI2),)
     tuned: bool = True
     smoothing: Smoothing = "none"
+    path: PathKind = "noise"
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ METHODS: dict[str, Method] = {
     GUIDED: Method(untuned(), own=(("cfg_end", 1.0),)),
     "FFAM + relation, plain": Method(untuned(), relation="plain", quick=False),
     DEFAULT: Method(**BASE),
+    f"{DEFAULT}, as a flow": Method(replace(untuned(), path="flow"), relation="motion", quick=False),
     EMPTY: Method(own=(("cfg", 7.5),), from_source=False, **BASE),
     # what the help advises for edits of texture
     FREER: Method(own=(("denoise", 0.8), ("cfg", 5.0), ("cfg_end", 0.6)), quick=False, **BASE),

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from ..demo.reader import ShapeReader
-from ..modules.demo_model.host import load_demo_model
+from ..modules.demo_model.host import load_demo_model, load_demo_unet
 from ..scripts.environment import ROOT
 
 READER = ROOT / "demo" / "weights" / "reader.safetensors"
@@ -17,6 +17,7 @@ class World:
 
     def __init__(self) -> None:
         self.model, self.text, self.vae = load_demo_model()
+        self.flow = load_demo_unet("flow")  # the same model, by another path to noise
         self.reader = ShapeReader.load(READER)
 
     def prompt(self, words: str) -> list:

@@ -1,8 +1,11 @@
 """Load Demo Model, Load Demo ControlNet and Load Demo Clip."""
 
+from typing import get_args
+
 from comfy_api.latest import InputImpl, io, ui
 
 from ..modules.demo_model.host import CLIPS, list_demo_clips, load_demo_controlnet, load_demo_model, show_demo_clip
+from ..modules.diffusion.path import PathKind
 from .node import Node
 from .types import MENU, PREFIX
 
@@ -20,6 +23,18 @@ class LoadDemoModel(Node):
             "download and without a GPU. It knows drawn objects (shape, colour, texture) on a few backgrounds in a few "
             "styles, 128 x 128 pixels. For real work use Load Checkpoint instead.",
             search_aliases=["tiny model", "example model", "test model"],
+            inputs=[
+                io.Combo.Input(
+                    "path",
+                    options=list(get_args(PathKind)),
+                    default="noise",
+                    optional=True,
+                    advanced=True,
+                    tooltip="How the model gets from pictures to noise. noise: as Stable Diffusion 1.x does, for all "
+                    "nodes. flow: the same model as a flow-matching one, as SD3, Flux, Qwen-Image and Z-Image are, to "
+                    "try these without a download. It is not tuned.",
+                ),
+            ],
             outputs=[
                 io.Model.Output("MODEL", tooltip="UNet of Stable Diffusion 1.x's shape with narrow channels."),
                 io.Clip.Output("CLIP", tooltip="Text encoder for its prompts."),
@@ -28,8 +43,8 @@ class LoadDemoModel(Node):
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(*load_demo_model())
+    def execute(cls, path: PathKind = "noise") -> io.NodeOutput:
+        return io.NodeOutput(*load_demo_model(path))
 
 
 class LoadDemoControlNet(Node):

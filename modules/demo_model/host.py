@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ import comfy.sd
 import comfy.supported_models
 import comfy.utils
 import folder_paths
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_base import BaseModel, ModelType
 from comfy.model_patcher import ModelPatcher
+from comfy.model_sampling import ModelSamplingDiscrete
+from torch import Tensor
+
+from ..diffusion.path import PATHS, PathKind
 
 WEIGHTS, CLIPS = (Path(__file__).parents[2] / "demo" / name for name in ("weights", "clips"))
 
@@ -27,13 +34,39 @@ class DemoLatents(comfy.latent_formats.SD15):
     taesd_decoder_name = None
 
 
+noise_levels = cache(ModelSamplingDiscrete)  # of the training
+
+
+class FlowUNet(UNetModel):
+    """The demo UNet in the coordinates of a flow: it gives the velocity that its noise means, without any training.
+
+    Where x = (1 - t) x_0 + t eps, a model that predicts noise knows the state as x / (1 - t) = x_0 + sigma eps with
+    sigma = t / (1 - t). Above its highest sigma the velocity is that of the highest.
+    """
+
+    def forward(self, x: Tensor, timesteps: Tensor, *given: Any, **options: Any) -> Tensor:
+        """Return the velocity at the states x (b, c, h, w) and the timesteps 1000 t, (b,)."""
+        highest, t = noise_levels().sigma_max.to(x), (timesteps / 1000).to(x)
+        known = t.clamp(max=highest / (1 + highest))
+        seen = x / spread(t)
+        noise = super().forward(seen, noise_levels().timestep(known / (1 - known)), *given, **options)
+        known = known.view(-1, 1, 1, 1)
+        return PATHS["flow"].to_direction(seen * spread(known), noise, known)
+
+
+def spread(t: Tensor) -> Tensor:
+    """Return the standard deviation of a flow's states, shape (b, 1, 1, 1), where clips and noise have that of 1."""
+    t = t.view(-1, 1, 1, 1)
+    return (t**2 + (1 - t) ** 2).sqrt()
+
+
 def demo_config() -> dict[str, Any]:
     """Return the architecture: "unet" and "clip_l" are configurations of the host's classes."""
     return json.loads((WEIGHTS / "config.json").read_text())
 
 
-def load_demo_unet(disable_dynamic: bool = False) -> ModelPatcher:
-    """Load the UNet; also the host's way to load it a second time."""
+def load_demo_unet(path: PathKind = "noise", disable_dynamic: bool = False) -> ModelPatcher:
+    """Load the UNet, by its path to noise; also the host's way to load it a second time."""
     weights = comfy.utils.load_torch_file(str(WEIGHTS / "unet.safetensors"), safe_load=True)
     config = comfy.supported_models.SD15(demo_config()["unet"])
     device = comfy.model_management.get_torch_device()
@@ -41,22 +74,25 @@ def load_demo_unet(disable_dynamic: bool = False) -> ModelPatcher:
     manual_cast = comfy.model_management.unet_manual_cast(dtype, device, config.supported_inference_dtypes)
     config.set_inference_dtype(dtype, manual_cast)
     config.latent_format = DemoLatents()
-    model = config.get_model(weights, "")
+    if path == "flow":
+        model = BaseModel(config, ModelType.FLOW, unet_model=FlowUNet)
+    else:
+        model = config.get_model(weights, "")
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, device, comfy.model_management.unet_offload_device())
     model.load_model_weights(weights, "", assign=patcher.is_dynamic())
-    patcher.cached_patcher_init = (load_demo_unet, ())
+    patcher.cached_patcher_init = (load_demo_unet, (path,))
     return patcher
 
 
-def load_demo_model() -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """Load UNet, text encoder and autoencoder, as the host's checkpoint loader returns them."""
+def load_demo_model(path: PathKind = "noise") -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
+    """Load UNet, text encoder and autoencoder, as the host's checkpoint loader returns them; see `load_demo_unet`."""
     clip = comfy.sd.load_text_encoder_state_dicts(
         [comfy.utils.load_torch_file(str(WEIGHTS / "clip.safetensors"), safe_load=True)],
         clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION,
         model_options={"model_config": dict(demo_config()["clip_l"])},
     )
-    return load_demo_unet(), clip, load_demo_vae()
+    return load_demo_unet(path), clip, load_demo_vae()
 
 
 def load_demo_vae() -> comfy.sd.VAE:

@@ -10,8 +10,9 @@ from comfy.ldm.modules.attention import (
     SpatialVideoTransformer,
 )
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from comfy.model_base import BaseModel, SDXLRefiner
+from comfy.model_base import BaseModel, ModelType, SDXLRefiner
 from comfy.model_patcher import ModelPatcher
+from comfy.model_sampling import CONST
 from torch import nn
 
 from ..attention.spatial import Kind
@@ -23,6 +24,10 @@ ONE_BY_ONE = (
     "The VAE of Qwen-Image treats a batch of images as one video, whose frames it mixes or drops. Encode them one by "
     "one: Rebatch Images with batch_size 1, VAE Encode, Rebatch Latents with a batch_size of at least the number of "
     "frames."
+)
+FLOW_UNET = (
+    "model is a UNet that is made to sample by flow matching. That is right for a checkpoint that was trained so; "
+    "with an ordinary one remove ModelSamplingSD3, or only noise comes of it."
 )
 DISTILLED = (
     "This model is guidance-distilled: guidance of the conditioning (FluxGuidance; 3.5 where it is not connected) is "
@@ -168,6 +173,21 @@ def check_channels(model: ModelPatcher, channels: int) -> None:
         )
 
 
+def follows_flow(sampling: Any) -> bool:
+    """Whether a `model_sampling` follows a flow: a transformer's own, or what ModelSamplingSD3 puts on a UNet."""
+    return type(sampling).calculate_denoised is CONST.calculate_denoised
+
+
+def is_flow_unet(model: ModelPatcher) -> bool:
+    """Whether a model is a UNet that samples by flow matching."""
+    return family_of(model).parts and follows_flow(model.get_model_object("model_sampling"))
+
+
+def doubt_of_flow(model: ModelPatcher) -> str:
+    """Return what to make sure of where another node makes a UNet sample by flow matching, empty for other models."""
+    return FLOW_UNET if is_flow_unet(model) and model.model.model_type is not ModelType.FLOW else ""
+
+
 def require_unet(model: ModelPatcher, part: str, remedy: str) -> None:
     """Refuse a model to which a part of the pack does not apply.
 
@@ -184,6 +204,11 @@ def require_unet(model: ModelPatcher, part: str, remedy: str) -> None:
         raise ValueError(
             f"{part} does not apply to {family.name}: it belongs to UNets of the Stable Diffusion 1.x family, and "
             f"flow-matching transformers have other layers and another path to noise. {remedy}"
+        )
+    if is_flow_unet(model):
+        raise ValueError(
+            f"{part} does not apply to a UNet that samples by flow matching, which has another path to noise. {remedy} "
+            "Or take a checkpoint that predicts noise, without ModelSamplingSD3."
         )
 
 

@@ -23,15 +23,14 @@ def prediction_of(model: ModelPatcher) -> Prediction:
     """Return what a model's UNet predicts.
 
     Raises:
-        ValueError: it predicts neither eps nor v nor the velocity of a flow, has no table of noise levels, or is made
-            to sample as its family does not.
+        ValueError: it predicts neither eps nor v nor the velocity of a flow, has no table of noise levels, or is a
+            transformer that is made to sample without flow matching.
     """
-    prediction = prediction_by(model.get_model_object("model_sampling"))
-    if (prediction == "flow") == family_of(model).parts:
-        way = "by" if prediction == "flow" else "without"
+    prediction, family = prediction_by(model.get_model_object("model_sampling")), family_of(model)
+    if prediction != "flow" and not family.parts:
         raise ValueError(
-            f"model is {type(model.model).__name__} and is made to sample {way} "
-            "flow matching, as its family does not. Remove the ModelSampling node before it."
+            f"model is {type(model.model).__name__} and is made to sample without flow matching, as its family does "
+            "not. Remove the ModelSampling node before it."
         )
     return prediction
 

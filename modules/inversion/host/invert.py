@@ -1,5 +1,6 @@
 """Inversion through the host's own sampler, and what is known of an inverted clip."""
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...clip_model.host.family import require_unet
+from ...clip_model.host.family import doubt_of_flow, require_unet
 from ...clip_model.host.settings import clip_settings
 from ...diffusion.ddim import (
     InversionOptions,
@@ -38,6 +39,8 @@ from ..inversion import Inversion, InversionSettings, Relation, check_flow
 from .foreign import MASKED, remember
 from .identity import model_digest
 from .stem import with_bases
+
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -102,6 +105,8 @@ def walk_of(model: ModelPatcher, settings: InversionSettings, samples: Tensor) -
     if prediction_of(model) != "flow":
         settings = replace(settings, denoise=settings.denoise or matched_denoise(table, *samples.shape[-2:]))
         return settings, ddim_sigmas(table, settings.steps, settings.denoise, settings.set_alpha_to_one)
+    if doubt := doubt_of_flow(model):
+        log.warning(doubt)
     if settings.method != "DDIM":
         require_unet(model, f"method {settings.method}", "Set method to DDIM, which is Euler's for such a model.")
     denoise = settings.denoise or matched_flow_denoise(table, *samples.shape[-2:])

@@ -10,7 +10,7 @@ from ...attention_control.host.call import Control
 from ...clip_model.host.attach import inflate
 from ...clip_model.host.calls import OURS, attend_block
 from ...clip_model.host.conflicts import find_conflicts, origin, origins
-from ...clip_model.host.family import family_of, require_unet
+from ...clip_model.host.family import doubt_of_flow, require_unet
 from ...clip_model.host.settings import CONTROL, KEY, SLICES, ClipSettings, clip_settings
 from ...diffusion.host.latent import fitting_latents, prediction_of
 from ...slices.host import slices_of
@@ -168,10 +168,10 @@ def only_ours(model: ModelPatcher) -> ModelPatcher:
 
 def list_hints(model: ModelPatcher, settings: ClipSettings | None) -> list[str]:
     """Return what is unusual in a model, and what to do."""
-    hints = []
+    hints: list[str] = []
     try:
-        family_of(model)
         prediction_of(model)
+        hints += filter(None, [doubt_of_flow(model)])
     except ValueError as error:
         hints.append(str(error))
     if settings is None:

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from consistent_video.modules.attention_control.host.control import attach_control
 from consistent_video.modules.clip_model.host.attach import attach
+from consistent_video.modules.clip_model.host.settings import clip_settings
 from consistent_video.modules.clip_model.methods import EI2, method
 from consistent_video.modules.diffusion.host.latent import is_inverted
 from consistent_video.modules.inversion.file import load_inversion, save_inversion
 from consistent_video.modules.inversion.host.invert import INVERSION, to_latent
 from consistent_video.modules.inversion.inversion import Method
+from consistent_video.modules.judging.host.inspect import list_hints
 from consistent_video.modules.sampling.host import InvertedClipSampler, SampleSettings
 from consistent_video.modules.slices.host import SliceSettings, attach_slices
 from consistent_video.modules.tuning.host.private_copy import check_tunable
@@ -27,6 +29,7 @@ from nodes import ConditioningSetMask
 
 from ..edits import away, edit, invert, left_half, patched, relation, small_latent, still
 from ..flows import CHANNELS, EDIT, EMPTY, FRAMES, HEIGHT, KINDS, SOURCE, WIDTH, as_encoded, clip_of, draw, make, sample
+from .. import small
 from ..small import in_windows
 
 STEPS = 5
@@ -280,10 +283,21 @@ def test_other_samplers_refuse_an_inverted_clip(model, clip) -> None:
         )
 
 
-def test_models_made_to_sample_as_their_family_does_not_are_refused(flux, latent) -> None:
-    (unet,) = ModelSamplingSD3().patch(patched(), 3.0)
-    with pytest.raises(ValueError, match="made to sample by flow matching.* Remove the ModelSampling node"):
-        invert(unet, small_latent(), steps=2)
+def test_transformers_made_to_sample_without_flow_matching_are_refused(flux, latent) -> None:
     (transformer,) = ModelSamplingDiscrete().patch(flux, "eps", False)
     with pytest.raises(ValueError, match="made to sample without flow matching"):
         plain(transformer, latent)
+
+
+def test_a_unet_made_to_sample_by_flow_matching_is_walked_so_and_not_tuned(caplog: pytest.LogCaptureFixture) -> None:
+    """As an SDXL checkpoint that was trained so; a random UNet is as good a velocity as it is a noise."""
+    (unet,) = ModelSamplingSD3().patch(patched(temporal="none"), 3.0)
+    inverted = invert(unet, small_latent(), steps=4, denoise=0.4, refinements=12)
+    assert inverted[INVERSION].kind == "flow" and "trained so" in caplog.text
+    back = edit(unet, inverted, cfg=1.0, positive=small.SOURCE, negative=small.EMPTY)
+    assert away(back, small_latent()["samples"]) < 1e-3
+    assert any("trained so" in hint for hint in list_hints(unet, clip_settings(unet)))
+    with pytest.raises(ValueError, match="One-Shot Tune.* does not apply to a UNet that samples by flow matching"):
+        check_tunable(unet)
+    with pytest.raises(ValueError, match="A temporal module does not apply to a UNet"):
+        attach(unet, *method(EI2))

@@ -1,0 +1,113 @@
+"""The demo model as a flow-matching one: the same denoiser by another path, walked by the pack's code for flows."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from consistent_video.demo.clips import CLIPS
+from consistent_video.demo.reader import find_object, read_colour
+from consistent_video.modules.clip_model.host.attach import attach, inflate
+from consistent_video.modules.clip_model.methods import EI2, method
+from consistent_video.modules.demo_model.host import load_demo_model
+from consistent_video.modules.diffusion.path import PathKind
+from consistent_video.modules.inversion.host.invert import INVERSION, invert_clip, to_latent
+from consistent_video.modules.inversion.inversion import Inversion, InversionSettings
+from consistent_video.modules.motion.variational import estimate_motion
+from consistent_video.modules.sampling.host import RelationSettings, SampleSettings, sample_clip
+from consistent_video.scripts.clips import read_clip
+from consistent_video.scripts.judge import get_psnr
+
+FRAMES, STEPS = 4, 6
+PROMPTS = "a red circle on a white background", "a blue circle on a white background"
+PATHS: tuple[PathKind, ...] = ("noise", "flow")
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_demo_model()
+
+
+@pytest.fixture(scope="module")
+def frames() -> Tensor:
+    return read_clip(CLIPS / "red_circle.mp4", FRAMES)[0]
+
+
+@pytest.fixture(scope="module")
+def models(demo) -> dict[str, ModelPatcher]:
+    """Return a clip model with attention across frames for each path."""
+    loaded = {"noise": demo[0], "flow": load_demo_model("flow")[0]}
+    return {path: attach(inflate(model), *method(EI2, temporal="none")) for path, model in loaded.items()}
+
+
+@pytest.fixture(scope="module")
+def latent(demo, frames) -> dict[str, Tensor]:
+    with torch.inference_mode():
+        return {"samples": demo[2].encode(frames.movedim(1, -1))}
+
+
+@pytest.fixture(scope="module")
+def prompts(demo) -> list[list]:
+    return [demo[1].encode_from_tokens_scheduled(demo[1].tokenize(text)) for text in PROMPTS]
+
+
+def walk(model: ModelPatcher, prompts: list[list], latent: dict[str, Any], **given: Any) -> dict[str, Any]:
+    settings = InversionSettings(STEPS, set_alpha_to_one=True, **given)
+    return invert_clip(model, prompts[0], prompts[0], latent, settings)
+
+
+@torch.inference_mode()
+def test_at_the_same_noise_levels_it_samples_what_the_other_path_does(models, latent, prompts, monkeypatch) -> None:
+    """A step of Euler along a flow is one of DDIM, at t = sigma / (1 + sigma) and the state over 1 - t."""
+    monkeypatch.setattr(Inversion, "check_levels", lambda *_: None)  # for they are not of the flow's table
+    plain = walk(models["noise"], prompts, latent)
+    inversion = plain[INVERSION]
+    times = inversion.sigmas / (1 + inversion.sigmas)
+    flow = to_latent(replace(inversion, sigmas=times, start=plain["samples"] * (1 - times[0]), kind="flow"))
+    settings = SampleSettings(5.0, cfg_end=0.5)
+    one, other = (
+        sample_clip(models[path], prompts[1], prompts[0], start, settings)[0]["samples"]
+        for path, start in zip(PATHS, (plain, flow), strict=True)
+    )
+    assert inversion.sigmas[0] > 2 and away(other, one) < 1e-3 < 0.1 < away(one, latent["samples"])
+
+
+@torch.inference_mode()
+def test_the_velocity_is_that_of_the_noise_and_of_the_highest_level_above_it(models) -> None:
+    states = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    context = torch.randn(2, 77, 64, generator=torch.Generator().manual_seed(4))
+    noise, flow = (models[path].model.diffusion_model for path in PATHS)
+    sigma = models["noise"].get_model_object("model_sampling").sigmas[[400, -1]]
+    t = sigma / (1 + sigma)
+    x, eps = states.view(2, -1).T, noise(states, torch.tensor([400.0, 999.0]), context).view(2, -1).T
+    seen = x * (t**2 + (1 - t) ** 2).sqrt()
+    clean = (seen - t * eps) / (1 - t)
+    found = flow(seen.T.reshape(states.shape), 1000 * t, context).view(2, -1).T
+    torch.testing.assert_close(found, eps - clean, rtol=1e-3, atol=1e-3)
+    last = flow(states[1:], torch.tensor([1000.0]), context[1:])
+    assert last.isfinite().all()
+    torch.testing.assert_close(last.view(-1), (eps - clean)[:, 1], rtol=1e-3, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_a_clip_is_edited_and_stays_where_it_was(demo, models, latent, prompts, frames) -> None:
+    """With the start that is matched to the size, and the relation along the motion."""
+    model = models["flow"]
+    inverted = walk(model, prompts, latent)
+    back = sample_clip(model, prompts[0], prompts[0], inverted, SampleSettings(1.0))[0]
+    decoded, kept = (demo[2].decode(each["samples"]).movedim(-1, 1).clamp(0, 1) for each in (latent, back))
+    assert get_psnr(kept, decoded) > 27
+    relation = RelationSettings(0.5, motion=estimate_motion(frames.movedim(1, -1)), passes=8)
+    settings = SampleSettings(3.0, cfg_end=0.5, relation=relation)
+    edited = sample_clip(model, prompts[1], prompts[0], inverted, settings)[0]
+    pictures = demo[2].decode(edited["samples"]).movedim(-1, 1).clamp(0, 1)
+    assert read_colour(pictures) == FRAMES * ["blue"]
+    masks, wanted = find_object(pictures)[0] > 0.5, find_object(frames)[0] > 0.5
+    assert ((masks & wanted).sum() / (masks | wanted).sum()).item() > 0.8
+
+
+def away(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
