@@ -25,14 +25,14 @@ class LoadDemoModel(Node):
             search_aliases=["tiny model", "example model", "test model"],
             inputs=[
                 io.Combo.Input(
-                    "path",
+                    "prediction",
                     options=list(get_args(PathKind)),
                     default="noise",
                     optional=True,
                     advanced=True,
-                    tooltip="How the model gets from pictures to noise. noise: as Stable Diffusion 1.x does, for all "
-                    "nodes. flow: the same model as a flow-matching one, as SD3, Flux, Qwen-Image and Z-Image are, to "
-                    "try these without a download. It is not tuned.",
+                    tooltip="What the model predicts. noise: as Stable Diffusion 1.x does. flow: the velocity of a "
+                    "flow, as SD3, Flux, Qwen-Image and Z-Image do, to see how such a model is edited with. It is the "
+                    "same model, and draws the same; temporal modules and tuning do not apply to it.",
                 ),
             ],
             outputs=[
@@ -43,8 +43,8 @@ class LoadDemoModel(Node):
         )
 
     @classmethod
-    def execute(cls, path: PathKind = "noise") -> io.NodeOutput:
-        return io.NodeOutput(*load_demo_model(path))
+    def execute(cls, prediction: PathKind = "noise") -> io.NodeOutput:
+        return io.NodeOutput(*load_demo_model(prediction))
 
 
 class LoadDemoControlNet(Node):

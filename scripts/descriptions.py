@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from . import blueprints
+from .descriptions_of_flows import FLOWS
 from .descriptions_of_tuning import (
     ei2,
     import_tune_a_video,
@@ -21,7 +22,6 @@ from .descriptions_without_tuning import attention_control, controlnet, custom_s
 from .graph import Group, Node, Packed, Subgraph, Workflow, build
 from .parts import (
     DEMO,
-    EDITED,
     INFLATE,
     OF_DEMO,
     OWN_CLIP,
@@ -37,7 +37,6 @@ from .parts import (
     sample,
     sample_tied,
     show,
-    with_loaders,
 )
 from .systems import SYSTEMS, describe_system
 from .workflow import Json
@@ -76,42 +75,6 @@ def edit(task: Task) -> Workflow:
         sample("Reconstruction", "Patch", SOURCE, 1.0),
         *results(),
     ]
-
-
-def edit_flux(task: Task) -> Workflow:
-    """Return the main graph for a guidance-distilled flow-matching model, which is guided by an input of its own."""
-    source, wanted = "Source guidance", "Edited guidance"
-    graph = [
-        *task.nodes(),
-        Node(source, "FluxGuidance", conditioning=SOURCE, guidance=1.0),
-        Node(wanted, "FluxGuidance", conditioning=EDITED, guidance=3.5),
-        Group(
-            "2 Clip model, motion",
-            "The patch lets every frame attend to all others; Flux has no temporal modules. The relation ties what the "
-            "edit changes along the clip's motion. A LoRA goes between Model and Inflate.",
-        ),
-        INFLATE,
-        UNTUNED_PATCH,
-        *task.relation(),
-        Group(
-            "3 Invert",
-            "Done once for the clip, with a guidance of 1, by which Flux inverts best. denoise: more leaves the edit "
-            "freer, less keeps more of the clip; 0 matches it to the size. refinements bring the clip back closer, at "
-            "one more evaluation of each step.",
-        ),
-        invert_source("Patch", source),
-        show("Inversion report", "Invert"),
-        Group(
-            "4 Sample",
-            "Flux dev is guidance-distilled: Edited guidance takes the place of cfg, which stays 1. Higher follows the "
-            "edited prompt more and the clip less. The reconstruction shows how well the clip comes back: delete it "
-            "and its branch once you are content.",
-        ),
-        sample("Edit", "Patch", wanted, 1.0, source, relation="Relation"),
-        sample("Reconstruction", "Patch", source, 1.0, source),
-        *results(),
-    ]
-    return with_loaders(graph, *FLUX_LOADERS)
 
 
 def edit_clip(task: Task) -> Workflow:
@@ -194,17 +157,6 @@ SD15_TASK = Task(
     Node("ControlNet", "ControlNetLoader", control_net_name=CONTROL_NET),
 )
 SDXL_TASK = replace(SD15_TASK, model=checkpoint("sd_xl_base_1.0.safetensors"), crop=(8, 1024))
-FLUX_TASK = replace(SD15_TASK, model=Node("Model", "UNETLoader", unet_name="flux1-dev.safetensors"))
-FLUX_LOADERS = (
-    Node(
-        "Text encoders",
-        "DualCLIPLoader",
-        clip_name1="clip_l.safetensors",
-        clip_name2="t5xxl_fp16.safetensors",
-        type="flux",
-    ),
-    Node("VAE", "VAELoader", vae_name="ae.safetensors"),
-)
 STRIPED = {"before": "a striped blue cross on a brick wall", "after": "a striped red ring on a brick wall"}
 OWN_DEMO_TASKS = {
     "edit_clip": replace(DEMO_TASK, crop=(8, 128)),
@@ -251,7 +203,7 @@ def workflows() -> dict[str, Workflow]:
         **{f"demo_{name}": describe_demo(name, shipped=True) for name in RUN_WITHOUT_DOWNLOAD},
         **{name: make(long if make is long_clip else SD15_TASK) for name, make in {**MAKE, **PRESETS}.items()},
         "edit_sdxl": edit(SDXL_TASK),
-        "edit_flux": edit_flux(FLUX_TASK),
+        **{name: make(replace(SD15_TASK, model=model)) for name, (make, model) in FLOWS.items()},
     }
 
 

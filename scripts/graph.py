@@ -15,6 +15,7 @@ COLOUR = "#3f789e"
 CATEGORY = "Consistent Video"
 FIRST_INSIDE = 101  # number of a subgraph's first node: in a workflow, no two nodes have the same
 CORE = "comfy-core"  # the registry's id of ComfyUI's own nodes
+QWEN_IMAGE, Z_IMAGE = "Comfy-Org/Qwen-Image_ComfyUI", "Comfy-Org/z_image"
 SOURCES = {  # files that workflows name: their folder below models, the repository of Hugging Face, the folder there
     "v1-5-pruned-emaonly-fp16.safetensors": ("checkpoints", "Comfy-Org/stable-diffusion-v1-5-archive", ""),
     "sd_xl_base_1.0.safetensors": ("checkpoints", "stabilityai/stable-diffusion-xl-base-1.0", ""),
@@ -22,6 +23,12 @@ SOURCES = {  # files that workflows name: their folder below models, the reposit
     "flux1-dev.safetensors": ("diffusion_models", "Comfy-Org/flux1-dev", ""),
     "clip_l.safetensors": ("text_encoders", "comfyanonymous/flux_text_encoders", ""),
     "t5xxl_fp16.safetensors": ("text_encoders", "comfyanonymous/flux_text_encoders", ""),
+    "sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors": ("checkpoints", "Comfy-Org/stable-diffusion-3.5-fp8", ""),
+    "qwen_image_fp8_e4m3fn.safetensors": ("diffusion_models", QWEN_IMAGE, "split_files/diffusion_models/"),
+    "qwen_2.5_vl_7b_fp8_scaled.safetensors": ("text_encoders", QWEN_IMAGE, "split_files/text_encoders/"),
+    "qwen_image_vae.safetensors": ("vae", QWEN_IMAGE, "split_files/vae/"),
+    "z_image_bf16.safetensors": ("diffusion_models", Z_IMAGE, "split_files/diffusion_models/"),
+    "qwen_3_4b.safetensors": ("text_encoders", Z_IMAGE, "split_files/text_encoders/"),
     "ae.safetensors": ("vae", "Comfy-Org/Lumina_Image_2.0_Repackaged", "split_files/vae/"),
 }
 FILES = ("file", "ckpt_name")  # inputs that choose one

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..demo.clips import save_video
 from .clips import read_clip
 from .descriptions import describe_demo
+from .descriptions_of_flows import FLOWS
 from .environment import ROOT, say
 from .graph import build
 from .host import Host
@@ -29,7 +30,7 @@ FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 STYLE = 2  # to be raised where the pictures are to look otherwise
 
 SAME = {"demo_ei2": "ei2"}  # whose demo twin is that of another
-SAME |= dict.fromkeys(("demo_edit", "edit_sdxl", "edit_flux", "edit_clip", "demo_edit_clip"), "edit")
+SAME |= dict.fromkeys(("demo_edit", "edit_sdxl", *FLOWS, "edit_clip", "demo_edit_clip"), "edit")
 SHOWN = {  # title of the node whose output the picture shows, where it is not the saved edit
     "saved_tune": "Save edit tied",
     "reconstruction": "Plot",
@@ -51,7 +52,10 @@ CAPTIONS = {
     "edit_clip": "Your clip, one node",
     "edit": "Your clip, the main graph",
     "edit_sdxl": "The main graph with SDXL",
+    "edit_sd3": "The main graph with SD3",
     "edit_flux": "The main graph with Flux",
+    "edit_qwen_image": "With Qwen-Image",
+    "edit_z_image": "With Z-Image",
     "ei2": "EI²: tuned on the clip",
     "inr_smooth": "INR Smooth: its loss",
     "tune_a_video": "Tune-A-Video",

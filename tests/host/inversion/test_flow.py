@@ -27,9 +27,9 @@ from consistent_video.nodes.inversion import INRBidirectionalDDIMInversion
 from consistent_video.nodes.sample import SmoothSampler
 from nodes import ConditioningSetMask
 
+from .. import small
 from ..edits import away, edit, invert, left_half, patched, relation, small_latent, still
 from ..flows import CHANNELS, EDIT, EMPTY, FRAMES, HEIGHT, KINDS, SOURCE, WIDTH, as_encoded, clip_of, draw, make, sample
-from .. import small
 from ..small import in_windows
 
 STEPS = 5

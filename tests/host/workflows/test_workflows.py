@@ -14,6 +14,7 @@ from consistent_video.scripts.descriptions import (
     workflows,
     write_all,
 )
+from consistent_video.scripts.descriptions_of_flows import FLOWS
 from consistent_video.scripts.environment import ROOT
 from consistent_video.scripts.graph import Node
 from consistent_video.scripts.host import Host
@@ -26,8 +27,13 @@ def test_every_workflow_is_run_by_a_test() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py"))
     names = {path.stem for path in (ROOT / "workflows").glob("*.json")}
     twins = {name for name in MAKE if f'"demo_{name}"' in text}
-    assert not {name for name in names if f'"{name}"' not in text} - twins - SD15.keys() - PRESETS.keys()
-    assert len(names - PRESETS.keys()) <= 21 and SD15.keys() <= MAKE.keys() and PRESETS.keys() <= names
+    assert not {name for name in names if f'"{name}"' not in text} - twins - SD15.keys() - PRESETS.keys() - FLOWS.keys()
+    assert (
+        FLOWS.keys() <= names
+        and len(names - PRESETS.keys() - FLOWS.keys()) <= 20
+        and SD15.keys() <= MAKE.keys()
+        and PRESETS.keys() <= names
+    )
 
 
 def test_the_workflow_for_sdxl_is_the_main_one_but_for_checkpoint_and_size() -> None:
