@@ -35,7 +35,7 @@ class Tuned:
         patch: arguments of `clip_model.methods.method`, by name.
         tuned: whether it is tuned on the clip.
         smoothing: loss added to the tuning.
-        path: from clips to noise.
+        path: from clips to noise: of the model as it was trained, or of a flow.
     """
 
     patch: tuple[tuple[str, str], ...] = (("name", EI2),)

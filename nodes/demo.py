@@ -32,7 +32,8 @@ class LoadDemoModel(Node):
                     advanced=True,
                     tooltip="What the model predicts. noise: as Stable Diffusion 1.x does. flow: the velocity of a "
                     "flow, as SD3, Flux, Qwen-Image and Z-Image do, to see how such a model is edited with. It is the "
-                    "same model, and draws the same; temporal modules and tuning do not apply to it.",
+                    "same model, converted. Temporal modules (set temporal_strength to 0), tuning, Attention Control "
+                    "and the demo ControlNet do not apply to it.",
                 ),
             ],
             outputs=[

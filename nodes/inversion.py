@@ -37,8 +37,8 @@ def denoise_input(**options: bool) -> io.Input:
         "denoise",
         0.0,
         "Part of the noise levels that is walked, as in KSampler: less keeps more of the clip's layout and "
-        "motion, more leaves the edit freer. 0 = auto, matched to the latent's size; 1 for a UNet from 512 x 512 "
-        "pixels on.",
+        "motion, more leaves the edit freer. 0 = auto, matched to the latent's size; 1 for a UNet that "
+        "predicts noise from 512 x 512 pixels on.",
         **options,
     )
 

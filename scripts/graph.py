@@ -28,10 +28,10 @@ SOURCES = {  # files that workflows name: their folder below models, the reposit
     "qwen_2.5_vl_7b_fp8_scaled.safetensors": ("text_encoders", QWEN_IMAGE, "split_files/text_encoders/"),
     "qwen_image_vae.safetensors": ("vae", QWEN_IMAGE, "split_files/vae/"),
     "z_image_bf16.safetensors": ("diffusion_models", Z_IMAGE, "split_files/diffusion_models/"),
-    "qwen_3_4b.safetensors": ("text_encoders", Z_IMAGE, "split_files/text_encoders/"),
+    "qwen_3_4b.safetensors": ("text_encoders", "Comfy-Org/z_image_turbo", "split_files/text_encoders/"),
     "ae.safetensors": ("vae", "Comfy-Org/Lumina_Image_2.0_Repackaged", "split_files/vae/"),
 }
-FILES = ("file", "ckpt_name")  # inputs that choose one
+FILES = ("file", "ckpt_name", "unet_name")  # inputs that choose one
 SHOWN = {  # pixels of what a node shows below its inputs
     "LoadVideo": WIDTH,
     "ConsistentVideo_LoadDemoClip": WIDTH,

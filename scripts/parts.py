@@ -44,7 +44,7 @@ UNTUNED_PATCH = PATCH.but(temporal_strength=0.0)  # temporal modules mean nothin
 
 
 def checkpoint(file: str) -> Node:
-    """Return the loader of an SD1.x checkpoint."""
+    """Return the loader of a checkpoint."""
     return Node("Model", "CheckpointLoaderSimple", ckpt_name=file)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import ModelSamplingDiscrete
 from torch import Tensor
 
+from ..diffusion.host.latent import UNET_STEPS
 from ..diffusion.path import PATHS, PathKind
 
 WEIGHTS, CLIPS = (Path(__file__).parents[2] / "demo" / name for name in ("weights", "clips"))
@@ -34,9 +34,6 @@ class DemoLatents(comfy.latent_formats.SD15):
     taesd_decoder_name = None
 
 
-noise_levels = cache(ModelSamplingDiscrete)  # of the training
-
-
 class FlowUNet(UNetModel):
     """The demo UNet in the coordinates of a flow: it gives the velocity that its noise means, without any training.
 
@@ -44,20 +41,25 @@ class FlowUNet(UNetModel):
     sigma = t / (1 - t). Above its highest sigma the velocity is that of the highest.
     """
 
+    def __init__(self, *given: Any, **options: Any):
+        super().__init__(*given, **options)
+        self.training_levels = (ModelSamplingDiscrete(),)  # in a tuple: no part of the weights
+
     def forward(self, x: Tensor, timesteps: Tensor, *given: Any, **options: Any) -> Tensor:
-        """Return the velocity at the states x (b, c, h, w) and the timesteps 1000 t, (b,)."""
-        highest, t = noise_levels().sigma_max.to(x), (timesteps / 1000).to(x)
-        known = t.clamp(max=highest / (1 + highest))
-        seen = x / spread(t)
-        noise = super().forward(seen, noise_levels().timestep(known / (1 - known)), *given, **options)
-        known = known.view(-1, 1, 1, 1)
-        return PATHS["flow"].to_direction(seen * spread(known), noise, known)
+        """Return the velocity, float32, at the states x (b, c, h, w) and the timesteps 1000 t, (b,)."""
+        (levels,) = self.training_levels
+        t = timesteps.float() / UNET_STEPS
+        highest = levels.sigma_max.to(t)
+        reached = t.clamp(max=highest / (1 + highest))  # near 1 the noise tells little of the velocity
+        scaled = x.float() / spread(t)
+        noise = super().forward(scaled.to(x.dtype), levels.timestep(reached / (1 - reached)), *given, **options)
+        state = scaled * spread(reached)
+        return PATHS["flow"].to_direction(state, noise.float(), reached.view(-1, 1, 1, 1))
 
 
 def spread(t: Tensor) -> Tensor:
-    """Return the standard deviation of a flow's states, shape (b, 1, 1, 1), where clips and noise have that of 1."""
-    t = t.view(-1, 1, 1, 1)
-    return (t**2 + (1 - t) ** 2).sqrt()
+    """Return the standard deviation of a flow's states at the times t, where that of clips and noise is 1."""
+    return (t**2 + (1 - t) ** 2).sqrt().view(-1, 1, 1, 1)
 
 
 def demo_config() -> dict[str, Any]:

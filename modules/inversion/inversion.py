@@ -270,9 +270,10 @@ class Inversion:
         A flow knows all times.
         """
         if kind != self.kind:
-            made, other = ("a flow-matching model", "a Stable Diffusion model")[:: 1 if self.kind == "flow" else -1]
+            made, other = ("by flow matching", "without it")[:: 1 if self.kind == "flow" else -1]
             raise ValueError(
-                f"inversion was made with {made}, and model is {other}. Connect the clip model that inverted it."
+                f"inversion was made by a model that samples {made}, and model samples {other}. Connect the clip model "
+                "that inverted it; ModelSamplingSD3, where one is needed, comes before Inflate UNet."
             )
         if kind == "flow":
             return

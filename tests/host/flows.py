@@ -28,6 +28,7 @@ SD3 = {
     "in_channels": CHANNELS, "out_channels": CHANNELS, "patch_size": 2, "depth": 2, "input_size": None,
     "adm_in_channels": 12, "num_patches": 400, "pos_embed_max_size": 20, "pos_embed_scaling_factor": None,
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 20, "out_features": 128}},
+    "x_block_self_attn_layers": [0],  # a second attention among the picture's tokens alone, as 3.5 Medium has
 }  # fmt: skip
 Z_IMAGE = {
     "image_model": "lumina2", "patch_size": 2, "in_channels": CHANNELS, "dim": 256, "n_layers": 1,

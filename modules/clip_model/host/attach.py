@@ -1,6 +1,5 @@
 """Clip models: what is attached to a host MODEL so that its batch is a clip."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,7 +16,7 @@ from .calls import OURS, attend_block, begin_call, prepare_call
 from .conflicts import check_sampling, refuse_conflicts
 from .family import Family, family_of, require_attention, require_unet
 from .joint import begin_joint_call, prepare_joint_call
-from .settings import KEY, ClipSettings, clip_settings
+from .settings import KEY, ClipSettings, clip_settings, sigmas_of
 from .windows import begin_sampling, evaluate_window, predict_step
 
 WRAPPERS: dict[str, Callable[..., Any]] = {  # of all families; what builds on clip models may add to it
@@ -121,18 +120,6 @@ def patch_unet(model: ModelPatcher, spatial: SpatialConfig | None, bank: Tempora
     if spatial is not None or bank is not None:
         for patch in OURS:
             model.set_model_forward_timestep_embed_patch(patch)
-
-
-def sigmas_of(model: ModelPatcher, percents: tuple[float, float]) -> tuple[float, float]:
-    """Return the noise levels of a start and an end in sampling, highest first; ValueError where they leave nothing."""
-    start, end = percents
-    if not 0 <= start < end <= 1:
-        raise ValueError(
-            f"start_percent {start:g} is not below end_percent {end:g}, so that nothing would act. Set them to 0 and 1 "
-            "for all of sampling."
-        )
-    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
-    return (math.inf if start == 0 else float(to_sigma(start)), 0.0 if end == 1 else float(to_sigma(end)))
 
 
 def detach(model: ModelPatcher) -> ModelPatcher:

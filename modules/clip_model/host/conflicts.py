@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 
 from .bank import transformer_blocks
 from .calls import OURS, attend_block
 from .evolved import CONTEXT, WINDOWS, window_length
-from .family import family_of
-from .settings import CONTROL, KEY, ClipSettings
+from .family import family_of, is_flow_unet
+from .settings import ALWAYS, CONTROL, KEY, SLICES, ClipSettings, sigmas_of
 
 REARRANGING = ("comfy_extras.nodes_hypertile", "comfy_extras.nodes_tomesd")
 
@@ -112,6 +113,19 @@ def copies_to_other_devices(model: ModelPatcher, settings: ClipSettings) -> list
     return ["MultiGPU"] if settings.temporal is not None and "multigpu" in model.additional_models else []
 
 
+def makes_a_flow(model: ModelPatcher, settings: ClipSettings) -> list[str]:
+    """Return what makes a UNet sample by flow matching that has parts which do not apply to one."""
+    is_sliced = SLICES in model.wrappers.get(WrappersMP.APPLY_MODEL, {})
+    has_parts = settings.temporal is not None or settings.tunes or is_sliced
+    return ["ModelSamplingSD3"] if has_parts and is_flow_unet(model) else []
+
+
+def moves_noise_levels(model: ModelPatcher, settings: ClipSettings) -> list[str]:
+    """Return what gave a flow's noise levels to a model whose start and end were taken from others."""
+    is_moved = settings.sigmas != ALWAYS and settings.sigmas != sigmas_of(model, settings.percents)
+    return ["ModelSamplingSD3"] if is_moved and is_flow_unet(model) else []
+
+
 def replaces_controlled_attention(model: ModelPatcher, _settings: ClipSettings) -> list[str]:
     """Return what replaces the cross-attention of a model that carries Attention Control."""
     is_controlled = CONTROL in model.model_options["transformer_options"]
@@ -150,6 +164,20 @@ CONFLICTS = (
         copies_to_other_devices,
         "copies the model to other devices, which temporal modules cannot follow",
         "Remove that node, or set temporal_strength to 0",
+        is_refused=True,
+    ),
+    Conflict(
+        "parts for noise in a flow",
+        makes_a_flow,
+        "makes the UNet sample by flow matching, to which temporal modules, tunes and slices do not apply",
+        "Remove that node, or set temporal of STAM/FFAM Patch to none and leave out Apply Tune and Slice Denoiser",
+        is_refused=True,
+    ),
+    Conflict(
+        "noise levels moved",
+        moves_noise_levels,
+        "changes the noise levels that STAM/FFAM Patch took start_percent and end_percent from",
+        "Connect that node before Inflate UNet",
         is_refused=True,
     ),
     Conflict(

@@ -27,7 +27,7 @@ ONE_BY_ONE = (
 )
 FLOW_UNET = (
     "model is a UNet that is made to sample by flow matching. That is right for a checkpoint that was trained so; "
-    "with an ordinary one remove ModelSamplingSD3, or only noise comes of it."
+    "with an ordinary one remove ModelSamplingSD3, or edits come out as noise."
 )
 DISTILLED = (
     "This model is guidance-distilled: guidance of the conditioning (FluxGuidance; 3.5 where it is not connected) is "
@@ -173,19 +173,20 @@ def check_channels(model: ModelPatcher, channels: int) -> None:
         )
 
 
-def follows_flow(sampling: Any) -> bool:
-    """Whether a `model_sampling` follows a flow: a transformer's own, or what ModelSamplingSD3 puts on a UNet."""
-    return type(sampling).calculate_denoised is CONST.calculate_denoised
-
-
 def is_flow_unet(model: ModelPatcher) -> bool:
-    """Whether a model is a UNet that samples by flow matching."""
-    return family_of(model).parts and follows_flow(model.get_model_object("model_sampling"))
+    """Whether a model is a UNet that samples by flow matching, by itself or by ModelSamplingSD3."""
+    sampling = model.get_model_object("model_sampling")
+    return family_of(model).parts and type(sampling).calculate_denoised is CONST.calculate_denoised
+
+
+def is_flow_by_itself(model: ModelPatcher) -> bool:
+    """Whether a model is a flow-matching one, whatever other nodes make of it."""
+    return not family_of(model).parts or model.model.model_type is ModelType.FLOW
 
 
 def doubt_of_flow(model: ModelPatcher) -> str:
     """Return what to make sure of where another node makes a UNet sample by flow matching, empty for other models."""
-    return FLOW_UNET if is_flow_unet(model) and model.model.model_type is not ModelType.FLOW else ""
+    return FLOW_UNET if is_flow_unet(model) and not is_flow_by_itself(model) else ""
 
 
 def require_unet(model: ModelPatcher, part: str, remedy: str) -> None:
@@ -208,7 +209,7 @@ def require_unet(model: ModelPatcher, part: str, remedy: str) -> None:
     if is_flow_unet(model):
         raise ValueError(
             f"{part} does not apply to a UNet that samples by flow matching, which has another path to noise. {remedy} "
-            "Or take a checkpoint that predicts noise, without ModelSamplingSD3."
+            "Or take a model that predicts noise."
         )
 
 

@@ -62,6 +62,18 @@ def clip_settings(model: ModelPatcher) -> ClipSettings:
     return settings
 
 
+def sigmas_of(model: ModelPatcher, percents: tuple[float, float]) -> tuple[float, float]:
+    """Return the noise levels of a start and an end in sampling, highest first; ValueError where they leave nothing."""
+    start, end = percents
+    if not 0 <= start < end <= 1:
+        raise ValueError(
+            f"start_percent {start:g} is not below end_percent {end:g}, so that nothing would act. Set them to 0 and 1 "
+            "for all of sampling."
+        )
+    to_sigma = model.get_model_object("model_sampling").percent_to_sigma
+    return (math.inf if start == 0 else float(to_sigma(start)), 0.0 if end == 1 else float(to_sigma(end)))
+
+
 def count_frames(transformer_options: Mapping[str, Any], rows: int) -> int:
     """Return the frames per clip of a UNet call with this many rows."""
     chunks = len(transformer_options.get("cond_or_uncond", (0,)))

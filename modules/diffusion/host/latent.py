@@ -11,11 +11,12 @@ from comfy.model_sampling import CONST, EPS, V_PREDICTION
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...clip_model.host.family import encoding_of, family_of
+from ...clip_model.host.family import encoding_of, is_flow_by_itself, is_flow_unet
 from ...sockets.pictures import check_numbers, read_mask
 from ..ddim import Prediction
 
 log = logging.getLogger(__name__)
+UNET_STEPS = 1000  # the timestep of noise alone
 INVERSION = "consistent_video_inversion"  # the key of a LATENT that holds an inversion, see inversion/host/invert.py
 
 
@@ -23,14 +24,20 @@ def prediction_of(model: ModelPatcher) -> Prediction:
     """Return what a model's UNet predicts.
 
     Raises:
-        ValueError: it predicts neither eps nor v nor the velocity of a flow, has no table of noise levels, or is a
-            transformer that is made to sample without flow matching.
+        ValueError: it predicts neither eps nor v nor the velocity of a flow, has no table of noise levels, or is
+            made to sample as it cannot.
     """
-    prediction, family = prediction_by(model.get_model_object("model_sampling")), family_of(model)
-    if prediction != "flow" and not family.parts:
+    by_itself, sampling = is_flow_by_itself(model), model.get_model_object("model_sampling")
+    prediction = prediction_by(sampling)
+    if prediction != "flow" and by_itself:
         raise ValueError(
-            f"model is {type(model.model).__name__} and is made to sample without flow matching, as its family does "
-            "not. Remove the ModelSampling node before it."
+            f"model is {type(model.model).__name__}, a flow-matching model, and is made to sample without flow "
+            "matching. Remove the ModelSampling node before it."
+        )
+    if is_flow_unet(model) and sampling.timestep(torch.tensor(1.0)) != UNET_STEPS:
+        raise ValueError(
+            "model is a UNet that is made to sample by flow matching and told times of 0 to 1, where UNets count to "
+            f"{UNET_STEPS}. Put ModelSamplingSD3 in place of the ModelSampling node before it."
         )
     return prediction
 

@@ -10,7 +10,7 @@ from ...attention_control.host.call import Control
 from ...clip_model.host.attach import inflate
 from ...clip_model.host.calls import OURS, attend_block
 from ...clip_model.host.conflicts import find_conflicts, origin, origins
-from ...clip_model.host.family import doubt_of_flow, require_unet
+from ...clip_model.host.family import doubt_of_flow, family_of
 from ...clip_model.host.settings import CONTROL, KEY, SLICES, ClipSettings, clip_settings
 from ...diffusion.host.latent import fitting_latents, prediction_of
 from ...slices.host import slices_of
@@ -143,8 +143,10 @@ def describe_sampling(model: ModelPatcher, latent: dict[str, Any]) -> dict[str, 
     frames, _, height, width = samples.shape
     size: dict[str, Any] = {"frames": frames, "width": 8 * width, "height": 8 * height}
     try:
-        require_unet(model, "The count of memory", "")
+        is_counted = family_of(model).parts
     except ValueError:
+        is_counted = False
+    if not is_counted:
         return {**size, "gib": None, "free_gib": None}
     windows = describe_windows(model) or {}
     at_once = min(frames, windows.get("length") or frames)

@@ -15,12 +15,10 @@ from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.host.joint import OVERRIDE
 from consistent_video.modules.clip_model.methods import spatial_attention
 
-from ..flows import EDIT, FRAMES, HEIGHT, KINDS, TOKENS, WIDTH, as_encoded, clip_of, draw, make, sample
+from ..flows import EDIT, FRAMES, KINDS, TOKENS, as_encoded, clip_of, draw, make, sample
 from ..small import in_windows
+from .dense import GRID, PICTURE, dense
 
-GRID = HEIGHT // 2, WIDTH // 2
-PICTURE = GRID[0] * GRID[1]
-AROUND = {name: (TOKENS, 0) for name in KINDS} | {"Z-Image": (32, 32 - PICTURE)}  # tokens before and after the picture
 SEEN = {"sparse-causal": [[0], [0], [0, 1], [0, 2]], "full": [[0, 1, 2, 3]] * 4, "first-frame": [[0]] * 4}
 
 
@@ -56,42 +54,6 @@ def with_kernel(model: ModelPatcher, kernel: Callable[..., Tensor]) -> ModelPatc
     clone = model.clone()
     clone.model_options["transformer_options"][OVERRIDE] = kernel
     return clone
-
-
-def dense(family: str, seen: list[list[int]]) -> Callable[..., Tensor]:
-    """A kernel that lays all tokens of all rows into one attention, with the logarithms of how often each counts."""
-    before, after = AROUND[family]
-    length = before + PICTURE + after
-    picture = [before <= i < before + PICTURE for i in range(length)]
-
-    def weight(asking: int, query: int, row: int, key: int) -> float:
-        if not picture[query]:
-            return asking == row
-        shown = seen[asking % FRAMES]
-        if not picture[key]:
-            return len(shown) * (asking == row)
-        return asking // FRAMES == row // FRAMES and row % FRAMES in shown
-
-    def kernel(plain, q, k, v, heads, mask=None, **named):
-        if q.shape[-2] != length or (family == "Z-Image" and "block_index" not in named["transformer_options"]):
-            return plain(q, k, v, heads, mask, **named)
-        if not named.get("skip_reshape"):
-            q, k, v = (x.flatten(2).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-        rows = len(q)
-        kinds = [
-            before,
-            length - 1,
-            before - 1,
-        ]  # of the picture, after it if there are any, of the text
-        ask = [[[[weight(a, i, b, j) for j in kinds] for b in range(rows)] for i in kinds] for a in range(rows)]
-        of = torch.tensor([0 if inside else 1 if i > before else 2 for i, inside in enumerate(picture)])
-        table = torch.tensor(ask, dtype=torch.float32)[:, of][..., of]  # asking, query, row, key
-        bias = table.log().reshape(rows * length, rows * length)
-        q, k, v = (x.transpose(0, 1).reshape(heads, rows * length, -1) for x in (q, k, v))
-        shares = (q @ k.mT / math.sqrt(q.shape[-1]) + bias).softmax(dim=-1)
-        return (shares @ v).unflatten(1, (rows, length)).permute(1, 2, 0, 3).flatten(2)
-
-    return kernel
 
 
 @pytest.mark.parametrize("name", list(SEEN))

@@ -42,6 +42,8 @@ def test_apply_model_wrappers_see_the_batch_and_may_change_its_options(name: str
     assert seen == [(model.model, (2 * FRAMES, *expected.shape[1:]), [0, 1])]
     if name == "Z-Image":  # text alone, picture alone, both
         assert asked == [(32, None), (32, None), (64, 0)]
+    elif name == "SD3":  # whose first block has a second one of the picture alone
+        assert [length for length, _ in asked] == [TOKENS + PICTURE, PICTURE, TOKENS + PICTURE]
     else:
         assert [length for length, _ in asked] == 2 * [TOKENS + PICTURE]
 

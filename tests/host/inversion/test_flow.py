@@ -8,7 +8,12 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_custom_sampler import CFGGuider, DisableNoise, SamplerCustomAdvanced
-from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3
+from comfy_extras.nodes_model_advanced import (
+    ModelSamplingAuraFlow,
+    ModelSamplingDiscrete,
+    ModelSamplingFlux,
+    ModelSamplingSD3,
+)
 from torch import Tensor
 
 from consistent_video.modules.attention_control.host.control import attach_control
@@ -19,7 +24,7 @@ from consistent_video.modules.diffusion.host.latent import is_inverted
 from consistent_video.modules.inversion.file import load_inversion, save_inversion
 from consistent_video.modules.inversion.host.invert import INVERSION, to_latent
 from consistent_video.modules.inversion.inversion import Method
-from consistent_video.modules.judging.host.inspect import list_hints
+from consistent_video.modules.judging.host.inspect import inspect_model, list_hints
 from consistent_video.modules.sampling.host import InvertedClipSampler, SampleSettings
 from consistent_video.modules.slices.host import SliceSettings, attach_slices
 from consistent_video.modules.tuning.host.private_copy import check_tunable
@@ -243,7 +248,7 @@ def test_parts_for_unets_are_refused_by_name(flux, latent) -> None:
         "Attention Control": lambda: attach_control(flux, inverted, SOURCE, None, None),
         "shape .*1, 8, 6": lambda: plain(flux, {"samples": latent["samples"].unsqueeze(2)}),
         "4 channels and the model's latents have 16": lambda: plain(flux, small_latent()),
-        "a flow-matching model, and model is": lambda: edit(patched(), inverted),
+        "by flow matching, and model samples without it": lambda: edit(patched(), inverted),
     }.items():
         with pytest.raises(ValueError, match=name):
             use()
@@ -297,7 +302,42 @@ def test_a_unet_made_to_sample_by_flow_matching_is_walked_so_and_not_tuned(caplo
     back = edit(unet, inverted, cfg=1.0, positive=small.SOURCE, negative=small.EMPTY)
     assert away(back, small_latent()["samples"]) < 1e-3
     assert any("trained so" in hint for hint in list_hints(unet, clip_settings(unet)))
-    with pytest.raises(ValueError, match="One-Shot Tune.* does not apply to a UNet that samples by flow matching"):
-        check_tunable(unet)
-    with pytest.raises(ValueError, match="A temporal module does not apply to a UNet"):
-        attach(unet, *method(EI2))
+    report = inspect_model(unet, small_latent())[1]
+    assert report["sampling"]["gib"] > 0
+    refused = {
+        "One-Shot Tune.* does not apply to a UNet that samples by flow matching": lambda: check_tunable(unet),
+        "A temporal module does not apply to a UNet": lambda: attach(unet, *method(EI2)),
+        "Slice Denoiser does not": lambda: attach_slices(unet, small.EMPTY, SliceSettings()),
+        "Attention Control does not": lambda: attach_control(unet, inverted, small.SOURCE, None, None),
+        "method STEM does not": lambda: invert(unet, small_latent(), method="STEM"),
+        "cfg_rescale does not": lambda: edit(unet, inverted, cfg_rescale=0.5),
+        "without it, and model samples by flow matching": lambda: edit(unet, invert(patched(), small_latent())),
+    }
+    for message, call in refused.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_what_a_flow_cannot_have_is_refused_in_the_other_order_too() -> None:
+    """ModelSamplingSD3 after what was attached to a UNet that predicted noise."""
+    attached = {
+        "temporal modules, tunes and slices": patched(),
+        "slices do not apply": attach_slices(patched(temporal="none"), small.EMPTY, SliceSettings()),
+        "took start_percent and end_percent": attach(
+            patched(), *method(EI2, 2, "area", temporal="none"), percents=(0.0, 0.3)
+        ),
+    }
+    for message, model in attached.items():
+        (flow,) = ModelSamplingSD3().patch(model, 3.0)
+        with pytest.raises(ValueError, match=f"ModelSamplingSD3 .*{message}"):
+            invert(flow, small_latent(), steps=2, denoise=0.4)
+        assert invert(model, small_latent(), steps=2)["samples"].isfinite().all(), "without that node"
+
+
+def test_times_that_a_unet_does_not_count_in_are_refused() -> None:
+    for (model,) in (
+        ModelSamplingAuraFlow().patch_aura(patched(temporal="none"), 1.73),
+        ModelSamplingFlux().patch(patched(temporal="none"), 1.15, 0.5, 64, 64),
+    ):
+        with pytest.raises(ValueError, match="times of 0 to 1, where UNets count to 1000. Put ModelSamplingSD3"):
+            invert(model, small_latent(), steps=2, denoise=0.4)

@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode, WanContextWindowsManualNode
 from comfy_extras.nodes_freelunch import FreeU
 from comfy_extras.nodes_hypertile import HyperTile
-from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, RescaleCFG
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3, RescaleCFG
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 
 from consistent_video.modules.attention_control.host.call import ControlSettings
@@ -139,6 +139,10 @@ CAUSES = {
     "cross-attention replaced": lambda: replaced(
         controlled(patched(), invert(patched(), clip_latent()), ControlSettings()), "attn2", "middle", 0
     ),
+    "parts for noise in a flow": lambda: ModelSamplingSD3().patch(patched(), 3.0)[0],
+    "noise levels moved": lambda: ModelSamplingSD3().patch(
+        attach(patched(), spatial_attention("full", 2), None, percents=(0.1, 1.0)), 3.0
+    )[0],
     "guidance replaced": lambda: RescaleCFG().patch(patched(), 0.7)[0],
 }
 

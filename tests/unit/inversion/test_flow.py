@@ -90,7 +90,7 @@ def test_record_keeps_its_kind_in_a_file_and_older_files_are_of_noise(tmp_path: 
 
 def test_models_of_the_other_path_are_refused() -> None:
     make().check_levels(torch.arange(1, 11) / 10, "flow")
-    with pytest.raises(ValueError, match="made with a flow-matching model, and model is a Stable Diffusion model"):
+    with pytest.raises(ValueError, match="that samples by flow matching, and model samples without it"):
         make().check_levels(torch.arange(1, 11) / 10, "noise")
-    with pytest.raises(ValueError, match="made with a Stable Diffusion model"):
+    with pytest.raises(ValueError, match="that samples without it, and model samples by flow matching"):
         replace(make(), kind="noise").check_levels(torch.arange(1, 11) / 10, "flow")
