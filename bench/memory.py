@@ -10,6 +10,7 @@ from unittest import mock
 
 import torch
 from comfy.model_management import unload_all_models
+from comfy.model_patcher import ModelPatcher
 from matplotlib.figure import Figure
 
 from ..modules.clip_model.methods import EI2, PER_FRAME
@@ -103,7 +104,10 @@ def sampling_peak(case: Case) -> int:
         return peak.end()
 
 
-base_model = lru_cache(1)(make_model)
+@lru_cache(1)  # making one takes longer than counting what it holds
+def planned_model(dtype: torch.dtype | None, r: int, family: str) -> ModelPatcher:
+    """Return the clip model whose memory Fit Planner is asked for."""
+    return clip_model(make_model(dtype, family=family), Way(), r)
 
 
 def planned_peak(case: Case) -> int | None:
@@ -111,7 +115,7 @@ def planned_peak(case: Case) -> int | None:
     if case.what not in CURVES:
         return None
     on_gpu, shape = case.device == "cuda", (case.frames, 4, case.size, case.size)
-    model = clip_model(base_model(None if on_gpu else torch.bfloat16, family=case.family), Way(), case.r)
+    model = planned_model(None if on_gpu else torch.bfloat16, case.r, case.family)
     with mock.patch.object(planner, "BESIDE", planner.BESIDE if on_gpu else 0.0):
         if case.what == SAMPLING:
             return planner.sampling_peak(model, shape)

@@ -53,7 +53,7 @@ OPTIONS = {
     "channels-last": Option(lambda unet: unet.to(memory_format=torch.channels_last)),  # type: ignore[call-overload]
     "AdamW, not fused": Option(during=partial(mock.patch.object, updates, "FUSED", ()), samples=False),
     "AdamW 8-bit": Option(optimizer="AdamW 8-bit", samples=False, needs="bitsandbytes"),
-    "torch.compile": Option(lambda unet: unet.compile(), needs="gcc"),
+    "torch.compile": Option(lambda unet: unet.compile(dynamic=False), needs="gcc"),
 }
 
 
@@ -91,17 +91,23 @@ MEASURED = {"tuning step": time_tuning, "guided UNet call": time_sampling}
 
 
 def run_case(case: Case) -> Row:
-    """Do a turn of every option in each round, each on a model of its own."""
+    """Do a turn of every option in each round, each on a model of its own; one that fails has no further turn."""
     able = [
         name for name, option in OPTIONS.items() if option.can_run() and (option.samples or case.what == "tuning step")
     ]
     times: Times = {name: [] for name in able}
+    failed: dict[str, str] = {}
     for number in range(case.rounds):
-        for name in balanced_order(able, number):
+        for name in balanced_order([name for name in able if name not in failed], number):
             unload_all_models()
             torch.compiler.reset()
-            times[name].append(MEASURED[case.what](case, OPTIONS[name]))
-    return {"seconds": times}
+            try:
+                times[name].append(MEASURED[case.what](case, OPTIONS[name]))
+            except (AssertionError, RuntimeError) as error:  # of compilers, whose faults are what is measured here
+                if name == AS_IT_IS:
+                    raise
+                failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return {"seconds": {name: its for name, its in times.items() if name not in failed}, "failed": failed}
 
 
 def measure_options(options: argparse.Namespace) -> None:
@@ -121,7 +127,7 @@ def make_section(setting: Setting, rows: list[Row]) -> str:
         for name in OPTIONS:
             seconds = row["seconds"].get(name)
             its = (
-                ["", "cannot run here"]
+                ["", row["failed"].get(name, "cannot run here")]
                 if seconds is None
                 else [write_milliseconds(seconds), write_spread(ratios(row["seconds"], name, AS_IT_IS))]
             )

@@ -75,7 +75,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     monkeypatch.setattr(cost, "COMPARED", {name: cost.COMPARED[name] for name in (cost.EI2, cost.CODE)})
     few = {name: options.OPTIONS[name] for name in (options.AS_IT_IS, "AdamW, not fused", "channels-last")}
     monkeypatch.setattr(options, "OPTIONS", few)
-    memory.base_model.cache_clear()
+    memory.planned_model.cache_clear()
     monkeypatch.setattr(tune, "FULL_SIZE", 8)
     return argparse.Namespace(
         device="auto", size=8, frames=4, rounds=2, again=False, document=tmp_path / "performance.md",
@@ -118,6 +118,17 @@ def test_a_larger_size_is_measured_besides_where_none_is_given(tiny, monkeypatch
     tiny.device, tiny.size, tiny.frames, tiny.rounds = "cpu", 0, 0, 0
     tune.measure_tune(tiny)
     assert asked == [(16, 4, 4), (32, 8, 2), (32, 8, 2)]
+
+
+def test_an_option_that_fails_is_told_with_its_reason(tiny, monkeypatch) -> None:
+    def fail(_unet) -> None:
+        raise AssertionError("expected size 4\nand more")
+
+    monkeypatch.setitem(options.OPTIONS, "torch.compile", options.Option(fail))
+    monkeypatch.setattr(options, "MEASURED", {"guided UNet call": options.time_sampling})
+    options.measure_options(tiny)
+    row = next(line for line in tiny.document.read_text(encoding="utf-8").splitlines() if "torch.compile" in line)
+    assert row == "| torch.compile | guided UNet call |  | AssertionError: expected size 4 |"
 
 
 def test_the_parts_of_a_step_are_told_apart() -> None:
