@@ -232,7 +232,8 @@ def test_what_a_gpu_is_asked_is_kept_and_goes_on(tiny, monkeypatch, capfd) -> No
         gpu.measure_gpu(chosen)
 
 
-def test_the_parts_of_gpu_are_commands_that_there_are() -> None:
+def test_the_parts_of_gpu_are_commands_that_there_are(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)  # as where it is started
     command = importlib.import_module("consistent_video.bench.__main__")
     options = argparse.Namespace(device="cpu", state=Path("state"), document=Path("performance.md"))
     for part in set(gpu.PARTS) - {gpu.TESTS}:
