@@ -3,7 +3,7 @@
 import argparse
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from unittest import mock
@@ -47,9 +47,13 @@ CURVES = {
     OURS_CHECKPOINTED: "tuning, checkpointing",
     OURS_LEAST: "tuning, both",
 }
+OURS_8_BIT = f"{OURS_LEAST}, AdamW 8-bit"
+TUNED = {**WAYS, OURS_8_BIT: replace(WAYS[OURS_LEAST], optimizer="AdamW 8-bit")}
+PLANNED = {**CURVES, OURS_8_BIT: "tuning, both, AdamW 8-bit"}  # what Fit Planner predicts, too
 FRAMES, RS = (4, 8, 16, 24, 32, 64), (1, 2, 4, 8)
 SHOWN = (8, 16, 24, 32)
 LARGE_FRAMES, LARGE_SIZES = (8, 16, 24), (1.5, 2.0)  # of SDXL: 768 and 1024 pixels squared
+LARGE_WAYS = (SAMPLING, OURS_LEAST, OURS_8_BIT)
 SIZES = (0.5, 0.75, 1.0, 1.5)  # of the size given
 USUAL_FRAMES, USUAL_R, USUAL_SIZE = 8, 4, 64
 MORE_FRAMES = 24  # for r, of which little is seen with few
@@ -83,7 +87,7 @@ def list_cases(setting: Setting) -> list[Case]:
     wanted += [(what, usual, setting.size, USUAL_R, SD15) for what in (SAMPLING_PER_FRAME, CODE, CODE_DEFAULTS)]
     wanted += [
         (what, frames, round(part * setting.size), USUAL_R, SDXL)
-        for what in (SAMPLING, OURS_CHECKPOINTED, OURS_LEAST)
+        for what in LARGE_WAYS
         for frames in LARGE_FRAMES
         if frames <= setting.frames
         for part in LARGE_SIZES
@@ -104,15 +108,15 @@ def sampling_peak(case: Case) -> int:
         return peak.end()
 
 
-@lru_cache(1)  # making one takes longer than counting what it holds
+@lru_cache(1)
 def planned_model(dtype: torch.dtype | None, r: int, family: str) -> ModelPatcher:
     """Return the clip model whose memory Fit Planner is asked for."""
-    return clip_model(make_model(dtype, family=family), Way(), r)
+    return clip_model(make_model(dtype, family=family, filled=False), Way(), r)
 
 
 def planned_peak(case: Case) -> int | None:
     """Return what Fit Planner says; without a GPU less what it adds for one's libraries. None = not its case."""
-    if case.what not in CURVES:
+    if case.what not in PLANNED:
         return None
     on_gpu, shape = case.device == "cuda", (case.frames, 4, case.size, case.size)
     model = planned_model(None if on_gpu else torch.bfloat16, case.r, case.family)
@@ -120,15 +124,15 @@ def planned_peak(case: Case) -> int | None:
         if case.what == SAMPLING:
             return planner.sampling_peak(model, shape)
         precision = choose_precision("auto", model, model.load_device) if on_gpu else "bf16"
-        return planner.tuning_peak(model, shape, settings_of(WAYS[case.what]), precision)
+        return planner.tuning_peak(model, shape, settings_of(TUNED[case.what]), precision)
 
 
 def run_case(case: Case) -> Row:
     """Do it once; bytes are None where the memory of the GPU does not suffice."""
     planned = planned_peak(case)
     try:
-        if case.what in WAYS:
-            held = tuning_peak(case.device, WAYS[case.what], case.frames, case.size, case.r, case.family)
+        if case.what in TUNED:
+            held = tuning_peak(case.device, TUNED[case.what], case.frames, case.size, case.r, case.family)
         else:
             held = sampling_peak(case)
     except torch.OutOfMemoryError:
@@ -150,7 +154,7 @@ def measure_memory(options: argparse.Namespace) -> None:
 def make_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
     """Yield the lines of the table, what belongs together one after another."""
     rows = sorted(rows, key=lambda row: (row["family"], row["size"], row["r"], row["frames"]))
-    kinds = sorted({row["what"] for row in rows}, key=[SAMPLING, SAMPLING_PER_FRAME, *WAYS].index)
+    kinds = sorted({row["what"] for row in rows}, key=[SAMPLING, SAMPLING_PER_FRAME, *TUNED].index)
     for what in kinds:
         for row in (row for row in rows if row["what"] == what):
             gib = math.inf if row["bytes"] is None else row["bytes"] / GIB
@@ -158,12 +162,12 @@ def make_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
             frames, *shape = clip = [row[key] for key in ("frames", "size", "r")]
             is_usual = [row["family"], *shape] == [SD15, USUAL_SIZE, USUAL_R]
             limit = LIMITS.get((what, frames)) if is_usual else None
-            yield [row["family"], CURVES.get(what, what), *map(str, clip), written, *judge(gib, limit)]
+            yield [row["family"], PLANNED.get(what, what), *map(str, clip), written, *judge(gib, limit)]
 
 
 def make_planner_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
     """Yield how Fit Planner's figures relate to those held, a line for each curve."""
-    for what, name in CURVES.items():
+    for what, name in PLANNED.items():
         found = [row["planned"] / row["bytes"] for row in rows if row["what"] == what and row["bytes"] is not None]
         if found:
             is_close = max(abs(ratio - 1) for ratio in found) <= CLOSE

@@ -90,13 +90,16 @@ def random_weights(shapes: dict[str, torch.Size], dtype: torch.dtype) -> dict[st
     return {key: fill(key, shape) for key, shape in shapes.items()}
 
 
-def make_model(dtype: torch.dtype | None = None, disable_dynamic: bool = True, family: str = SD15) -> ModelPatcher:
+def make_model(
+    dtype: torch.dtype | None = None, disable_dynamic: bool = True, family: str = SD15, filled: bool = True
+) -> ModelPatcher:
     """Return the UNet as a host model that can be loaded again, wholly held by the device it runs on.
 
     Args:
         dtype: of its weights and what it computes in; None = what the host takes on this device.
         disable_dynamic: as the host asks where it loads again; here never otherwise.
         family: one of FAMILIES.
+        filled: whether its weights have values; without them it is made in a moment, and takes no memory.
     """
     assert disable_dynamic, "weights that come and go would be measured with it"
     config = FAMILIES[family].kind(FAMILIES[family].unet)
@@ -108,8 +111,9 @@ def make_model(dtype: torch.dtype | None = None, disable_dynamic: bool = True, f
     else:
         config.set_inference_dtype(dtype, None)
     model = config.get_model({}, "")
-    shapes = {key: value.shape for key, value in model.diffusion_model.state_dict().items()}
-    model.diffusion_model.load_state_dict(random_weights(shapes, dtype))
+    if filled:
+        shapes = {key: value.shape for key, value in model.diffusion_model.state_dict().items()}
+        model.diffusion_model.load_state_dict(random_weights(shapes, dtype))
     patcher = comfy.model_patcher.ModelPatcher(model, device, comfy.model_management.unet_offload_device())
     patcher.cached_patcher_init = (partial(make_model, dtype, family=family), ())
     return patcher

@@ -25,18 +25,15 @@ from .parts import (
     INFLATE,
     OF_DEMO,
     OWN_CLIP,
-    SOURCE,
     SPREAD,
     UNTUNED_PATCH,
     Task,
     checkpoint,
     edited,
     invert_source,
+    main_graph,
     ours,
-    results,
-    sample,
     sample_tied,
-    show,
 )
 from .systems import SYSTEMS, describe_system
 from .workflow import Json
@@ -46,35 +43,14 @@ WINDOW = 16  # frames that the model sees at a time in a long clip
 
 def edit(task: Task) -> Workflow:
     """Return the main graph, without tuning: invert, sample with the edited prompt, frames tied along the motion."""
-    return [
-        *task.nodes(),
-        Group(
-            "2 Clip model, motion",
-            "The patch lets every frame attend to all others; the relation ties what the edit changes along the "
-            "clip's motion. A LoRA goes between Model and Inflate. Nothing is tuned: for EI²'s tuning see the workflow "
-            "ei2.",
-        ),
-        INFLATE,
-        UNTUNED_PATCH,
-        *task.relation(),
-        Group(
-            "3 Invert",
-            "Done once for the clip: another edited prompt runs the sampling only. denoise: more leaves the edit "
-            "freer, less keeps more of the clip; 0 matches it to the size, which suits edits of an object. For another "
-            "background set method to edit-friendly DDPM, which flickers more.",
-        ),
-        invert_source("Patch"),
-        show("Inversion report", "Invert"),
-        Group(
-            "4 Sample",
-            "The source prompt is the negative: guidance changes what the prompts differ in. cfg: higher follows the "
-            "edited prompt more and the clip less. cfg_end: a later end of the guidance edits more and flickers more. "
-            "The reconstruction shows how well the clip comes back: delete it and its branch once you are content.",
-        ),
-        sample_tied("Patch"),
-        sample("Reconstruction", "Patch", SOURCE, 1.0),
-        *results(),
-    ]
+    return main_graph(
+        task,
+        "The patch lets every frame attend to all others; the relation ties what the edit changes along the clip's "
+        "motion. A LoRA goes between Model and Inflate. Nothing is tuned: for EI²'s tuning see the workflow ei2.",
+        "Done once for the clip: another edited prompt runs the sampling only. denoise: more leaves the edit freer, "
+        "less keeps more of the clip; 0 matches it to the size, which suits edits of an object. For another background "
+        "set method to edit-friendly DDPM, which flickers more.",
+    )
 
 
 def edit_clip(task: Task) -> Workflow:
@@ -162,6 +138,7 @@ OWN_DEMO_TASKS = {
     "edit_clip": replace(DEMO_TASK, crop=(8, 128)),
     "long_clip": replace(DEMO_TASK, file="striped_cross.mp4", **STRIPED),  # type: ignore[arg-type]
     "controlnet": replace(DEMO_TASK, after="a blue circle on a white background"),
+    "edit_sd3": replace(DEMO_TASK, model=DEMO.but(prediction="flow")),
 }
 DESCRIBED = (
     edit_clip,
@@ -193,7 +170,8 @@ PRESETS: dict[str, Callable[[Task], Workflow]] = {
 
 def describe_demo(name: str, shipped: bool = False) -> Workflow:
     """Return a workflow for the demo model, of a clip among ComfyUI's inputs or of one that comes with the pack."""
-    return {**MAKE, **PRESETS}[name](replace(OWN_DEMO_TASKS.get(name, DEMO_TASK), shipped=shipped))
+    of_flows = {flow: make for flow, (make, _) in FLOWS.items()}
+    return {**MAKE, **PRESETS, **of_flows}[name](replace(OWN_DEMO_TASKS.get(name, DEMO_TASK), shipped=shipped))
 
 
 def workflows() -> dict[str, Workflow]:

@@ -6,14 +6,15 @@ from .graph import Group, Node, Workflow
 from .parts import (
     EDITED,
     INFLATE,
+    RECONSTRUCTION,
     SOURCE,
     UNTUNED_PATCH,
     Task,
     checkpoint,
     invert_source,
+    main_graph,
     results,
     sample,
-    sample_tied,
     show,
     with_loaders,
 )
@@ -26,30 +27,12 @@ INVERT = (
     "denoise: more leaves the edit freer, less keeps more of the clip; 0 matches it to the size. refinements bring the "
     "clip back closer, at one more evaluation of each step."
 )
-RECONSTRUCTION = "The reconstruction shows how well the clip comes back: delete it and its branch once you are content."
 
 
 def edit_flow(task: Task, patch: Node = UNTUNED_PATCH) -> Workflow:
     """Return the main graph for a flow-matching model that is guided by CFG."""
-    return [
-        *task.nodes(),
-        Group("2 Clip model, motion", CLIP_MODEL),
-        INFLATE,
-        patch,
-        *task.relation(),
-        Group("3 Invert", f"Done once for the clip: another edited prompt runs the sampling only. {INVERT}"),
-        invert_source("Patch"),
-        show("Inversion report", "Invert"),
-        Group(
-            "4 Sample",
-            "The source prompt is the negative: guidance changes what the prompts differ in. cfg: higher follows the "
-            "edited prompt more and the clip less. cfg_end: a later end of the guidance edits more and flickers more. "
-            f"{RECONSTRUCTION}",
-        ),
-        sample_tied("Patch"),
-        sample("Reconstruction", "Patch", SOURCE, 1.0),
-        *results(),
-    ]
+    inversion = f"Done once for the clip: another edited prompt runs the sampling only. {INVERT}"
+    return main_graph(task, CLIP_MODEL, inversion, patch)
 
 
 def edit_flux(task: Task) -> Workflow:

@@ -28,6 +28,7 @@ SPREAD = (
     "Frame between Trim and Frames, with as many num_frames as First frames takes, and leave Trim's start_time at 0. "
     "It drops the sound and keeps the frame rate."
 )
+RECONSTRUCTION = "The reconstruction shows how well the clip comes back: delete it and its branch once you are content."
 Link = str | tuple[str, str]  # title of a node, and the name of its output where it is not the first of its type
 PLAIN: dict[str, Any] = {"gamma": 0.0, "direction": "none"}  # inversion without the noise relation
 
@@ -256,3 +257,32 @@ class Task:
             ours("Load tune", "LoadTune", tune_name=f"{self.name}_00001_.safetensors"),
             ours("Tune", "ApplyTune", model="Model", tune="Load tune"),
         ]
+
+
+def main_graph(task: Task, clip_model: str, inversion: str, patch: Node = UNTUNED_PATCH) -> Workflow:
+    """Return the graph that edits a clip without tuning: invert it, sample with the edited prompt, tie the frames.
+
+    Args:
+        task: what is edited.
+        clip_model, inversion: what the notes of these columns say.
+        patch: the node that connects the frames.
+    """
+    return [
+        *task.nodes(),
+        Group("2 Clip model, motion", clip_model),
+        INFLATE,
+        patch,
+        *task.relation(),
+        Group("3 Invert", inversion),
+        invert_source("Patch"),
+        show("Inversion report", "Invert"),
+        Group(
+            "4 Sample",
+            "The source prompt is the negative: guidance changes what the prompts differ in. cfg: higher follows the "
+            "edited prompt more and the clip less. cfg_end: a later end of the guidance edits more and flickers more. "
+            f"{RECONSTRUCTION}",
+        ),
+        sample_tied("Patch"),
+        sample("Reconstruction", "Patch", SOURCE, 1.0),
+        *results(),
+    ]

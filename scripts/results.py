@@ -30,7 +30,8 @@ FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 STYLE = 2  # to be raised where the pictures are to look otherwise
 
 SAME = {"demo_ei2": "ei2"}  # whose demo twin is that of another
-SAME |= dict.fromkeys(("demo_edit", "edit_sdxl", *FLOWS, "edit_clip", "demo_edit_clip"), "edit")
+SAME |= dict.fromkeys(("demo_edit", "edit_sdxl", "edit_clip", "demo_edit_clip"), "edit")
+SAME |= dict.fromkeys(FLOWS, "edit_sd3")
 SHOWN = {  # title of the node whose output the picture shows, where it is not the saved edit
     "saved_tune": "Save edit tied",
     "reconstruction": "Plot",

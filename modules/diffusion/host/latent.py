@@ -27,14 +27,14 @@ def prediction_of(model: ModelPatcher) -> Prediction:
         ValueError: it predicts neither eps nor v nor the velocity of a flow, has no table of noise levels, or is
             made to sample as it cannot.
     """
-    by_itself, sampling = is_flow_by_itself(model), model.get_model_object("model_sampling")
+    sampling = model.get_model_object("model_sampling")
     prediction = prediction_by(sampling)
-    if prediction != "flow" and by_itself:
+    if prediction != "flow" and is_flow_by_itself(model):
         raise ValueError(
             f"model is {type(model.model).__name__}, a flow-matching model, and is made to sample without flow "
             "matching. Remove the ModelSampling node before it."
         )
-    if is_flow_unet(model) and sampling.timestep(torch.tensor(1.0)) != UNET_STEPS:
+    if prediction == "flow" and is_flow_unet(model) and sampling.timestep(torch.tensor(1.0)) != UNET_STEPS:
         raise ValueError(
             "model is a UNet that is made to sample by flow matching and told times of 0 to 1, where UNets count to "
             f"{UNET_STEPS}. Put ModelSamplingSD3 in place of the ModelSampling node before it."

@@ -1,5 +1,6 @@
 """The demo model as a flow-matching one: the same denoiser by another path, walked by the pack's code for flows."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -22,6 +23,8 @@ from consistent_video.modules.motion.variational import estimate_motion
 from consistent_video.modules.sampling.host import RelationSettings, SampleSettings, sample_clip
 from consistent_video.scripts.clips import read_clip
 from consistent_video.scripts.judge import get_psnr
+
+from ..small import in_windows
 
 FRAMES, STEPS = 4, 6
 PROMPTS = "a red circle on a white background", "a blue circle on a white background"
@@ -61,19 +64,37 @@ def walk(model: ModelPatcher, prompts: list[list], latent: dict[str, Any], **giv
     return invert_clip(model, prompts[0], prompts[0], latent, settings)
 
 
+def with_lora(model: ModelPatcher) -> ModelPatcher:
+    """Return a model whose prompts' values are changed by a patch of low rank."""
+    patched = model.clone()
+    weights = model.model.state_dict()
+    key = next(key for key in weights if key.endswith("attn2.to_v.weight"))
+    up, down = (torch.randn(n, 2, generator=torch.Generator().manual_seed(n)) for n in weights[key].shape)
+    assert patched.add_patches({key: ("diff", (up @ down.T,))}, 0.1) == [key]
+    return patched
+
+
+ADDED = {"nothing": lambda model: model, "a LoRA": with_lora, "windows": lambda model: in_windows(model, 3)}
+
+
+@pytest.mark.parametrize("added", ADDED)
 @torch.inference_mode()
-def test_at_the_same_noise_levels_it_samples_what_the_other_path_does(models, latent, prompts) -> None:
+def test_at_the_same_noise_levels_it_samples_what_the_other_path_does(added, models, latent, prompts) -> None:
     """A step of Euler along a flow is one of DDIM, at t = sigma / (1 + sigma) and the state over 1 - t."""
     plain = walk(models["noise"], prompts, latent)
     inversion = plain[INVERSION]
     times = inversion.sigmas / (1 + inversion.sigmas)
     flow = to_latent(replace(inversion, sigmas=times, start=plain["samples"] * (1 - times[0]), kind="flow"))
     settings = SampleSettings(5.0, cfg_end=0.5)
-    one, other = (
-        sample_clip(models[path], prompts[1], prompts[0], start, settings)[0]["samples"]
-        for path, start in zip(PATHS, (plain, flow), strict=True)
-    )
+
+    def sample(path: PathKind, start: dict[str, Any], add: Callable[[ModelPatcher], ModelPatcher]) -> Tensor:
+        return sample_clip(add(models[path]), prompts[1], prompts[0], start, settings)[0]["samples"]
+
+    add = ADDED[added]
+    one, other = sample("noise", plain, add), sample("flow", flow, add)
     assert inversion.sigmas[0] > 2 and away(other, one) < 1e-3 < 0.1 < away(one, latent["samples"])
+    changed = away(one, sample("noise", plain, ADDED["nothing"]))
+    assert changed > 0.01 if added == "a LoRA" else changed < 1e-3, "in windows too all frames attend to all"
 
 
 @torch.inference_mode()

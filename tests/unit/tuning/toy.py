@@ -14,16 +14,17 @@ from consistent_video.modules.tuning.tuner import Tuner
 
 TABLE = torch.logspace(-1.5, 1.1, 37)
 SETTINGS = TuneSettings().changed(steps=5, learning_rate=1e-2)
+IN_8_BITS = (40, 36)  # size of a toy whose shift has enough numbers for bitsandbytes to keep their states in 8 bits
 
 
 class Toy(nn.Module):
-    """A linear denoiser of three channels that notes what it was asked."""
+    """A linear denoiser of three channels that notes what it was asked; its shift is of some height and width."""
 
-    def __init__(self, seed: int = 4) -> None:
+    def __init__(self, seed: int = 4, size: tuple[int, int] = (1, 1)) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.mix = nn.Parameter(0.3 * torch.randn(3, 3, generator=generator))
-        self.shift = nn.Parameter(0.1 * torch.randn(3, 1, 1, generator=generator))
+        self.shift = nn.Parameter(0.1 * torch.randn(3, *size, generator=generator))
         self.asked: list[tuple[Tensor, Tensor]] = []
         self.frames: list[slice] = []
 
@@ -37,8 +38,8 @@ class Toy(nn.Module):
         return x - sigma * noise
 
 
-def draw_clip(seed: int = 0) -> Tensor:
-    return torch.randn(4, 3, 5, 2, generator=torch.Generator().manual_seed(seed))
+def draw_clip(seed: int = 0, size: tuple[int, int] = (5, 2)) -> Tensor:
+    return torch.randn(4, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
 def make_tuner(
@@ -77,25 +78,8 @@ def spoil(toy: Toy, call: int, what: Callable[[Tensor], Tensor]) -> Callable[[Te
     return denoise
 
 
-def make_spectral(seed: int) -> Toy:
+def make_spectral(seed: int, size: tuple[int, int] = (1, 1)) -> Toy:
     """Return a toy whose matrix is divided by its spectral norm, found by power iteration from random vectors."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return parametrizations.spectral_norm(Toy(seed), "mix")
-
-
-class WrappingAdamW(torch.optim.AdamW):
-    """Stands in for bitsandbytes': a step count that is a plain number, tensors in `state_dict` inside a dict."""
-
-    def step(self) -> None:
-        super().step()
-        for values in self.state.values():
-            values["count"] = values.get("count", 0) + 1
-
-    def state_dict(self) -> dict:
-        state = super().state_dict()
-        wrapped = {
-            i: {"count": values["count"], "wrapped": {key: values[key] for key in values if key != "count"}}
-            for i, values in state["state"].items()
-        }
-        return {**state, "state": wrapped}
+        return parametrizations.spectral_norm(Toy(seed, size), "mix")
