@@ -98,7 +98,8 @@ def flow_sigmas(sigma_table: Tensor, num_steps: int, denoise: float = 1.0) -> Te
         remedy = "" if denoise == 1 else f" at denoise {denoise:.2f}; lower steps or raise denoise"
         raise ValueError(f"steps must be between 1 and {span}, got {num_steps}{remedy}.")
     places = span - 1 - torch.arange(num_steps) * span // num_steps
-    return torch.cat([sigma_table[places], torch.zeros_like(sigma_table[:1])])
+    levels = sigma_table[places].clamp(max=1)  # of which a shift's rounding makes a little more
+    return torch.cat([levels, torch.zeros_like(sigma_table[:1])])
 
 
 def matched_flow_denoise(sigma_table: Tensor, height: int, width: int) -> float:

@@ -16,6 +16,7 @@ from .noise_relation import Direction, Reading, smooth_noise, with_std_of
 
 Noise = Literal["implied", "Gaussian"]
 Start = Literal["inverted latent", "clean latent", "every step"]
+NOISE_ALONE = 1 - 1e-6  # of a flow, from which on nothing of the clip is left but rounding
 Method = Literal["DDIM", "edit-friendly DDPM", "STEM", "edit-friendly DDPM, shared noise"]
 
 
@@ -163,7 +164,7 @@ def check_flow(settings: InversionSettings, sigma: Tensor, frames: int) -> None:
             "then grow without bound towards noise. Set noise to implied, or start to inverted latent."
         )
     is_implied = settings.noise == "implied" and settings.reading != "sum" and settings.start != "every step"
-    if is_implied and sigma >= 1:
+    if is_implied and sigma > NOISE_ALONE:
         raise ValueError(
             f"gamma {settings.gamma:g} has no effect at denoise {settings.denoise:g}: there a flow model's latent is "
             "noise alone, and implied and predicted noise are equal. Lower denoise (0 = auto), or set direction to "

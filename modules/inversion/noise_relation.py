@@ -6,7 +6,7 @@ eps_theta = (1 - t)(u - v), see `diffusion.path`. Neighbours have one t, so that
 equal in them: (24) becomes v[n+1] + u[n] - u[n+1], and (25) likewise. At t = 1 it says nothing: there x is the noise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -143,6 +143,7 @@ def smooth_edit(
     passes: int = 1,
     share: Tensor | float = 1.0,
     direction: Direction = "both",
+    between: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Blend each frame's edit direction with other frames': the interframe noise relation at sampling time, ours.
 
@@ -160,6 +161,7 @@ def smooth_edit(
         passes: how often neighbours are blended, to reach frames farther away.
         share: of the result against delta, 0 ... 1, for example a mask that broadcasts to delta.
         direction: neighbours taken, see `blending_kernel`.
+        between: called before each of the `lookups`, for example to stop.
 
     Returns:
         Smoothed direction, the shape of delta; delta itself where no other frame is seen.
@@ -167,16 +169,25 @@ def smooth_edit(
     kernel = blending_kernel(len(delta), strength, passes, delta, direction)
     own = kernel.diagonal().view(-1, 1, 1, 1)
     forward, backward = (None, None) if motion is None else motion.steps
-    later, seen_later = from_later_frames(delta, kernel, forward, passes)
-    earlier, seen_earlier = from_later_frames(delta.flip(0), kernel.flip(0, 1), backward, passes)
+    later, seen_later = from_later_frames(delta, kernel, forward, passes, between)
+    earlier, seen_earlier = from_later_frames(delta.flip(0), kernel.flip(0, 1), backward, passes, between)
     count = own + seen_later + seen_earlier.flip(0)
     total = own * delta + later + earlier.flip(0)
     blended = torch.where(count > LEAST_SEEN, total / count.clamp(min=LEAST_SEEN), delta)
     return torch.lerp(delta, blended, share if isinstance(share, Tensor) else delta.new_tensor(share))
 
 
+def lookups(frames: int, passes: int) -> int:
+    """Return how often `smooth_edit` looks frames up in others."""
+    return 2 * min(passes, frames - 1)
+
+
 def from_later_frames(
-    delta: Tensor, kernel: Tensor, steps: tuple[Tensor, Tensor] | None, passes: int
+    delta: Tensor,
+    kernel: Tensor,
+    steps: tuple[Tensor, Tensor] | None,
+    passes: int,
+    between: Callable[[], None],
 ) -> tuple[Tensor, Tensor]:
     """Return what each frame takes of those after it, and the weight of what is seen.
 
@@ -186,6 +197,7 @@ def from_later_frames(
         steps: flows to the next frame and where they hold, shapes (f - 1, 2, h, w) and (f - 1, 1, h, w); None = frames
             as they lie.
         passes: how many frames far it reaches.
+        between: called before each lookup.
 
     Returns:
         Weighted sum, the shape of delta, and the weights' sum, shape (f, 1, h, w).
@@ -193,6 +205,7 @@ def from_later_frames(
     total, count = torch.zeros_like(delta), torch.zeros_like(delta[:, :1])
     path = steps
     for apart in range(1, min(passes, len(delta) - 1) + 1):
+        between()
         moved, weight = delta[apart:], kernel.diagonal(apart).view(-1, 1, 1, 1)
         if steps is not None and path is not None:
             if apart > 1:

@@ -1,13 +1,16 @@
 """Clips as the host's nodes hand them over, images or latents, to be steadied."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from comfy.model_management import throw_exception_if_processing_interrupted
+from comfy.utils import ProgressBar
 from torch import Tensor
 
 from ..clip_model.host.family import ONE_BY_ONE
 from ..diffusion.host.latent import INVERSION, image_latents, is_inverted, to_positions
+from ..inversion.noise_relation import lookups
 from ..judging.scorecard import texture_kept
 from ..motion.flow import Motion
 from ..sampling.host import check_mask
@@ -52,6 +55,17 @@ def read_pair(source: Any, edited: Any) -> tuple[Tensor, Tensor]:
     return before, after
 
 
+def show_lookups(count: int) -> Callable[[], None]:
+    """Return what shows the progress of a blend of so many lookups, called before each, and stops on an interrupt."""
+    bar = ProgressBar(count)
+
+    def between() -> None:
+        throw_exception_if_processing_interrupted()
+        bar.update(1)
+
+    return between
+
+
 def steady_clip(
     source: Any, edited: Any, settings: SteadySettings, motion: Motion | None = None, mask: Tensor | None = None
 ) -> tuple[Any, dict[str, float | None]]:
@@ -74,7 +88,8 @@ def steady_clip(
     before, after = read_pair(source, edited)
     motion = None if motion is None else motion.fitted(before)
     share = 1.0 if mask is None else to_positions(mask, after)
-    steadied, strength = steady_edit(before, after, settings, motion, share)
+    between = show_lookups(lookups(len(before), settings.passes))
+    steadied, strength = steady_edit(before, after, settings, motion, share, between)
     if not isinstance(edited, Mapping):
         steadied = torch.where(steadied == after, after, steadied.clamp(0, 1))
     report = {

@@ -1,6 +1,7 @@
 """Steadying a clip that was edited frame by frame: its edit direction is blended along the motion. Ours, made of the
 interframe noise relation (INR Smooth's equations 17 and 18), with clips instead of noise."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -41,6 +42,7 @@ def steady_edit(
     settings: SteadySettings,
     motion: Motion | None = None,
     share: Tensor | float = 1.0,
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, float]:
     """Blend the edit direction of a clip, edited - source, along the source's motion, and add it to the source.
 
@@ -53,6 +55,7 @@ def steady_edit(
         settings: of the blend.
         motion: of the source; None = frames as they lie.
         share: of the blend against the edit, 0 ... 1, for example a mask that broadcasts to the clip.
+        between: called before each lookup of a blend, see `smooth_edit`.
 
     Returns:
         The steadied edit, the shape of the clip, and the strength, less than the settings' where it backed off.
@@ -65,6 +68,7 @@ def steady_edit(
         passes=settings.passes,
         share=share * frame_shares(settings.frames, delta),
         direction=settings.direction,
+        between=between,
     )
 
     def textured(clip: Tensor) -> float:

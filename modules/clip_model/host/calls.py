@@ -23,7 +23,7 @@ from ..chunks import apply_in_chunks
 from ..temporal import TemporalModule
 from .bank import transformer_blocks
 from .settings import KEY, STEER, ClipSettings, acting, count_frames
-from .windows import MEMORY, frames_of_window
+from .windows import MEMORY, frames_at_once, frames_of_window
 
 FEED_FORWARD = 16  # activations for each of its input: GEGLU's halves, the gate's GELU, the product; 4 times each
 MOST_FRAMES = 1024  # that one call of the UNet may tie to each other, as num_frames of Inflate UNet
@@ -48,21 +48,32 @@ def check_frames(frames: int, settings: ClipSettings) -> None:
 
 
 def prepare_call(executor, model, noise_shape, conds, *args, **kwargs):
-    """Wrap the preparation of a sampling: let the host count concatenated keys and values as further rows."""
+    """Wrap the preparation of a sampling: let the host count concatenated keys and values."""
     settings = model.model_options["transformer_options"].get(KEY)
-    rows = 0
     if settings is not None and settings.spatial is not None:
         frames, _, height, width = noise_shape
+        held, seen = frames_at_once(model.model_options, frames)
         block = transformer_blocks(model.model.diffusion_model)[0]  # on the largest map
-        keys = copied_keys(settings.spatial, frames, height, width)
-        size = min(COPIED_BYTES, 4 * frames * keys * block.dim * model.model.get_dtype_inference().itemsize)
-        rows = rows_of(size, model, noise_shape)
-    return executor(model, [noise_shape[0] + rows, *noise_shape[1:]], conds, *args, **kwargs)
+        keys = copied_keys(settings.spatial, seen, height, width)
+        size = min(COPIED_BYTES, 4 * held * keys * block.dim * model.model.get_dtype_inference().itemsize)
+        noise_shape = widen(noise_shape, held, size, model)
+    return executor(model, noise_shape, conds, *args, **kwargs)
 
 
-def rows_of(size: int, model: ModelPatcher, noise_shape: Sequence[int]) -> int:
-    """Return for how many rows of a sampling the host counts as many bytes: it counts those of both sides of CFG."""
-    return math.ceil(size / (2 * model.model.memory_required([1, *noise_shape[1:]])))
+def widen(noise_shape: Sequence[int], frames: int, size: int, model: ModelPatcher) -> list[int]:
+    """Return the shape for which the host reckons with so many bytes more, of both sides of CFG.
+
+    The latent is wider, as the host's context windows cut off what has more rows.
+
+    Args:
+        noise_shape: (f, c, h, w).
+        frames: of the clip, or of a window of it.
+        size: bytes.
+        model: that is sampled.
+    """
+    shape = [frames, *noise_shape[1:]]
+    part = size / (2 * model.model.memory_required(shape))
+    return [*shape[:-1], math.ceil(shape[-1] * (1 + part))]
 
 
 def grid_of(q: Tensor, extra_options: dict[str, Any]) -> Grid:

@@ -121,9 +121,9 @@ def makes_a_flow(model: ModelPatcher, settings: ClipSettings) -> list[str]:
 
 
 def moves_noise_levels(model: ModelPatcher, settings: ClipSettings) -> list[str]:
-    """Return what gave a flow's noise levels to a model whose start and end were taken from others."""
+    """Return what gave other noise levels to a model whose start and end were taken before."""
     is_moved = settings.sigmas != ALWAYS and settings.sigmas != sigmas_of(model, settings.percents)
-    return ["ModelSamplingSD3"] if is_moved and is_flow_unet(model) else []
+    return ["A ModelSampling node"] if is_moved else []
 
 
 def replaces_controlled_attention(model: ModelPatcher, _settings: ClipSettings) -> list[str]:

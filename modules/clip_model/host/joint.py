@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ..attention.fine_coarse import Coarse, downsample_tokens
 from ..attention.joint import Sequence, by_frame, joint_attention, keys_seen, shrink_pictures
-from .calls import check_frames, completion, rows_of
+from .calls import check_frames, completion, widen
 from .family import encoding_of, transformer_of
 from .settings import CACHE, KEY, ClipSettings, acting, count_frames
+from .windows import frames_at_once
 
 OVERRIDE = "optimized_attention_override"  # the host's key of what stands in for its attention kernel
 
@@ -51,16 +52,17 @@ def begin_joint_call(executor, x, t, c_concat=None, c_crossattn=None, control=No
 
 
 def prepare_joint_call(executor, model, noise_shape, conds, *args, **kwargs):
-    """Wrap the preparation of a sampling: let the host count the keys and values of one frame as further rows."""
-    settings, rows = model.model_options["transformer_options"].get(KEY), 0
+    """Wrap the preparation of a sampling: let the host count the keys and values of one frame."""
+    settings = model.model_options["transformer_options"].get(KEY)
     if settings is not None and settings.spatial is not None:
-        frames, network = noise_shape[0], model.model.diffusion_model
+        held, seen = frames_at_once(model.model_options, noise_shape[0])
+        network = model.model.diffusion_model
         around = tokens_around(network, conds)
-        keys = keys_seen(settings.spatial, frames, *grid_of_picture(network, noise_shape), around)
+        keys = keys_seen(settings.spatial, seen, *grid_of_picture(network, noise_shape), around)
         width = getattr(network, transformer_of(model.model).width)
         size = 4 * keys * width * model.model.get_dtype_inference().itemsize  # keys and values, both sides
-        rows = rows_of(size, model, noise_shape)
-    return executor(model, [noise_shape[0] + rows, *noise_shape[1:]], conds, *args, **kwargs)
+        noise_shape = widen(noise_shape, held, size, model)
+    return executor(model, noise_shape, conds, *args, **kwargs)
 
 
 def grid_of_picture(network: nn.Module, shape: Any) -> tuple[int, int]:

@@ -71,6 +71,12 @@ def make_memory(options: Mapping[str, Any], frames: int) -> ClipMemory | None:
     return ClipMemory(frames, settings.spatial.r)
 
 
+def frames_at_once(options: Mapping[str, Any], frames: int) -> tuple[int, int]:
+    """Return how many of a clip's frames a call of the network holds, and how many those attend to at most."""
+    held = min(frames, getattr(options.get("context_handler"), "context_length", frames))
+    return held, held if make_memory(options, frames) is None else frames
+
+
 def predict_step(executor, x, timestep, model_options=None, seed=None):
     """Wrap the prediction of a step: fill the memory where it is used, then predict by it."""
     options = model_options["transformer_options"]

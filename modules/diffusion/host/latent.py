@@ -11,7 +11,7 @@ from comfy.model_sampling import CONST, EPS, V_PREDICTION
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...clip_model.host.family import encoding_of, is_flow_by_itself, is_flow_unet
+from ...clip_model.host.family import encoding_of, family_of, is_flow_by_itself
 from ...sockets.pictures import check_numbers, read_mask
 from ..ddim import Prediction
 
@@ -34,7 +34,7 @@ def prediction_of(model: ModelPatcher) -> Prediction:
             f"model is {type(model.model).__name__}, a flow-matching model, and is made to sample without flow "
             "matching. Remove the ModelSampling node before it."
         )
-    if prediction == "flow" and is_flow_unet(model) and sampling.timestep(torch.tensor(1.0)) != UNET_STEPS:
+    if prediction == "flow" and family_of(model).parts and sampling.timestep(torch.tensor(1.0)) != UNET_STEPS:
         raise ValueError(
             "model is a UNet that is made to sample by flow matching and told times of 0 to 1, where UNets count to "
             f"{UNET_STEPS}. Put ModelSamplingSD3 in place of the ModelSampling node before it."

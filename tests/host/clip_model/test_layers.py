@@ -7,6 +7,7 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import GEGLU, FeedForward, SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.model_base import BaseModel
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import group_norm
@@ -19,7 +20,7 @@ from consistent_video.modules.clip_model.host.calls import is_far
 from consistent_video.modules.clip_model.host.settings import clip_settings
 from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME, method
 
-from ..small import clip_latent, random_model, sample
+from ..small import clip_latent, in_windows, random_model, sample
 from .patched import CROSS_FRAME, patched
 
 
@@ -151,18 +152,18 @@ def test_training_kernel_equals_the_hosts(model, latent) -> None:
     torch.testing.assert_close(sample(clip_model, latent), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("name", "keys"), [(EI2, 12 * 8 + 2 * 4 * 6 * 4), (PER_FRAME, 0), (FULL, 0)])
-def test_the_host_reckons_with_what_is_put_side_by_side(name: str, keys: int, monkeypatch) -> None:
+@pytest.mark.parametrize(("frames", "window"), [(5, 5), (5, 3)])
+@pytest.mark.parametrize("name", [EI2, PER_FRAME, FULL])
+def test_the_host_reckons_with_what_is_put_side_by_side(name: str, frames: int, window: int, monkeypatch) -> None:
+    """Keys and values of both sides of the guidance, float32; a column of a frame is said to take 16 bytes."""
     base, reckoned = random_model(), []
-    load = comfy.model_management.load_models_gpu
-    monkeypatch.setattr(
-        comfy.model_management,
-        "load_models_gpu",
-        lambda *given, memory_required=0, **more: reckoned.append(memory_required) or load(*given, **more),
-    )
-    for model in (inflate(base), attach(inflate(base), *method(name, 2))):
-        sample(model, clip_latent())
-    row = base.model.memory_required([1, 4, 12, 8])
-    extra = 4 * 5 * keys * 32 * 4  # keys and values of both sides of the guidance, float32
-    assert extra <= reckoned[1] - reckoned[0] < extra + 2 * row
-    assert reckoned[0] == 10 * row
+
+    def count(_model: BaseModel, shape: list[int], **_) -> float:
+        reckoned.append(16.0 * shape[0] * shape[-1])
+        return reckoned[-1]
+
+    monkeypatch.setattr(type(base.model), "memory_required", count)
+    sample(in_windows(attach(inflate(base), *method(name, 2)), window), clip_latent(frames))
+    keys = 12 * 8 + (frames - 1) * 6 * 4 if name == EI2 else 0  # in windows too, frames see all others shrunk
+    more, column = 4 * window * keys * 32 * 4, 2 * 16 * window
+    assert more <= max(reckoned) - 8 * column < more + column

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
@@ -201,20 +202,27 @@ def test_windows_see_the_coarse_tokens_of_the_whole_clip(flux) -> None:
     assert far[0].abs().amax() > 1e-4 and far[1].abs().amax() == 0
 
 
+@pytest.mark.parametrize("window", [FRAMES, 3])
 @pytest.mark.parametrize("name", ["per frame", "first-frame", "full", "FFAM"])
-def test_the_host_counts_the_keys_of_a_frame(flux, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """In float32, as keys and values, of both sides of CFG; a row is said to take one byte."""
+def test_the_host_counts_the_keys_of_a_frame(flux, monkeypatch: pytest.MonkeyPatch, name: str, window: int) -> None:
+    """In float32, as keys and values, of both sides of CFG; a column of a frame is said to take 16 bytes."""
     counted, asked = [], []
 
     def watch(kernel, q, k, *given: Any, **named: Any) -> Tensor:
         asked.append(k.shape[-2])
         return kernel(q, k, *given, **named)
 
-    monkeypatch.setattr(type(flux.model), "memory_required", lambda _, shape, **__: counted.append(shape[0]) or 1.0)
+    def count(_model: BaseModel, shape: list[int], **_: Any) -> float:
+        counted.append(16.0 * shape[0] * shape[-1])
+        return counted[-1]
+
+    monkeypatch.setattr(type(flux.model), "memory_required", count)
     references = [[EDIT[0][0], {**EDIT[0][1], "reference_latents": [draw(1, 16, 4, 6, seed=8)]}]]
-    sample(with_kernel(connected(flux, name), watch), clip_of(), positive=references)
+    sample(in_windows(with_kernel(connected(flux, name), watch), window), clip_of(), positive=references)
     keys = max(asked) if name != "per frame" else 0
-    assert max(counted) == 2 * (FRAMES + 2 * 2 * 4 * keys * KINDS["Flux"][1]["hidden_size"] // 2)
+    more = 2 * 2 * 4 * keys * KINDS["Flux"][1]["hidden_size"]
+    column = 2 * 16 * window
+    assert more <= max(counted) - column * clip_of()["samples"].shape[-1] < more + column
 
 
 @pytest.mark.parametrize("family", ["Flux", "SD3"])

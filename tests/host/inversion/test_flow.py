@@ -17,7 +17,7 @@ from comfy_extras.nodes_model_advanced import (
 from torch import Tensor
 
 from consistent_video.modules.attention_control.host.control import attach_control
-from consistent_video.modules.clip_model.host.attach import attach
+from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.host.settings import clip_settings
 from consistent_video.modules.clip_model.methods import EI2, method
 from consistent_video.modules.diffusion.host.latent import is_inverted
@@ -323,15 +323,26 @@ def test_what_a_flow_cannot_have_is_refused_in_the_other_order_too() -> None:
     attached = {
         "temporal modules, tunes and slices": patched(),
         "slices do not apply": attach_slices(patched(temporal="none"), small.EMPTY, SliceSettings()),
-        "took start_percent and end_percent": attach(
-            patched(), *method(EI2, 2, "area", temporal="none"), percents=(0.0, 0.3)
-        ),
     }
     for message, model in attached.items():
         (flow,) = ModelSamplingSD3().patch(model, 3.0)
         with pytest.raises(ValueError, match=f"ModelSamplingSD3 .*{message}"):
             invert(flow, small_latent(), steps=2, denoise=0.4)
         assert invert(model, small_latent(), steps=2)["samples"].isfinite().all(), "without that node"
+
+
+def test_noise_levels_moved_after_a_start_and_an_end_were_taken_from_them_are_refused(flux, latent) -> None:
+    spatial = method(EI2, 2, "area", temporal="none")
+    unet, transformer = (attach(model, *spatial, percents=(0.0, 0.3)) for model in (patched(), inflate(flux)))
+    moved = (
+        (ModelSamplingSD3().patch(unet, 3.0), small_latent(), {}),
+        (ModelSamplingDiscrete().patch(unet, "eps", True), small_latent(), {}),
+        (ModelSamplingFlux().patch(transformer, 1.15, 0.5, 64, 64), latent, PROMPTS),
+    )
+    for (model,), given, prompts in moved:
+        with pytest.raises(ValueError, match="A ModelSampling node .*took start_percent and end_percent"):
+            invert(model, given, steps=2, **prompts)
+    assert plain(transformer, latent)["samples"].isfinite().all(), "without that node"
 
 
 def test_times_that_a_unet_does_not_count_in_are_refused() -> None:

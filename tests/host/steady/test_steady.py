@@ -3,11 +3,14 @@
 import json
 from typing import Any
 
+import comfy.utils
 import pytest
 import torch
+from comfy.model_management import InterruptProcessingException, interrupt_current_processing
 from torch import Tensor
 
 from consistent_video.modules.motion.flow import motion_of
+from consistent_video.modules.steady.host import steady_clip
 from consistent_video.modules.steady.steady import SteadySettings, steady_edit
 from consistent_video.nodes.steady import SteadyFrames
 
@@ -47,6 +50,16 @@ def test_images_give_images_and_latents_latents_along_one_motion() -> None:
     assert steady(*stills, motion=MOTION)[0]["samples"].equal(found["samples"][:, :, None])
     assert steady(before, after, strength=0.0)[0]["samples"].equal(after["samples"])
     assert steady(*IMAGES, strength=0.0)[0].equal(IMAGES[1])
+
+
+def test_progress_is_shown_and_an_interrupt_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[int, int]] = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda done, total, *_, **__: shown.append((done, total)))
+    steady_clip(*IMAGES, SteadySettings(0.5, 9))
+    assert shown[0] == (1, 6) and shown[-1] == (6, 6), "three frames ahead and back"
+    interrupt_current_processing()
+    with pytest.raises(InterruptProcessingException):
+        steady_clip(*IMAGES, SteadySettings(0.5, 9))
 
 
 @pytest.mark.parametrize(

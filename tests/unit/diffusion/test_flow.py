@@ -102,6 +102,8 @@ def test_levels_fall_from_the_end_of_the_table_to_zero() -> None:
     for steps, denoise in ((1001, 1.0), (601, 0.6), (0, 1.0)):
         with pytest.raises(ValueError, match="steps must be between 1 and"):
             flow_sigmas(table, steps, denoise)
+    shifted = 1.32 * table / (1 + (1.32 - 1) * table)
+    assert shifted[-1] > 1 == flow_sigmas(shifted, 4)[0], "rounding does not lead beyond noise"
 
 
 def test_auto_denoise_leaves_what_stable_diffusion_leaves() -> None:
