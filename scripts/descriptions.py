@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from . import blueprints
-from .descriptions_of_flows import FLOWS
+from .descriptions_of_flows import BY_DEMO_MODEL, FLOWS
 from .descriptions_of_tuning import (
     ei2,
     import_tune_a_video,
@@ -138,7 +138,7 @@ OWN_DEMO_TASKS = {
     "edit_clip": replace(DEMO_TASK, crop=(8, 128)),
     "long_clip": replace(DEMO_TASK, file="striped_cross.mp4", **STRIPED),  # type: ignore[arg-type]
     "controlnet": replace(DEMO_TASK, after="a blue circle on a white background"),
-    "edit_sd3": replace(DEMO_TASK, model=DEMO.but(prediction="flow")),
+    **dict.fromkeys(BY_DEMO_MODEL, replace(DEMO_TASK, model=DEMO.but(prediction="flow"))),
 }
 DESCRIBED = (
     edit_clip,
@@ -170,8 +170,7 @@ PRESETS: dict[str, Callable[[Task], Workflow]] = {
 
 def describe_demo(name: str, shipped: bool = False) -> Workflow:
     """Return a workflow for the demo model, of a clip among ComfyUI's inputs or of one that comes with the pack."""
-    of_flows = {flow: make for flow, (make, _) in FLOWS.items()}
-    return {**MAKE, **PRESETS, **of_flows}[name](replace(OWN_DEMO_TASKS.get(name, DEMO_TASK), shipped=shipped))
+    return {**MAKE, **PRESETS, **BY_DEMO_MODEL}[name](replace(OWN_DEMO_TASKS.get(name, DEMO_TASK), shipped=shipped))
 
 
 def workflows() -> dict[str, Workflow]:

@@ -35,6 +35,11 @@ def edit_flow(task: Task, patch: Node = UNTUNED_PATCH) -> Workflow:
     return main_graph(task, CLIP_MODEL, inversion, patch)
 
 
+def edit_sparse(task: Task) -> Workflow:
+    """Return the same for a model that takes no FFAM."""
+    return edit_flow(task, UNTUNED_PATCH.but(spatial="sparse-causal"))
+
+
 def edit_flux(task: Task) -> Workflow:
     """Return the main graph for a guidance-distilled flow-matching model, which is guided by an input of its own."""
     source, wanted = "Source guidance", "Edited guidance"
@@ -74,7 +79,7 @@ def edit_qwen_image(task: Task) -> Workflow:
 
 def edit_z_image(task: Task) -> Workflow:
     """Return the main graph for Z-Image, which takes no FFAM."""
-    graph = edit_flow(task, UNTUNED_PATCH.but(spatial="sparse-causal"))
+    graph = edit_sparse(task)
     encoder = Node("Text encoder", "CLIPLoader", clip_name="qwen_3_4b.safetensors", type="lumina2")
     return with_loaders(graph, encoder, vae("ae.safetensors"))
 
@@ -113,3 +118,4 @@ FLOWS: dict[str, tuple[Callable[[Task], Workflow], Node]] = {  # by file name, w
     "edit_qwen_image": (edit_qwen_image, network("qwen_image_fp8_e4m3fn.safetensors")),
     "edit_z_image": (edit_z_image, network("z_image_bf16.safetensors")),
 }
+BY_DEMO_MODEL = {"edit_sd3": edit_flow, "edit_z_image": edit_sparse}  # their twins, which need no other loaders

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..demo.clips import save_video
 from .clips import read_clip
 from .descriptions import describe_demo
-from .descriptions_of_flows import FLOWS
+from .descriptions_of_flows import BY_DEMO_MODEL, FLOWS
 from .environment import ROOT, say
 from .graph import build
 from .host import Host
@@ -31,7 +31,7 @@ STYLE = 2  # to be raised where the pictures are to look otherwise
 
 SAME = {"demo_ei2": "ei2"}  # whose demo twin is that of another
 SAME |= dict.fromkeys(("demo_edit", "edit_sdxl", "edit_clip", "demo_edit_clip"), "edit")
-SAME |= dict.fromkeys(FLOWS, "edit_sd3")
+SAME |= dict.fromkeys(FLOWS.keys() - BY_DEMO_MODEL.keys(), "edit_sd3")
 SHOWN = {  # title of the node whose output the picture shows, where it is not the saved edit
     "saved_tune": "Save edit tied",
     "reconstruction": "Plot",

@@ -7,7 +7,10 @@ sigma * eps (flow matching, Lipman et al., ICLR 2023; rectified flow, Liu et al.
 
 from typing import Literal
 
+import torch
 from torch import Tensor
+
+from .schedule import sigma_to_alpha_bar
 
 PathKind = Literal["noise", "flow"]
 
@@ -30,6 +33,10 @@ class NoisePath:
     def to_direction(self, x: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """Return the direction that noise at the state x means."""
         return noise
+
+    def share_seen(self, sigma: Tensor) -> Tensor:
+        """Return the factor of a state in what the model sees of it, the variance-preserving latent."""
+        return sigma_to_alpha_bar(sigma).sqrt()
 
     def relabelled(self, x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
         """Return the state at the level `label` that shows the model what it sees of x at `sigma`: the same latent."""
@@ -57,6 +64,10 @@ class FlowPath(NoisePath):
     def to_direction(self, x: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """Return v = (eps - x) / (1 - t), t below 1: at 1 the noise is x, whatever the velocity."""
         return (noise - x) / (1 - sigma)
+
+    def share_seen(self, sigma: Tensor) -> Tensor:
+        """Return 1."""
+        return torch.ones_like(sigma)
 
     def relabelled(self, x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
         """Return x."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..diffusion.schedule import sigma_to_alpha_bar
+from ..diffusion.path import PATHS, PathKind
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def error_bound(
     start: float = 0.0,
     down: list[float] | None = None,
     strayed: list[float] | None = None,
+    kind: PathKind = "noise",
 ) -> list[float]:
     """Return a bound on the distance between an inversion and its way back, at each noise level.
 
@@ -69,6 +70,8 @@ def error_bound(
     With eta above 0 a step goes along eps to a level below the next and adds noise: ds_t = s_t - down_t, and
     strayed_t = (s_{t-1} - down_t) |eps of the inversion| + |noise added| is added.
 
+    Of a flow it is the same of its velocity, with 1 instead of sqrt(a_t), as the model sees the state itself.
+
     Args:
         sigmas: s, ascending, shape (steps + 1,).
         lipschitz: L_t of each step.
@@ -76,12 +79,13 @@ def error_bound(
         start: E_T.
         down: noise levels that the way back goes to, None = s_{t-1}.
         strayed: None = 0.
+        kind: path of the states, whose levels the sigmas are.
 
     Returns:
         E at each of the sigmas.
     """
     ds = (sigmas[1:] - (sigmas[:-1] if down is None else sigmas.new_tensor(down))).tolist()
-    share, strayed = sigma_to_alpha_bar(sigmas[1:]).sqrt().tolist(), strayed or [0.0] * len(ds)
+    share, strayed = PATHS[kind].share_seen(sigmas[1:]).tolist(), strayed or [0.0] * len(ds)
     errors = [start]
     for step, a, lip, r, added in reversed(list(zip(ds, share, lipschitz, apart, strayed, strict=True))):
         errors.append((1 + lip * a * step) * errors[-1] + step * r + added)

@@ -26,8 +26,8 @@ ONE_BY_ONE = (
     "frames."
 )
 FLOW_UNET = (
-    "model is a UNet that is made to sample by flow matching. That is right for a checkpoint that was trained so; "
-    "with an ordinary one remove ModelSamplingSD3, or edits come out as noise."
+    "model is a UNet that is made to sample by flow matching. That is right for a checkpoint that was trained that "
+    "way; with an ordinary one remove ModelSamplingSD3, or edits come out as noise."
 )
 DISTILLED = (
     "This model is guidance-distilled: guidance of the conditioning (FluxGuidance; 3.5 where it is not connected) is "
@@ -218,7 +218,7 @@ def require_attention(model: ModelPatcher, kind: Kind) -> None:
     family, network = family_of(model), model.model.diffusion_model
     if family.transformer is not None and not hasattr(network, family.transformer.width):
         raise ValueError(
-            f"STAM/FFAM Patch: {type(network).__name__} is no network of ComfyUI's, so that its frames cannot be "
+            f"STAM/FFAM Patch: {type(network).__name__} is not one of ComfyUI's networks, so its frames cannot be "
             f"connected. Load {family.name} by ComfyUI's own loader, or set attention_strength to 0."
         )
     if kind not in family.kinds:

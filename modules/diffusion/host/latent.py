@@ -36,8 +36,8 @@ def prediction_of(model: ModelPatcher) -> Prediction:
         )
     if prediction == "flow" and family_of(model).parts and sampling.timestep(torch.tensor(1.0)) != UNET_STEPS:
         raise ValueError(
-            "model is a UNet that is made to sample by flow matching and told times of 0 to 1, where UNets count to "
-            f"{UNET_STEPS}. Put ModelSamplingSD3 in place of the ModelSampling node before it."
+            "model is a UNet that is made to sample by flow matching and is given times from 0 to 1, but UNets expect "
+            f"0 to {UNET_STEPS}. Put ModelSamplingSD3 in place of the ModelSampling node before it."
         )
     return prediction
 

@@ -67,7 +67,7 @@ def acting_modules(clip: ClipSettings, percent: float, sigma: float) -> Temporal
         )
     if not is_active(clip, {"sigmas": torch.tensor([sigma])}):
         raise ValueError(
-            f"percent {percent:g} lies outside of start_percent {clip.percents[0]:g} to end_percent "
+            f"percent {percent:g} lies outside start_percent {clip.percents[0]:g} to end_percent "
             f"{clip.percents[1]:g} of STAM/FFAM Patch, where the temporal modules do not act. Choose a percent between."
         )
     return clip.temporal

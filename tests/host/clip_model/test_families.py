@@ -61,7 +61,7 @@ def test_inflation_alone_changes_nothing(family: Family, base, num_frames: int) 
 
 
 def test_sdxl_takes_pooled_text_and_sizes_of_each_frame() -> None:
-    """One frame's pooled text, or its sizes, change that frame alone where attention stays within frames."""
+    """One frame's pooled text changes that frame alone where attention stays within frames; sizes are the clip's."""
     width = FAMILIES["SDXL"][1]["context_dim"]
     sdxl = Family("SDXL", family_model("SDXL"), (prompt(5, width), prompt(4, width)))
     clip_model = sdxl.patched(PER_FRAME)

@@ -245,7 +245,7 @@ def test_what_a_family_does_not_take_is_refused_by_name(flux) -> None:
     with pytest.raises(ValueError, match="FFAM does not apply to Z-Image and Lumina 2. .* Set spatial to"):
         connected(z_image, "FFAM")
     z_image.model.diffusion_model = torch.nn.Identity()
-    with pytest.raises(ValueError, match="Identity is no network of ComfyUI's"):
+    with pytest.raises(ValueError, match="Identity is not one of ComfyUI's networks"):
         connected(z_image, "full")
     masked = [[EDIT[0][0], {**EDIT[0][1], "attention_mask": torch.ones(1, TOKENS + PICTURE, TOKENS + PICTURE),
                             "attention_mask_img_shape": GRID}]]  # fmt: skip

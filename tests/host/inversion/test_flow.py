@@ -298,10 +298,10 @@ def test_a_unet_made_to_sample_by_flow_matching_is_walked_so_and_not_tuned(caplo
     """As an SDXL checkpoint that was trained so; a random UNet is as good a velocity as it is a noise."""
     (unet,) = ModelSamplingSD3().patch(patched(temporal="none"), 3.0)
     inverted = invert(unet, small_latent(), steps=4, denoise=0.4, refinements=12)
-    assert inverted[INVERSION].kind == "flow" and "trained so" in caplog.text
+    assert inverted[INVERSION].kind == "flow" and "trained that way" in caplog.text
     back = edit(unet, inverted, cfg=1.0, positive=small.SOURCE, negative=small.EMPTY)
     assert away(back, small_latent()["samples"]) < 1e-3
-    assert any("trained so" in hint for hint in list_hints(unet, clip_settings(unet)))
+    assert any("trained that way" in hint for hint in list_hints(unet, clip_settings(unet)))
     report = inspect_model(unet, small_latent())[1]
     assert report["sampling"]["gib"] > 0
     refused = {
@@ -350,5 +350,5 @@ def test_times_that_a_unet_does_not_count_in_are_refused() -> None:
         ModelSamplingAuraFlow().patch_aura(patched(temporal="none"), 1.73),
         ModelSamplingFlux().patch(patched(temporal="none"), 1.15, 0.5, 64, 64),
     ):
-        with pytest.raises(ValueError, match="times of 0 to 1, where UNets count to 1000. Put ModelSamplingSD3"):
+        with pytest.raises(ValueError, match="times from 0 to 1, but UNets expect 0 to 1000. Put ModelSamplingSD3"):
             invert(model, small_latent(), steps=2, denoise=0.4)

@@ -223,7 +223,7 @@ def test_a_model_without_temporal_modules_is_refused(latent, options) -> None:
 def test_a_point_where_the_modules_do_not_act_is_refused(latent) -> None:
     model = clip_model(percents=(0.2, 0.7))
     for percent in (0.0, 0.19, 0.71, 1.0):
-        with pytest.raises(ValueError, match=f"percent {percent:g} lies outside of start_percent 0.2 to end_percent"):
+        with pytest.raises(ValueError, match=f"percent {percent:g} lies outside start_percent 0.2 to end_percent"):
             measure_clip(model, SOURCE, latent, percent, SEED)
     for percent in (0.2, 0.5, 0.7):
         assert measure_clip(model, SOURCE, latent, percent, SEED)[0]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from consistent_video.modules.inversion.stability import Stability, error_bound, stability_text
 
+TIMES = torch.tensor([0.0, 0.2, 0.3, 0.75, 1.0], dtype=torch.float64)  # of a flow
 SIGMAS = torch.tensor([0.0, 0.3, 1.1, 4.0, 9.0], dtype=torch.float64)
 
 
@@ -105,6 +107,36 @@ def test_a_model_of_one_number_meets_it_exactly() -> None:
     moved = [(b - a).abs().item() for a, b in zip(latents, latents[1:], strict=False)]
     bound = error_bound(SIGMAS, [0.2] * 4, [0.2 * m for m in moved])
     assert measured == pytest.approx(bound)
+
+
+def walk_flow(velocity: Callable[[Tensor], Tensor], x: Tensor) -> tuple[list[Tensor], list[float]]:
+    """Invert and come back along a flow by hand; returns the states and the distances at each time."""
+    states = [x]
+    for i in range(4):
+        states.append(states[-1] + (TIMES[i + 1] - TIMES[i]) * velocity(states[-1]))
+    x, apart = states[-1], [0.0]
+    for i in range(4, 0, -1):
+        x = x - (TIMES[i] - TIMES[i - 1]) * velocity(x)
+        apart.append((x - states[i - 1]).norm().item())
+    return states, apart[::-1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_holds_along_a_flow_whose_constant_is_known(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    matrix = 2 * torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    states, measured = walk_flow(lambda x: torch.tanh(matrix @ x), torch.randn(6, generator=generator).double())
+    norm = torch.linalg.matrix_norm(matrix, ord=2).item()
+    moved = [norm * (b - a).norm().item() for a, b in pairwise(states)]
+    bound = error_bound(TIMES, [norm] * 4, moved, kind="flow")
+    assert all(m <= b for m, b in zip(measured, bound, strict=True)) and measured[0] > 0
+
+
+def test_a_velocity_of_one_number_meets_it_exactly() -> None:
+    states, measured = walk_flow(lambda x: -0.6 * x, torch.tensor([2.0], dtype=torch.float64))
+    moved = [0.6 * (b - a).abs().item() for a, b in pairwise(states)]
+    assert error_bound(TIMES, [0.6] * 4, moved, kind="flow") == pytest.approx(measured)
+    assert error_bound(TIMES, [0.6] * 4, moved)[0] < 0.99 * measured[0], "the state itself is seen"
 
 
 def test_the_report_says_whether_it_holds() -> None:
