@@ -15,9 +15,9 @@ from ..modules.clip_model.attention.full import full_attention
 from ..modules.clip_model.attention.sparse_causal import sparse_causal_attention
 from ..modules.clip_model.attention.spatial import SpatialConfig, attend_across_frames, copied_keys
 from .baselines import naive_fine_coarse
-from .document import judge, write_section
+from .document import judge
 from .memory_count import MIB, extra_memory
-from .performance import Row, Setting, complete_rows, half_on_gpu, read_setting
+from .performance import Job, Row, Setting, half_on_gpu, measure_jobs, read_setting
 from .table import write_table
 from .timing import Call, ratios, time_rounds, with_gradients, write_milliseconds, write_spread
 
@@ -109,8 +109,7 @@ def measure_attention(options: argparse.Namespace) -> None:
     """Measure what is not measured yet, and write the section."""
     setting = read_setting(options, cpu_size=32)
     cases = [Case(**asdict(setting), passes=passes) for passes in PASSES]
-    rows = complete_rows("attention", options, cases, run_case)
-    write_section(options.document, "attention", make_section(setting, rows))
+    measure_jobs("attention", options, [Job("attention", cases, run_case)], partial(make_section, setting))
 
 
 def make_section(setting: Setting, rows: list[Row]) -> str:

@@ -1,4 +1,4 @@
-"""EI²'s Table 1: time and memory of tuning, inversion and edit at its size, beside the published figures."""
+"""EI²'s Table 1: time and memory of tuning, inversion and edit at its size, compared with the published figures."""
 
 import argparse
 import gc
@@ -14,9 +14,8 @@ from ..modules.clip_model.methods import EI2, FULL, TUNE_A_VIDEO_PRESET
 from ..modules.inversion.host.invert import invert_clip
 from ..modules.inversion.inversion import InversionSettings
 from ..modules.sampling.host import SampleSettings, sample_clip
-from .document import write_section
-from .memory_count import GIB, Peak
-from .performance import Row, Setting, complete_rows, read_setting
+from .memory_count import GIB, OUT_OF_MEMORY, Peak, if_it_fits
+from .performance import Job, Row, Setting, measure_jobs, read_setting
 from .table import write_table
 from .timing import time_calls
 from .tune import CODE, CODE_DEFAULTS, WAYS, Way, clip_model, tuning
@@ -76,18 +75,24 @@ def peak_after(case: Case, peak: Peak) -> int | None:
 
 
 def run_case(case: Case) -> Row:
-    """Tune, invert and edit for the case's steps; seconds are of one step each."""
-    device, way, peak = torch.device(case.device), COMPARED[case.way], Peak(None)
+    """Tune, invert and edit for the case's steps; seconds are of one step each, None where the memory is too little."""
     unload_all_models()
     gc.collect()
+    way, peak = COMPARED[case.way], Peak(None)
     model = clip_model(make_model(), way)
+    row = if_it_fits(partial(tune_clip, case, model, way, peak)) or {"tuning": None}
+    if case.ddim_steps:
+        row |= if_it_fits(partial(edit_clip, case, model, peak)) or {"inversion": None, "edit": None}
+    return row
+
+
+def tune_clip(case: Case, model: ModelPatcher, way: Way, peak: Peak) -> Row:
+    """Tune; the first step is not counted."""
     with tuning(model, way, case.frames, case.size) as made:
         if case.device == "cuda":
             peak.begin()
-        row: Row = {"tuning": time_calls(made.step, case.steps, device), "tuning_bytes": peak_after(case, peak)}
-        row["precision"] = made.precision
-    del made
-    return row | (edit_clip(case, model, peak) if case.ddim_steps else {})
+        seconds = time_calls(made.step, case.steps, torch.device(case.device))
+        return {"tuning": seconds, "tuning_bytes": peak_after(case, peak), "precision": made.precision}
 
 
 def edit_clip(case: Case, model: ModelPatcher, peak: Peak) -> Row:
@@ -112,41 +117,47 @@ def edit_clip(case: Case, model: ModelPatcher, peak: Peak) -> Row:
 def measure_cost(options: argparse.Namespace) -> None:
     """Measure what is not measured yet, and write the section."""
     setting = read_setting(options, cpu_size=16, cpu_frames=4)
-    write_section(
-        options.document, "cost", make_section(setting, complete_rows("cost", options, list_cases(setting), run_case))
-    )
+    measure_jobs("cost", options, [Job("cost", list_cases(setting), run_case)], partial(make_section, setting))
 
 
 def minutes(seconds: float | None) -> str:
-    """Return seconds in minutes."""
-    return "" if seconds is None else f"{seconds / 60:.3g}"
+    """Return seconds in minutes; None is what did not fit."""
+    return OUT_OF_MEMORY if seconds is None else f"{seconds / 60:.3g}"
 
 
 def gib(held: int | None) -> str:
-    """Return bytes in GiB."""
+    """Return bytes in GiB; None is what is not measured."""
     return "" if held is None else f"{held / GIB:.3g}"
+
+
+def our_cells(row: Row) -> list[str]:
+    """Return minutes and GiB of the tuning with its inversion, and of the edit, as far as they are measured."""
+    tuned, inverted = row["tuning"], row.get("inversion", 0.0)
+    whole = None if tuned is None or inverted is None else STEPS * tuned + DDIM_STEPS * inverted
+    edited = row.get("edit", 0.0)
+    edit = minutes(edited and DDIM_STEPS * edited) if "edit" in row else ""
+    return [minutes(whole), gib(row.get("tuning_bytes")), edit, gib(row.get("edit_bytes"))]
 
 
 def make_section(setting: Setting, rows: Sequence[Row]) -> str:
     """Return the section's text."""
-    first, body = rows[0], []
+    reference, body = next((row["tuning"] for row in rows if row["way"] == EI2), None), []
     for row in rows:
         known = PUBLISHED.get(row["way"])
         its = asdict(known) if known else {}
-        inverting = DDIM_STEPS * row["inversion"] if "inversion" in row else None
-        tuning_time = STEPS * row["tuning"] + (inverting or 0.0)
-        edit = DDIM_STEPS * row["edit"] if "edit" in row else None
-        own = [minutes(tuning_time), gib(row["tuning_bytes"]), minutes(edit), gib(row.get("edit_bytes"))]
-        pairs = zip(own, ("tuning_minutes", "tuning_gib", "edit_minutes", "edit_gib"), strict=True)
+        pairs = zip(our_cells(row), ("tuning_minutes", "tuning_gib", "edit_minutes", "edit_gib"), strict=True)
         compared = [cell for mine, key in pairs for cell in (mine, *published(its, key))]
-        body.append([row["way"], str(row["steps"]), f"{row['tuning'] / first['tuning']:.3g}", *compared])
+        relative = f"{row['tuning'] / reference:.3g}" if row["tuning"] and reference else ""
+        body.append([row["way"], str(row["steps"]), relative, *compared])
     headings = [f"{what}, {unit}" for what in ("tuning", "edit") for unit in ("min", "GiB")]
+    precision = next((f"; {row['precision']}" for row in rows if row["tuning"]), "")
     return "\n\n".join(
         [
-            f"{setting}; {rows[0]['precision']}. Minutes of {STEPS} tuning steps and {DDIM_STEPS} inversion steps, and "
-            f"of an edit in {DDIM_STEPS} guided steps, from the seconds of a step; *steps*: of a tuning, that were "
-            "done. GiB: the most that a GPU held, the UNet's weights among it. Published: EI²'s Table 1, on a V100, 8 "
-            "frames of 512 × 512.",
+            f"{setting}{precision}. Minutes of {STEPS} tuning steps and {DDIM_STEPS} inversion steps (of "
+            "Tune-A-Video's code of the tuning steps alone), and of an edit in "
+            f"{DDIM_STEPS} guided steps, from the seconds of a step; *steps*: of a tuning, that were done. GiB: the "
+            "most that a GPU held, the UNet's weights among it. Published: EI²'s Table 1, on a V100, 8 frames of "
+            "512 × 512.",
             write_table(
                 ["way", "steps", f"× {EI2} a step", *(cell for name in headings for cell in (name, "published"))], body
             ),

@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-from ..scripts.environment import say
-
 TITLES = {
     "attention": "Attention across frames",
     "temporal": "Temporal modules",
@@ -18,12 +16,12 @@ TITLES = {
     "gpu": "Tests on a GPU",
 }
 INTRODUCTION = (
-    "Each section is written by a command of its own and holds what was last measured, beside where that was. SD1.5's "
+    "Each section is written by a command of its own and holds what was last measured, and where. SD1.5's "
     "structure with random weights. Times are compared within one run, turn by turn in balanced order: a cell holds "
     "the median over the rounds of the ratio and, in brackets, its quartiles. Without a GPU a section is measured on "
     "the processor at a smaller size, and memory is accounted instead of measured: the tensors that PyTorch's "
     "operations make are counted as long as they live, at full size and without computing anything. Targets are meant "
-    "for a GPU and 64 × 64 latents; *met* says whether the figures beside it keep to them, wherever they are from."
+    "for a GPU and 64 × 64 latents; *met* says whether the figures next to it keep to them, wherever they are from."
 )
 UNKNOWN = "Not measured."
 
@@ -44,5 +42,5 @@ def write_section(document: Path, command: str, body: str) -> None:
     sections = read_sections(document.read_text(encoding="utf-8")) if document.is_file() else {}
     sections[TITLES[command]] = f"Written by `python -m bench {command}`. {body.strip()}"
     written = [f"## {title}\n\n{sections.get(title, UNKNOWN)}\n" for title in TITLES.values()]
+    document.parent.mkdir(parents=True, exist_ok=True)
     document.write_text("\n".join(["# Performance\n", INTRODUCTION + "\n", *written]), encoding="utf-8")
-    say(f"Wrote {TITLES[command]} of {document}")

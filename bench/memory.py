@@ -2,9 +2,9 @@
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from unittest import mock
 
@@ -18,9 +18,9 @@ from ..modules.tuning.host import planner
 from ..modules.tuning.host.private_copy import choose_precision
 from ..scripts.environment import ROOT
 from ..scripts.regions import write_region
-from .document import judge, write_section
-from .memory_count import GIB, measured_peak
-from .performance import Row, Setting, complete_rows, read_setting
+from .document import judge
+from .memory_count import GIB, if_it_fits, measured_peak, write_gib
+from .performance import Job, Row, Setting, measure_jobs, read_setting
 from .table import write_table
 from .tune import (
     CODE,
@@ -51,6 +51,7 @@ OURS_8_BIT = f"{OURS_LEAST}, AdamW 8-bit"
 TUNED = {**WAYS, OURS_8_BIT: replace(WAYS[OURS_LEAST], optimizer="AdamW 8-bit")}
 PLANNED = {**CURVES, OURS_8_BIT: "tuning, both, AdamW 8-bit"}  # what Fit Planner predicts, too
 FRAMES, RS = (4, 8, 16, 24, 32, 64), (1, 2, 4, 8)
+MOST_FRAMES = 128  # on a GPU
 SHOWN = (8, 16, 24, 32)
 LARGE_FRAMES, LARGE_SIZES = (8, 16, 24), (1.5, 2.0)  # of SDXL: 768 and 1024 pixels squared
 LARGE_WAYS = (SAMPLING, OURS_LEAST, OURS_8_BIT)
@@ -60,6 +61,20 @@ MORE_FRAMES = 24  # for r, of which little is seen with few
 LIMITS = {  # GiB, at 64 squared with r = 4
     (way, frames): limit for way in (OURS_CHECKPOINTED, OURS_LEAST) for frames, limit in ((8, 8.0), (24, 12.0))
 }
+SHORT = (  # what, frames, part of the size given, r, family: what tells the most of Fit Planner
+    (SAMPLING, 8, 1.0, 4, SD15),
+    (SAMPLING, 64, 1.0, 4, SD15),
+    (SAMPLING, 24, 1.0, 1, SD15),
+    (OURS, 8, 1.0, 4, SD15),
+    (OURS, 8, 1.5, 4, SD15),
+    (OURS_CHUNKED, 24, 1.0, 8, SD15),
+    (OURS_CHECKPOINTED, 8, 1.0, 4, SD15),
+    (OURS_CHECKPOINTED, 24, 1.0, 4, SD15),
+    (OURS_LEAST, 8, 1.0, 4, SD15),
+    (OURS_LEAST, 24, 1.0, 4, SD15),
+    (SAMPLING, 8, 2.0, 4, SDXL),
+    (OURS_8_BIT, 8, 1.5, 4, SDXL),
+)
 CLOSE = 0.1  # how near Fit Planner is to be
 
 
@@ -80,7 +95,8 @@ class Case:
 def list_cases(setting: Setting) -> list[Case]:
     """Return the cases of all curves, each once, and those that they are held against."""
     usual, more = (min(frames, setting.frames) for frames in (USUAL_FRAMES, MORE_FRAMES))
-    shapes = [(n, setting.size, USUAL_R) for n in FRAMES if n <= setting.frames]
+    frames_of_curve = (*FRAMES, MOST_FRAMES) if setting.device == "cuda" else FRAMES
+    shapes = [(n, setting.size, USUAL_R) for n in frames_of_curve if n <= setting.frames]
     shapes += [(more, setting.size, r) for r in RS]
     shapes += [(usual, round(part * setting.size), USUAL_R) for part in SIZES]
     wanted = [(what, *shape, SD15) for shape in shapes for what in CURVES]
@@ -92,6 +108,20 @@ def list_cases(setting: Setting) -> list[Case]:
         if frames <= setting.frames
         for part in LARGE_SIZES
     ]
+    return make_cases(setting, wanted)
+
+
+def list_short(setting: Setting) -> list[Case]:
+    """Return the few cases of SHORT, in the size and with the most frames of a setting."""
+    wanted = [
+        (what, min(frames, setting.frames), round(part * setting.size), r, family)
+        for what, frames, part, r, family in SHORT
+    ]
+    return make_cases(setting, wanted)
+
+
+def make_cases(setting: Setting, wanted: Iterable[tuple[str, int, int, int, str]]) -> list[Case]:
+    """Return the case of each what, frames, size, r and family, once."""
     return [Case(setting.device, setting.chip, setting.torch, *one) for one in dict.fromkeys(wanted)]
 
 
@@ -129,25 +159,27 @@ def planned_peak(case: Case) -> int | None:
 
 def run_case(case: Case) -> Row:
     """Do it once; bytes are None where the memory of the GPU does not suffice."""
-    planned = planned_peak(case)
-    try:
-        if case.what in TUNED:
-            held = tuning_peak(case.device, TUNED[case.what], case.frames, case.size, case.r, case.family)
-        else:
-            held = sampling_peak(case)
-    except torch.OutOfMemoryError:
-        return {"bytes": None, "planned": planned}
-    return {"bytes": held, "planned": planned}
+    if case.what in TUNED:
+        given = TUNED[case.what], case.frames, case.size, case.r, case.family
+        hold = partial(tuning_peak, case.device, *given)
+    else:
+        hold = partial(sampling_peak, case)
+    return {"planned": planned_peak(case), "bytes": if_it_fits(hold)}
 
 
 def measure_memory(options: argparse.Namespace) -> None:
-    """Measure what is not measured yet, draw the plot and write the section."""
-    setting = read_setting(options, cpu_size=USUAL_SIZE, cpu_frames=FRAMES[-1], gpu_frames=FRAMES[-1])
-    rows = complete_rows("memory", options, list_cases(setting), run_case)
-    plot = options.document.with_name(f"{options.document.stem}_memory.png")
-    save_plot(rows, setting, plot)
-    write_section(options.document, "memory", make_section(setting, rows, plot))
-    if options.document == PUBLISHED:
+    """Measure what is not measured yet, draw the plot and write the section; in short without plot and README."""
+    setting = read_setting(options, cpu_size=USUAL_SIZE, cpu_frames=FRAMES[-1], gpu_frames=MOST_FRAMES)
+    cases = list_short(setting) if options.short else list_cases(setting)
+    plot = None if options.short else options.document.with_name(f"{options.document.stem}_memory.png")
+
+    def draw_and_tell(rows: Sequence[Row]) -> str:
+        if plot is not None:
+            save_plot(rows, setting, plot)
+        return make_section(setting, rows, plot)
+
+    (rows,) = measure_jobs("memory", options, [Job("memory", cases, run_case)], draw_and_tell)
+    if options.document == PUBLISHED and not options.short:
         write_region("memory", make_brief(setting, rows))
 
 
@@ -158,11 +190,10 @@ def make_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
     for what in kinds:
         for row in (row for row in rows if row["what"] == what):
             gib = math.inf if row["bytes"] is None else row["bytes"] / GIB
-            written = "out of memory" if row["bytes"] is None else f"{gib:.3g}"
             frames, *shape = clip = [row[key] for key in ("frames", "size", "r")]
             is_usual = [row["family"], *shape] == [SD15, USUAL_SIZE, USUAL_R]
             limit = LIMITS.get((what, frames)) if is_usual else None
-            yield [row["family"], PLANNED.get(what, what), *map(str, clip), written, *judge(gib, limit)]
+            yield [row["family"], PLANNED.get(what, what), *map(str, clip), write_gib(row["bytes"]), *judge(gib, limit)]
 
 
 def make_planner_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
@@ -212,7 +243,7 @@ def save_plot(rows: Sequence[Row], setting: Setting, path: Path) -> None:
     figure.savefig(path)
 
 
-def make_section(setting: Setting, rows: Sequence[Row], plot: Path) -> str:
+def make_section(setting: Setting, rows: Sequence[Row], plot: Path | None) -> str:
     """Return the section's text."""
     where = f"{setting.chip}; PyTorch {setting.torch}"
     how = f"Measured on {where}" if setting.device == "cuda" else f"Accounted in bfloat16, not measured; {where}"
@@ -220,7 +251,7 @@ def make_section(setting: Setting, rows: Sequence[Row], plot: Path) -> str:
         [
             f"{how}. The most that is held at a time, the UNet's weights among it: in a guided UNet call, and in a "
             f"tuning step. {EI2}, unless said otherwise.",
-            f"![Memory over frames, r and size]({plot.name})",
+            f"![Memory over frames, r and size]({plot.name})" if plot else "The few cases of `--short`.",
             write_table(["model", "what", "frames", "latent", "r", "GiB", "target", "met"], list(make_lines(rows))),
             "What Fit Planner says, as a part of what was held"
             + (":" if setting.device == "cuda" else "; here without what it adds for a GPU's libraries:"),

@@ -1,8 +1,9 @@
 """Memory of tensors: measured on a GPU, counted where there is none."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -13,6 +14,18 @@ from ..modules.tuning.accounting import Held
 from .timing import Call, synchronise
 
 GIB, MIB = 2**30, 2**20
+OUT_OF_MEMORY = "out of memory"
+Measured = TypeVar("Measured")
+
+
+def if_it_fits(measure: Callable[[], Measured]) -> Measured | None:
+    """Return what is measured; None where the memory of the GPU does not suffice."""
+    try:
+        return measure()
+    except torch.OutOfMemoryError:
+        pass
+    gc.collect()  # what it had made until then
+    return None
 
 
 class HeldWithoutValues(Held):
@@ -40,6 +53,11 @@ def replace_parameters(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse:
             if buffer is not None:
                 self._buffers[key] = fn(buffer)
     return self
+
+
+def write_gib(held: int | None) -> str:
+    """Return bytes in GiB; None is what did not fit."""
+    return OUT_OF_MEMORY if held is None else f"{held / GIB:.3g}"
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 import argparse
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from unittest import mock
@@ -15,10 +15,9 @@ from torch import nn
 
 from ..modules.tuning import updates
 from ..modules.tuning.settings import OptimizerName
-from .document import write_section
-from .performance import Row, Setting, complete_rows, read_setting
+from .performance import Job, Row, Setting, measure_jobs, read_setting
 from .table import write_table
-from .timing import Times, balanced_order, ratios, time_calls, write_milliseconds, write_spread
+from .timing import balanced_order, in_common, ratios, read_turns, time_calls, write_milliseconds, write_spread
 from .tune import Way, clip_model, tuning
 from .unets import guided_call, load, make_model
 
@@ -59,9 +58,11 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class Case(Setting):
-    """All options, turn by turn, in tuning steps or in UNet calls."""
+    """The turn of an option in a round, in tuning steps or in UNet calls."""
 
     what: str
+    option: str
+    round_number: int
     steps: int
 
 
@@ -90,49 +91,50 @@ def time_sampling(case: Case, option: Option) -> float:
 MEASURED = {"tuning step": time_tuning, "guided UNet call": time_sampling}
 
 
+def options_of(what: str) -> dict[str, Option]:
+    """Return the options that concern tuning steps or UNet calls."""
+    return {name: option for name, option in OPTIONS.items() if option.samples or what == "tuning step"}
+
+
 def run_case(case: Case) -> Row:
-    """Do a turn of every option in each round, each on a model of its own; one that fails has no further turn."""
-    able = [
-        name for name, option in OPTIONS.items() if option.can_run() and (option.samples or case.what == "tuning step")
-    ]
-    times: Times = {name: [] for name in able}
-    failed: dict[str, str] = {}
-    for number in range(case.rounds):
-        for name in balanced_order([name for name in able if name not in failed], number):
-            unload_all_models()
-            torch.compiler.reset()
-            try:
-                times[name].append(MEASURED[case.what](case, OPTIONS[name]))
-            except (AssertionError, RuntimeError) as error:  # of compilers, whose faults are what is measured here
-                if name == AS_IT_IS:
-                    raise
-                failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    return {"seconds": {name: its for name, its in times.items() if name not in failed}, "failed": failed}
+    """Do a turn on a model of its own; seconds are None where it fails."""
+    unload_all_models()
+    torch.compiler.reset()
+    try:
+        return {"seconds": MEASURED[case.what](case, OPTIONS[case.option])}
+    except (AssertionError, RuntimeError) as error:  # of compilers, whose faults are what is measured here
+        if case.option == AS_IT_IS:
+            raise
+        return {"seconds": None, "failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
 
 
 def measure_options(options: argparse.Namespace) -> None:
     """Measure what is not measured yet, and write the section."""
-    setting = read_setting(options, cpu_size=16, cpu_frames=4)
-    steps = 5 if setting.device == "cuda" else 1
-    cases = [Case(**{**asdict(setting), "rounds": 2}, what=what, steps=steps) for what in MEASURED]
-    write_section(
-        options.document, "options", make_section(setting, complete_rows("options", options, cases, run_case))
-    )
+    setting = replace(read_setting(options, cpu_size=16, cpu_frames=4), rounds=2)
+    cases = [
+        Case(**asdict(setting), what=what, option=name, round_number=number, steps=5 if setting.device == "cuda" else 1)
+        for what in MEASURED
+        for number in range(setting.rounds)
+        for name in balanced_order([name for name, option in options_of(what).items() if option.can_run()], number)
+    ]
+    measure_jobs("options", options, [Job("options", cases, run_case)], partial(make_section, setting))
 
 
-def make_section(setting: Setting, rows: list[Row]) -> str:
+def make_lines(what: str, rows: Sequence[Row]) -> Iterator[list[str]]:
+    """Yield the lines of tuning steps or of UNet calls, as far as they are measured."""
+    turns, failed = read_turns(rows, "option"), {row["option"]: row.get("failed") for row in rows}
+    for name, option in options_of(what).items():
+        if name in turns:
+            both = in_common(turns, name, AS_IT_IS)
+            against = write_spread(ratios(both, name, AS_IT_IS)) if both else ""
+            yield [name, what, write_milliseconds(list(turns[name].values())), against]
+        elif name in failed or not option.can_run():
+            yield [name, what, "", failed.get(name) or "cannot run here"]
+
+
+def make_section(setting: Setting, rows: Sequence[Row]) -> str:
     """Return the section's text."""
-    body = []
-    for row in rows:
-        for name in OPTIONS:
-            seconds = row["seconds"].get(name)
-            its = (
-                ["", row["failed"].get(name, "cannot run here")]
-                if seconds is None
-                else [write_milliseconds(seconds), write_spread(ratios(row["seconds"], name, AS_IT_IS))]
-            )
-            if OPTIONS[name].samples or row["what"] == "tuning step":
-                body.append([name, row["what"], *its])
+    body = [line for what in MEASURED for line in make_lines(what, [row for row in rows if row["what"] == what])]
     return "\n\n".join(
         [
             f"{setting}. EI², r = 4. None of them is on by itself.",

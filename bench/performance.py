@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import comfy.model_management
 import torch
 
 from ..scripts.environment import say
-from .table import add_row, load_rows
+from .document import TITLES, write_section
+from .table import add_row, drop_rows, load_rows
 
 Row = dict[str, Any]
 
@@ -34,6 +35,11 @@ class Setting:
         return f"{where}; PyTorch {self.torch}; {self.frames} frames of {self.size} × {self.size} latents"
 
 
+def read_chip(device: torch.device) -> str:
+    """Return the name of a GPU, or of the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else read_processor()
+
+
 def read_processor() -> str:
     """Return the processor's model, as far as it says."""
     information = Path("/proc/cpuinfo")
@@ -49,7 +55,7 @@ def read_setting(options: argparse.Namespace, cpu_size: int, cpu_frames: int = 8
     on_gpu = device.type == "cuda"
     return Setting(
         device.type,
-        torch.cuda.get_device_name(device) if on_gpu else read_processor(),
+        read_chip(device),
         torch.get_num_threads(),
         torch.__version__,
         options.size or (64 if on_gpu else cpu_size),
@@ -63,22 +69,50 @@ def half_on_gpu(setting: Setting) -> torch.dtype:
     return torch.float16 if setting.device == "cuda" else torch.float32
 
 
-CaseType = TypeVar("CaseType")
 COMMON = {field.name for field in fields(Setting)} - {"frames", "size"}  # of all cases of a run
 
 
-def complete_rows(
-    command: str, options: argparse.Namespace, cases: Sequence[CaseType], run_case: Callable[[CaseType], Row]
-) -> list[Row]:
-    """Return the row of every case; those on disk are not measured again, except with --again."""
-    path = options.state / f"performance-{command}.jsonl"
-    done = load_rows(path, type(cases[0]))
+@dataclass(frozen=True)
+class Job:
+    """Cases of one kind, and how one is measured; their rows are kept under a name."""
+
+    name: str
+    cases: Sequence[Any]
+    run: Callable[[Any], Row]
+
+
+def measure_jobs(
+    command: str, options: argparse.Namespace, jobs: Sequence[Job], make_section: Callable[..., str]
+) -> list[list[Row]]:
+    """Measure the cases whose rows are not on disk, or all with --again; the section is written after each.
+
+    Args:
+        make_section: takes the rows that there are of each job, in the order of its cases.
+
+    Returns:
+        The rows of each job.
+    """
+    paths = [options.state / f"performance-{job.name}.jsonl" for job in jobs]
     if options.again:
-        done = {}
-    for number, case in enumerate(cases, start=1):
-        if case not in done:
-            done[case] = {**asdict(case), **run_case(case)}  # type: ignore[call-overload]
-            add_row(path, done[case])
-        own = {key: value for key, value in asdict(case).items() if key not in COMMON}  # type: ignore[call-overload]
-        say(f"{number:4} of {len(cases)}  {', '.join(f'{key} {value}' for key, value in own.items())}")
-    return [done[case] for case in cases]
+        for job, path in zip(jobs, paths, strict=True):
+            drop_rows(path, job.cases)
+    done = [load_rows(path, type(job.cases[0])) for job, path in zip(jobs, paths, strict=True)]
+
+    def write() -> list[list[Row]]:
+        rows = [[found[case] for case in job.cases if case in found] for job, found in zip(jobs, done, strict=True)]
+        there, wanted = sum(map(len, rows)), sum(len(job.cases) for job in jobs)
+        mark = f"Incomplete: {there} of {wanted} cases. " if there < wanted else ""
+        write_section(options.document, command, mark + make_section(*rows))
+        return rows
+
+    for job, path, found in zip(jobs, paths, done, strict=True):
+        for number, case in enumerate(job.cases, start=1):
+            if case not in found:
+                found[case] = {**asdict(case), **job.run(case)}
+                add_row(path, found[case])
+                write()
+            own = {key: value for key, value in asdict(case).items() if key not in COMMON}
+            say(f"{number:4} of {len(job.cases)}  {', '.join(f'{key} {value}' for key, value in own.items())}")
+    rows = write()
+    say(f"Wrote {TITLES[command]} of {options.document}")
+    return rows

@@ -1,7 +1,8 @@
 """Time of one guided UNet call of clip models against the model that takes each frame for itself."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import median
 
 import torch
@@ -10,8 +11,8 @@ from comfy.model_patcher import ModelPatcher
 
 from ..modules.clip_model.host.attach import attach, inflate
 from ..modules.clip_model.methods import EI2, FULL, TUNE_A_VIDEO_PRESET, method
-from .document import judge, write_section
-from .performance import Row, Setting, complete_rows, read_setting
+from .document import judge
+from .performance import Job, Row, Setting, measure_jobs, read_setting
 from .table import write_table
 from .timing import ratios, time_rounds, write_milliseconds, write_spread
 from .unets import guided_call, load, make_model
@@ -43,13 +44,12 @@ def run_case(case: Setting) -> Row:
 def measure_sample(options: argparse.Namespace) -> None:
     """Measure what is not measured yet, and write the section."""
     setting = read_setting(options, cpu_size=16)
-    rows = complete_rows("sample", options, [setting], run_case)
-    write_section(options.document, "sample", make_section(setting, rows[0]))
+    measure_jobs("sample", options, [Job("sample", [setting], run_case)], partial(make_section, setting))
 
 
-def make_section(setting: Setting, row: Row) -> str:
+def make_section(setting: Setting, rows: Sequence[Row]) -> str:
     """Return the section's text."""
-    body = []
+    (row,), body = rows, []
     for name, seconds in row["seconds"].items():
         against = ratios(row["seconds"], name, PER_FRAME)
         cells = [write_milliseconds(seconds), write_spread(against)]

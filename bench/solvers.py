@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from statistics import fmean
 from typing import Any
 
@@ -19,13 +19,12 @@ from ..modules.judging.reconstruction import psnr
 from ..modules.motion.variational import estimate_motion
 from ..modules.sampling.host import RelationSettings, SampleSettings, sample_clip
 from ..scripts.parts import CFG, CFG_END, RELATION
-from .document import write_section
 from .edit_rows import world_stamp
 from .edit_run import STRENGTH
-from .performance import Row, Setting, complete_rows, read_setting
+from .performance import Job, Row, Setting, measure_jobs, read_setting
 from .table import write_table
 from .tasks import Truth, draw_task
-from .world import World
+from .world import SIZE, World
 
 DDIM, REFINED, DDPM, MIDPOINT = "DDIM", "DDIM, refined once", "edit-friendly DDPM", "midpoint"
 SOLVERS: Mapping[str, Mapping[str, Any]] = {
@@ -98,15 +97,14 @@ def run_case(case: Case) -> Row:
 
 def measure_solvers(options: argparse.Namespace) -> None:
     """Measure what is not measured yet, and write the section."""
-    setting = read_setting(options, cpu_size=16, cpu_frames=FRAMES)
+    setting = replace(read_setting(options, SIZE, FRAMES), size=SIZE)
     cases = [
         Case(**asdict(setting), kind=kind, solver=solver, calls=calls, world=world_stamp())
         for kind in KINDS
         for solver, budgets in CALLS.items()
         for calls in budgets  # of the inversion, at most
     ]
-    rows = complete_rows("solvers", options, cases, run_case)
-    write_section(options.document, "solvers", make_section(setting, rows))
+    measure_jobs("solvers", options, [Job("solvers", cases, run_case)], partial(make_section, setting))
 
 
 def make_section(setting: Setting, rows: Sequence[Row]) -> str:
@@ -119,7 +117,7 @@ def make_section(setting: Setting, rows: Sequence[Row]) -> str:
     reached = {key: fmean(row["psnr"] for row in of) for key, of in found.items()}
     for (solver, calls), of in found.items():
         target = ["", ""]
-        if (solver, calls) == (MIDPOINT, TARGET):
+        if (solver, calls) == (MIDPOINT, TARGET) and (DDIM, OF_DDIM) in reached:
             goal = reached[DDIM, OF_DDIM]
             target = [f"≥ {goal:.3g}", "yes" if reached[solver, calls] >= goal else "no"]
         known = [[row[key] for row in of if row[key] is not None] for key in JUDGED]
@@ -127,7 +125,7 @@ def make_section(setting: Setting, rows: Sequence[Row]) -> str:
         body.append([solver, f"{of[0]['up']} and {of[0]['down']}", f"{reached[solver, calls]:.3g}", *target, *judged])
     return "\n\n".join(
         [
-            f"{setting}. The demo model, untuned, with EI²'s attention, at 16 × 16 latents; validation clips whose "
+            f"{setting}. The demo model, untuned, with EI²'s attention; validation clips whose "
             f"{' or '.join(KINDS)} is edited, one each; means. *Calls*: of the UNet in the inversion and in sampling, "
             "both sides of guidance together. *PSNR*: of the reconstruction at CFG 1 against the autoencoder's round "
             f"trip. What follows is of the edit by the default graph: CFG {CFG:g} in the first {CFG_END:.0%} of the "

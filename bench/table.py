@@ -28,6 +28,14 @@ def load_rows(path: Path, case: type) -> dict[Any, dict[str, Any]]:
     return rows
 
 
+def drop_rows(path: Path, cases: Sequence[Any]) -> None:
+    """Take the rows of some cases, all of one kind, from those on disk."""
+    kept = [row for case, row in load_rows(path, type(cases[0])).items() if case not in cases]
+    new = path.with_suffix(".new")
+    new.write_text("".join(to_json(row) + "\n" for row in kept), encoding="utf-8")
+    new.replace(path)
+
+
 def read_case(row: dict[str, Any], case: type) -> Any:
     """Return the case of a row."""
     return case(**{field.name: row[field.name] for field in fields(case)})

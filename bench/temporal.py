@@ -1,6 +1,7 @@
 """Time of a temporal module and of its parts, against a copy of what its attention reads and writes."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -11,8 +12,8 @@ import torch
 from ..modules.clip_model.temporal import STAM, Norm, TemporalModule, attend_frames
 from .attention import DIM, HEADS
 from .baselines import naive_temporal
-from .document import judge, write_section
-from .performance import Row, Setting, complete_rows, half_on_gpu, read_setting
+from .document import judge
+from .performance import Job, Row, Setting, half_on_gpu, measure_jobs, read_setting
 from .table import write_table
 from .timing import Call, ratios, time_rounds, with_gradients, write_milliseconds, write_spread
 
@@ -59,13 +60,12 @@ def run_case(case: Setting) -> Row:
 def measure_temporal(options: argparse.Namespace) -> None:
     """Measure what is not measured yet, and write the section."""
     setting = read_setting(options, cpu_size=32)
-    rows = complete_rows("temporal", options, [setting], run_case)
-    write_section(options.document, "temporal", make_section(setting, rows[0]))
+    measure_jobs("temporal", options, [Job("temporal", [setting], run_case)], partial(make_section, setting))
 
 
-def make_section(setting: Setting, row: Row) -> str:
+def make_section(setting: Setting, rows: Sequence[Row]) -> str:
     """Return the section's text."""
-    body = []
+    (row,), body = rows, []
     for name, seconds in row["seconds"].items():
         against = ratios(row["seconds"], name, COPY)
         cells = [write_milliseconds(seconds), write_spread(against)]

@@ -1,14 +1,16 @@
 """Times of several things in one run, turn by turn in balanced order, and what they say against each other."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median, quantiles
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Call = Callable[[], object]
 Times = dict[str, list[float]]
+Turns = dict[str, dict[int, float]]  # seconds in each round
 LEAST_SECONDS = 0.02  # of a timed turn, so that the clock is exact enough
 
 
@@ -54,6 +56,21 @@ def time_rounds(contenders: Mapping[str, Call], rounds: int, device: torch.devic
         for name in balanced_order(list(contenders), number):
             times[name].append(time_calls(contenders[name], calls[name], device))
     return times
+
+
+def read_turns(rows: Iterable[Mapping[str, Any]], key: str) -> Turns:
+    """Return the seconds from rows of a turn each, by what had it, as a key says; those that failed are left out."""
+    turns: Turns = {}
+    for row in rows:
+        if row["seconds"] is not None:
+            turns.setdefault(row[key], {})[row["round_number"]] = row["seconds"]
+    return turns
+
+
+def in_common(turns: Turns, *names: str) -> Times:
+    """Return the times in the rounds in which all of these had a turn."""
+    rounds = set.intersection(*(set(turns.get(name, ())) for name in names))
+    return {name: [turns[name][number] for number in sorted(rounds)] for name in names if rounds}
 
 
 def ratios(times: Times, name: str, reference: str) -> list[float]:

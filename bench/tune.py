@@ -1,10 +1,10 @@
 """Time and memory of a tuning step, ours and Tune-A-Video's."""
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from statistics import median
 from typing import Any
 from unittest import mock
@@ -25,12 +25,21 @@ from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.losses.smoothing import Smoothing
 from ..modules.tuning.settings import OptimizerName, Precision, TuneSettings
 from .baselines import naive_temporal, norms_in_float32, softmax_attention
-from .document import judge, write_section
-from .memory_count import GIB, measured_peak
-from .performance import Row, Setting, complete_rows, read_setting
+from .document import judge
+from .memory_count import OUT_OF_MEMORY, if_it_fits, measured_peak, write_gib
+from .performance import Job, Row, Setting, measure_jobs, read_setting
 from .step_parts import AGAIN, PARTS, marking_what_is_computed_again, time_parts
 from .table import write_table
-from .timing import Times, balanced_order, ratios, time_calls, write_milliseconds, write_spread
+from .timing import (
+    Turns,
+    balanced_order,
+    in_common,
+    ratios,
+    read_turns,
+    time_calls,
+    write_milliseconds,
+    write_spread,
+)
 from .unets import SD15, make_latent, make_model, make_prompt
 
 ENDLESS = 10**6  # steps of a tuning, so that its state is noted at the first alone
@@ -89,10 +98,24 @@ COMPARED: dict[tuple[str, str], tuple[float | None, float | None]] = {  # with w
 
 
 @dataclass(frozen=True)
-class Case(Setting):
-    """Every way to tune, turn by turn."""
+class Turn(Setting):
+    """The turn of a way in a round."""
 
+    way: str
+    round_number: int
     steps: int
+
+
+@dataclass(frozen=True)
+class PeakCase:
+    """What a way holds at most."""
+
+    device: str
+    chip: str
+    torch: str
+    size: int
+    frames: int
+    way: str
 
 
 @dataclass(frozen=True)
@@ -186,86 +209,116 @@ def tuning_peak(device: str, way: Way, frames: int, size: int, r: int = 4, famil
             return peak.end() - before
 
 
-def run_case(case: Case) -> Row:
-    """Do a turn of every way in each round, each on a copy of its own."""
-    device, base = torch.device(case.device), make_model()
-    models = {name: clip_model(base, way) for name, way in WAYS.items()}
-    times: Times = {name: [] for name in WAYS}
-    for number in range(case.rounds):
-        for name in balanced_order(list(WAYS), number):
-            unload_all_models()
-            with tuning(models[name], WAYS[name], case.frames, case.size) as made:
-                times[name].append(time_calls(made.step, case.steps, device))
-    size, frames = (case.size, case.frames) if case.device == "cuda" else (FULL_SIZE, FULL_FRAMES)
-    return {
-        "seconds": times,
-        "precision": made.precision,
-        "bytes": {name: tuning_peak(case.device, way, frames, size) for name, way in WAYS.items()},
-    }
+def time_turn(model_of: Callable[[str], ModelPatcher], turn: Turn) -> Row:
+    """Do a turn on a copy of its own; seconds are None where the memory of the GPU does not suffice."""
+    unload_all_models()
+
+    def run() -> Row:
+        with tuning(model_of(turn.way), WAYS[turn.way], turn.frames, turn.size) as made:
+            seconds = time_calls(made.step, turn.steps, torch.device(turn.device))
+            return {"seconds": seconds, "precision": made.precision}
+
+    return if_it_fits(run) or {"seconds": None}
+
+
+def run_peak(case: PeakCase) -> Row:
+    """Tell what a way holds; bytes are None where the memory of the GPU does not suffice."""
+    return {"bytes": if_it_fits(partial(tuning_peak, case.device, WAYS[case.way], case.frames, case.size))}
 
 
 def profile_case(case: PartsCase) -> Row:
     """Tell where the time of a step goes; the two before it are not profiled."""
     unload_all_models()
-    with (
-        marking_what_is_computed_again(),
-        tuning(clip_model(make_model(), WAYS[case.way]), WAYS[case.way], case.frames, case.size) as made,
-    ):
-        made.step()
-        return {"parts": time_parts(made.step, torch.device(case.device))}
+
+    def run() -> dict[str, float]:
+        model = clip_model(make_model(), WAYS[case.way])
+        with marking_what_is_computed_again(), tuning(model, WAYS[case.way], case.frames, case.size) as made:
+            made.step()
+            return time_parts(made.step, torch.device(case.device))
+
+    return {"parts": if_it_fits(run)}
 
 
 def measure_tune(options: argparse.Namespace) -> None:
     """Measure what is not measured yet, and write the section."""
     settings = [read_setting(options, cpu_size=16, cpu_frames=4)]
-    if settings[0].device == "cpu" and not (options.size or options.frames or options.rounds):
+    on_gpu = settings[0].device == "cuda"
+    if not (on_gpu or options.size or options.frames or options.rounds):
         settings.append(replace(settings[0], **LARGER))
-    cases = [Case(**asdict(setting), steps=5 if setting.device == "cuda" else 1) for setting in settings]
-    rows = complete_rows("tune", options, cases, run_case)
-    profiled = [PartsCase(**asdict(settings[-1]), way=name) for name in PROFILED if name in WAYS]
-    parts = complete_rows("tune-parts", options, profiled, profile_case)
-    write_section(options.document, "tune", make_section(settings, rows, parts))
+    where = settings[0].device, settings[0].chip, settings[0].torch
+    shape = (settings[0].size, settings[0].frames) if on_gpu else (FULL_SIZE, FULL_FRAMES)
+    turns = [
+        Turn(**asdict(setting), way=name, round_number=number, steps=5 if on_gpu else 1)
+        for setting in settings
+        for number in range(setting.rounds)
+        for name in balanced_order(list(WAYS), number)
+    ]
+    base = cache(make_model)
+    model_of = cache(lambda name: clip_model(base(), WAYS[name]))
+    jobs = [
+        Job("tune-peaks", [PeakCase(*where, *shape, name) for name in WAYS], run_peak),
+        Job("tune", turns, partial(time_turn, model_of)),
+        Job(
+            "tune-parts", [PartsCase(**asdict(settings[-1]), way=way) for way in PROFILED if way in WAYS], profile_case
+        ),
+    ]
+    measure_jobs("tune", options, jobs, partial(make_section, settings))
 
 
-def compare_ways(row: Row) -> Iterator[list[str]]:
-    """Yield the lines of one way against another."""
+def way_lines(rows: Sequence[Row], held: Mapping[str, int | None]) -> Iterator[list[str]]:
+    """Yield the lines of each way, as far as it is measured."""
+    turns, tried = read_turns(rows, "way"), {row["way"] for row in rows}
+    for name in (name for name in WAYS if name in tried or name in held):
+        without = OUT_OF_MEMORY if name in tried else ""
+        seconds = write_milliseconds(list(turns[name].values())) if name in turns else without
+        yield [name, seconds, write_gib(held[name]) if name in held else ""]
+
+
+def compare_ways(turns: Turns, held: Mapping[str, int | None]) -> Iterator[list[str]]:
+    """Yield the lines of one way against another, as far as both are measured."""
     for (name, reference), (of_time, of_memory) in COMPARED.items():
-        if {name, reference} <= row["bytes"].keys():
-            seconds = ratios(row["seconds"], name, reference)
-            memory = row["bytes"][name] / row["bytes"][reference]
-            times = [write_spread(seconds), *judge(median(seconds), of_time)]
-            yield [name, reference, *times, f"{memory:.3g}", *judge(memory, of_memory)]
+        both, mine, its = in_common(turns, name, reference), held.get(name), held.get(reference)
+        seconds, memory = ratios(both, name, reference) if both else [], mine / its if mine and its else None
+        if seconds or memory:
+            yield [
+                name,
+                reference,
+                *([write_spread(seconds), *judge(median(seconds), of_time)] if seconds else [""] * 3),
+                *([f"{memory:.3g}", *judge(memory, of_memory)] if memory else [""] * 3),
+            ]
 
 
-def make_section(settings: Sequence[Setting], rows: Sequence[Row], parts: Sequence[Row]) -> str:
-    """Return the section's text, from the rows of each setting and the parts of a step at the last one."""
+def make_section(settings: Sequence[Setting], peaks: Sequence[Row], turns: Sequence[Row], parts: Sequence[Row]) -> str:
+    """Return the section's text, from the turns at each setting and the parts of a step at the last one."""
     accounted = f"accounted at {FULL_FRAMES} frames of {FULL_SIZE} × {FULL_SIZE} latents in bfloat16"
     memory = "measured" if settings[0].device == "cuda" else accounted
     headings = ["way", "against", "× time", "target", "met", "× memory", "target", "met"]
     written = [f"An optimiser's step on the whole clip, r = 4; memory {memory}, the UNet's weights among it."]
-    for setting, row in zip(settings, rows, strict=True):
-        ways = [
-            [name, write_milliseconds(seconds), f"{row['bytes'][name] / GIB:.3g}"]
-            for name, seconds in row["seconds"].items()
-        ]
+    held = {row["way"]: row["bytes"] for row in peaks}
+    for setting in settings:
+        rows = [row for row in turns if row.items() >= asdict(setting).items()]
+        precision = next((f"{row['precision']}, " for row in rows if row["seconds"]), "")
         written += [
-            f"{setting}; {row['precision']}, rounds: {setting.rounds}:",
-            write_table(["way", "ms", "GiB"], ways),
-            write_table(headings, list(compare_ways(row))),
+            f"{setting}; {precision}rounds: {setting.rounds}:",
+            write_table(["way", "ms", "GiB"], list(way_lines(rows, held))),
+            write_table(headings, list(compare_ways(read_turns(rows, "way"), held))),
         ]
-    shares = [[row["way"], *(f"{row['parts'][part]:.0%}" for part in PARTS)] for row in parts]
+    shares = [
+        [row["way"], *([OUT_OF_MEMORY] if row["parts"] is None else [f"{row['parts'][part]:.0%}" for part in PARTS])]
+        for row in parts
+    ]
     return "\n\n".join(
         [
             *written,
             f"Where the time of a step goes, by PyTorch's profiler, {settings[-1].frames} frames of "
-            f"{settings[-1].size} × {settings[-1].size} latents. *{AGAIN.capitalize()}*: what checkpointing and "
-            "chunking compute a second time, whatever it is.",
+            f"{settings[-1].size} × {settings[-1].size} latents. *{AGAIN.capitalize()}*: everything that checkpointing "
+            "and chunking compute a second time.",
             write_table(["way", *PARTS], shares),
             f"- *{CODE}*: sparse-causal attention, cross-attention and temporal attention with the whole matrix of "
             "scores, the frozen weights in float32.\n"
             f"- *{CODE_DEFAULTS}*: with gradient checkpointing and xformers, for which SDPA stands in; its temporal "
             "attention keeps the matrix of scores.\n"
-            f"- *{OURS_HALF}*: those layers are computed again that save the most memory for their work, until half of "
-            "what checkpointing can save is saved.",
+            f"- *{OURS_HALF}*: the layers that save the most memory per operation are recomputed, until half of what "
+            "checkpointing can save is saved.",
         ]
     )

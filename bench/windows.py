@@ -1,8 +1,9 @@
 """Long clips in the host's context windows: whether the joints of the windows show, and memory over frames."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from statistics import fmean
 from unittest import mock
 
@@ -22,22 +23,22 @@ from ..modules.inversion.inversion import Inversion, InversionSettings, Relation
 from ..modules.judging.scorecard import seam_score, warp_error
 from ..modules.sampling.host import SampleSettings, sample_clip
 from ..modules.tuning.host.learned import sdpa_override
-from .document import judge, write_section
+from .document import judge
 from .memory_count import MIB, extra_memory, measured_peak, without_values
-from .performance import Row, Setting, complete_rows, read_setting
+from .performance import Job, Row, Setting, measure_jobs, read_setting
 from .table import write_table
 from .tasks import Truth, draw_task
 from .unets import load, make_latent, make_model, make_prompt
-from .world import World
+from .world import SIZE, World
 
 FRAMES, CUT, STEPS, CFG, CFG_END = 24, (8, 2), 8, 3.0, 0.5
 DEMO_MEMORY, MEMORY, KINDS = "memory of the demo model", "memory", ("colour", "shape")
 WHOLE, SEEING, BLIND = "no windows", "windows with the memory", "windows without it"
 SEAM, CONSTANT = 1.1, 1.05
 WINDOW, OVERLAP = 16, 4
-LONG = {DEMO_MEMORY: (16, (64, 128, 256)), MEMORY: (64, (64, 256))}  # sizes of the latent, and numbers of frames
+LONG = {DEMO_MEMORY: (SIZE, (64, 128, 256)), MEMORY: (64, (64, 256))}  # sizes of the latent, and numbers of frames
 SIGMAS = (5.0, 0.0)
-KEPT, KEPT_CLIPS, KEPT_STEPS = "kept of a clip", ((16, 256), (64, 256)), 20  # sizes of the latent, numbers of frames
+KEPT, KEPT_CLIPS, KEPT_STEPS = "kept of a clip", ((SIZE, 256), (64, 256)), 20  # sizes of the latent, numbers of frames
 
 
 @dataclass(frozen=True)
@@ -136,32 +137,39 @@ def run_case(case: Case) -> Row:
 
 def measure_windows(options: argparse.Namespace) -> None:
     """Measure what is not measured yet, and write the section."""
-    setting = read_setting(options, cpu_size=16, cpu_frames=FRAMES, gpu_frames=FRAMES)
+    setting = replace(read_setting(options, SIZE, FRAMES, FRAMES), size=SIZE)
     cases = [Case(**asdict(setting), what=kind) for kind in KINDS]
     for what, (size, lengths) in LONG.items():
         cases += [Case(**{**asdict(setting), "frames": n, "size": size}, what=what) for n in lengths]
     cases += [Case(**{**asdict(setting), "frames": n, "size": size}, what=KEPT) for size, n in KEPT_CLIPS]
-    rows = complete_rows("windows", options, cases, run_case)
-    write_section(options.document, "windows", make_section(setting, rows))
+    measure_jobs("windows", options, [Job("windows", cases, run_case)], partial(make_section, setting))
+
+
+def seam_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
+    """Yield the lines of seams, over the clips that were edited."""
+    seams = [row["seams"] for row in rows if "seams" in row]
+    for name in (WHOLE, SEEING, BLIND) if seams else ():
+        scores, errors = zip(*(of_clip[name] for of_clip in seams), strict=True)
+        mean = fmean(scores)
+        spread = f"{mean:.3g} ({min(scores):.3g} to {max(scores):.3g})"
+        yield [name, spread, *judge(mean, SEAM if name == SEEING else None), f"{fmean(errors):.3g}"]
+
+
+def memory_lines(rows: Sequence[Row]) -> Iterator[list[str]]:
+    """Yield the lines of memory over frames, each against the fewest of its model."""
+    fewest: dict[str, Row] = {}
+    for row in rows:
+        first = fewest.setdefault(row["what"], row)
+        name, latent = ("the demo model" if row["what"] == DEMO_MEMORY else "SD1.5"), 4 * 4 * row["size"] ** 2
+        more, growth = row["frames"] - first["frames"], row["bytes"] / first["bytes"]
+        added = f"{(row['bytes'] - first['bytes']) / more / latent:.3g}" if more else ""
+        cells = [f"{name}, {8 * row['size']}²", str(row["frames"]), f"{row['bytes'] / MIB:.4g}", f"{growth:.3g}"]
+        yield [*cells, *judge(growth, CONSTANT), added]
 
 
 def make_section(setting: Setting, rows: Sequence[Row]) -> str:
     """Return the section's text."""
-    seams, body = [row["seams"] for row in rows if "seams" in row], []
-    for name in (WHOLE, SEEING, BLIND):
-        scores, errors = zip(*(of_clip[name] for of_clip in seams), strict=True)
-        mean = fmean(scores)
-        spread = f"{mean:.3g} ({min(scores):.3g} to {max(scores):.3g})"
-        body.append([name, spread, *judge(mean, SEAM if name == SEEING else None), f"{fmean(errors):.3g}"])
-    memory = []
-    for what, name in ((DEMO_MEMORY, "the demo model"), (MEMORY, "SD1.5")):
-        size, lengths = LONG[what]
-        held = {row["frames"]: row["bytes"] for row in rows if row["what"] == what}
-        first, latent = held[lengths[0]], 4 * 4 * size**2  # bytes of a frame's latent in float32
-        for n in lengths:
-            added = f"{(held[n] - first) / (n - lengths[0]) / latent:.3g}" if n > lengths[0] else ""
-            cells = [f"{name}, {8 * size}²", str(n), f"{held[n] / MIB:.4g}", f"{held[n] / first:.3g}"]
-            memory.append([*cells, *judge(held[n] / first, CONSTANT), added])
+    held = [row for row in rows if row["what"] in LONG]
     kept = []
     for row in (row for row in rows if row["what"] == KEPT):
         clip = f"{8 * row['size']}²", str(row["frames"]), f"{row['kept'] / MIB:.4g}", f"{row['bytes'] / MIB:.4g}"
@@ -173,11 +181,13 @@ def make_section(setting: Setting, rows: Sequence[Row]) -> str:
             f"{', '.join(KINDS)} of drawn clips, {STEPS} steps from the highest noise level, windows of {CUT[0]} "
             f"frames that overlap by {CUT[1]}. A seam score is the warp error at the joints of the windows over that "
             "elsewhere, along the motion that is known; mean over the clips and, in brackets, least and most.",
-            write_table(["", "seam score", "target", "met", "warp error × 1000"], body),
+            write_table(["", "seam score", "target", "met", "warp error × 1000"], list(seam_lines(rows))),
             f"Memory: EI², r = 4, a guided step in windows of {WINDOW} frames that overlap by {OVERLAP}: held at most "
             f"beyond the model, {how}. *Latents a frame*: what each further frame adds, in latents of a frame; the "
             "sampler itself holds some of the whole clip.",
-            write_table(["", "frames", "MiB", "× fewest", "target", "met", "latents a frame"], memory),
+            write_table(
+                ["", "frames", "MiB", "× fewest", "target", "met", "latents a frame"], list(memory_lines(held))
+            ),
             "",
             f"Main memory, accounted: what an inversion in {KEPT_STEPS} steps leaves of a clip, the noise of each step "
             "in half precision, and with the states that Smooth Sample makes of it. It is read a step at a time and "

@@ -5,9 +5,11 @@ from typing import Any
 from torch import Tensor
 
 from ..demo.reader import ShapeReader
+from ..demo.world import SIDE
 from ..modules.demo_model.host import load_demo_model, load_demo_unet
 from ..scripts.environment import ROOT
 
+SIZE = SIDE // 8  # sides of the demo model's latents
 READER = ROOT / "demo" / "weights" / "reader.safetensors"
 Row = dict[str, Any]
 

@@ -6,7 +6,15 @@ from statistics import median
 import pytest
 import torch
 
-from consistent_video.bench.timing import balanced_order, ratios, time_rounds, write_milliseconds, write_spread
+from consistent_video.bench.timing import (
+    balanced_order,
+    in_common,
+    ratios,
+    read_turns,
+    time_rounds,
+    write_milliseconds,
+    write_spread,
+)
 
 CPU = torch.device("cpu")
 
@@ -31,6 +39,14 @@ def test_every_contender_is_timed_in_every_round() -> None:
 
 def test_ratios_are_those_of_the_same_round() -> None:
     assert ratios({"a": [2.0, 9.0], "b": [1.0, 3.0]}, "a", "b") == [2, 3]
+
+
+def test_turns_of_a_round_that_was_broken_off_are_left_out() -> None:
+    order = [("a", 0, 2.0), ("b", 0, 1.0), ("c", 0, None), ("b", 2, 3.0), ("a", 1, 9.0), ("a", 2, 12.0)]
+    turns = read_turns([{"way": way, "round_number": n, "seconds": seconds} for way, n, seconds in order], "way")
+    assert turns == {"a": {0: 2.0, 1: 9.0, 2: 12.0}, "b": {0: 1.0, 2: 3.0}}
+    assert ratios(in_common(turns, "a", "b"), "a", "b") == [2, 4]
+    assert in_common(turns, "a", "c") == {}
 
 
 def test_a_spread_is_median_and_quartiles() -> None:
