@@ -13,19 +13,18 @@ from scripts import environment
 
 DOCS = environment.ROOT / "docs"
 PERFORMANCE = {
-    "attention": "time and memory of attention across frames, beside SDPA of as many pairs",
-    "temporal": "time of a temporal module and its parts, beside a copy of what its attention reads and writes",
-    "sample": "time of a guided UNet call of clip models, beside the image model",
+    "attention": "time and memory of attention across frames, compared with SDPA of as many pairs",
+    "temporal": "time of a temporal module and its parts, compared with a copy of what its attention reads and writes",
+    "sample": "time of a guided UNet call of clip models, compared with the image model",
     "solvers": "reconstruction and edits over the UNet calls of each solver",
     "windows": "long clips in context windows: whether their joints show, and memory over frames",
-    "tune": "time and memory of a tuning step, beside Tune-A-Video's",
+    "tune": "time and memory of a tuning step, compared with Tune-A-Video's",
     "memory": "memory of sampling and tuning over frames, r and resolution, with a plot",
-    "cost": "time and memory of EI²'s Table 1, beside its published figures",
-    "options": "compiling, memory layout and optimisers, beside what is on by itself",
+    "cost": "time and memory of EI²'s Table 1, compared with its published figures",
+    "options": "compiling, memory layout and optimisers, compared with what is on by itself",
 }
 ALL = "performance"
-EDITS, QUICK_EDITS = DOCS / "benchmark.md", environment.ROOT / "output" / "benchmark.md"
-FAULTS, QUICK_FAULTS = DOCS / "reliability.md", environment.ROOT / "output" / "reliability.md"
+EDITS, FAULTS, TIMES = (DOCS / name for name in ("benchmark.md", "reliability.md", "performance.md"))
 STATE = environment.ROOT / ".comfyui-data" / "bench"
 QUICK = {
     "clips_of_kind": 1,
@@ -44,7 +43,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, says in PERFORMANCE.items():
-        add_performance(commands.add_parser(name, help=says, description=f"Measure {says}; writes its section."))
+        part = commands.add_parser(name, help=says, description=f"Measure {says}; writes its section.")
+        add_performance(part)
+        if name == "memory":
+            part.add_argument("--short", action="store_true", help="twelve telling cases, without plot and README")
     add_performance(commands.add_parser(ALL, help=f"{', '.join(PERFORMANCE)}: one after another"))
     add_gpu(
         commands.add_parser("gpu", help="all that only a GPU can tell, in the order of its worth, within some minutes")
@@ -76,15 +78,19 @@ def add_performance(command: argparse.ArgumentParser) -> None:
     command.add_argument("--frames", type=int, default=0, help="of the clip; of memory the most (default by device)")
     command.add_argument("--rounds", type=int, default=0, help="of each timing (default by device)")
     command.add_argument("--again", action="store_true", help="measure again what is done")
-    add_outputs(command, DOCS / "performance.md")
+    command.set_defaults(short=False)
+    add_outputs(command, TIMES)
 
 
 def add_gpu(command: argparse.ArgumentParser) -> None:
     """Add what `gpu` takes."""
     command.add_argument("--minutes", type=float, default=8.0, help="after which what runs is stopped (default 8)")
-    command.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a small form, to try it")
+    command.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda", help="cpu: small, to output/performance.md"
+    )
     command.add_argument("--parts", nargs="+", default=[], help="of: tests, performance parts (default: by worth)")
-    add_outputs(command, DOCS / "performance.md")
+    command.add_argument("--again", action="store_true", help="do again what is done")
+    add_outputs(command, TIMES)
 
 
 def add_edit(command: argparse.ArgumentParser) -> None:
@@ -204,10 +210,9 @@ def main() -> int:
     options = make_parser().parse_args()
     if options.command == "edit" and options.quick:
         vars(options).update(QUICK)
-        if options.document == EDITS:  # not over what was measured in full
-            options.document = QUICK_EDITS
-    if options.command == "faults" and options.quick and options.document == FAULTS:
-        options.document = QUICK_FAULTS
+    is_small = vars(options).get("quick") or (options.command == "gpu" and options.device == "cpu")
+    if is_small and options.document.parent == DOCS:  # not over what was measured in full
+        options.document = environment.ROOT / "output" / options.document.name
     environment.stop_on_signals()
     environment.enter("-m", ["bench", *sys.argv[1:]])
     environment.register_pack()

@@ -3,94 +3,147 @@
 import argparse
 import json
 import os
-import signal
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Thread
+
+import comfy.model_management
+import torch
 
 from ..scripts.environment import ROOT, attend, say
 from .document import write_section
+from .performance import read_chip
 from .table import write_table
 
 TESTS = "tests"
 PARTS = (TESTS, "cost", "memory", "attention", "options", "windows", "tune", "temporal", "sample")
+MORE = {"memory": ["--short"]}  # arguments of a part
 SMALL = {"size": 8, "frames": 4, "rounds": 1}  # on a CPU
-DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # what cuBLAS needs at its start to sum in one order
+SETTINGS = {
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # what cuBLAS needs at its start to sum in one order
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONUTF8": "1",
+}
 GRACE = 20  # seconds that a part has to end when it is stopped
-OUT_OF_TIME = "stopped, goes on when called again"
+KEPT_LINES = 40  # of what a part printed last
+DONE, OUT_OF_TIME, NOT_BEGUN, AGAIN = "done", "stopped, goes on when called again", "not begun", "to be done again"
 
 
-def command_of(part: str, options: argparse.Namespace) -> list[str]:
+@dataclass(frozen=True)
+class Ended:
+    """How a part ended: in a word, after so many seconds, and what it printed last."""
+
+    how: str
+    seconds: float = 0.0
+    tail: Sequence[str] = ()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended by itself, and not well."""
+        return self.how.startswith("failed")
+
+    def cells(self, part: str) -> list[str]:
+        """Return the cells of the table: the last line is of what the part's own section does not tell."""
+        last = self.tail[-1].replace(f"{ROOT}{os.sep}", "").replace("|", "\\|") if self.tail else ""
+        return [part, self.how, f"{self.seconds:.0f}", last if part == TESTS or self.failed else ""]
+
+
+def command_of(part: str, options: argparse.Namespace, again: bool = False) -> list[str]:
     """Return the command line of a part."""
     if part == TESTS:
         return [sys.executable, "-m", "pytest", "tests/host", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
     given = ["--device", options.device, "--state", str(options.state), "--document", str(options.document)]
+    given += MORE.get(part, [])
+    if again:
+        given.append("--again")
     if options.device == "cpu":
         given += [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
     return [sys.executable, "-m", "bench", part, *given]
 
 
-def run_part(command: Sequence[str], seconds: float) -> tuple[str, str]:
-    """Run a part for so long at most; returns how it ended, and the last line it printed."""
-    settings = {**os.environ, **DETERMINISTIC}
+def run_part(command: Sequence[str], seconds: float) -> Ended:
+    """Run a part for so long at most, and show what it prints."""
+    began, tail = time.monotonic(), deque[str](maxlen=KEPT_LINES)
     process = subprocess.Popen(
-        command, cwd=ROOT, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
-        errors="replace",
+        command, cwd=ROOT, env={**os.environ, **SETTINGS}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        encoding="utf-8", errors="replace",
     )  # fmt: skip
+
+    def show() -> None:
+        for line in process.stdout or ():
+            say(line.rstrip("\n"))
+            tail.extend([line.strip()] if line.strip() else [])
+
+    reader = Thread(target=show, daemon=True)  # what a part leaves behind may hold its output open
     with attend(process):
+        reader.start()
         try:
-            printed, _ = process.communicate(timeout=seconds)
+            status = process.wait(seconds)
+            how = f"failed ({status})" if status else DONE
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
+            how = OUT_OF_TIME
+            process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=GRACE)
+                process.wait(GRACE)
             process.kill()
-            return OUT_OF_TIME, ""
-    say(printed)
-    last = next((line.strip() for line in reversed(printed.splitlines()) if line.strip()), "")
-    return ("done" if process.returncode == 0 else f"failed ({process.returncode})"), last
+    reader.join(GRACE)
+    return Ended(how, time.monotonic() - began, list(tail))
 
 
-def load_ended(path: Path) -> dict[str, list[str]]:
+def state_path(options: argparse.Namespace, device: torch.device) -> Path:
+    """Return where it is kept how the parts ended on this chip with this PyTorch."""
+    key = re.sub(r"[^\w.]+", "-", f"{read_chip(device)} {torch.__version__}")
+    return options.state / f"gpu-{key}.json"
+
+
+def load_ended(path: Path) -> dict[str, Ended]:
     """Return how each part ended that did, by its name."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {part: Ended(**its) for part, its in known.items()}
 
 
-def run_parts(options: argparse.Namespace, path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Run what is not done until the time is up, and keep how each part ended; yields all parts."""
-    ended, began = load_ended(path), time.monotonic()
-    for part in options.parts or PARTS:
-        left = 60 * options.minutes - (time.monotonic() - began)
-        if ended.get(part, [""])[0] != "done":
-            if left <= 0:
-                yield part, ["not begun", "", ""]
-                continue
-            say(f"--- {part}, {left:.0f} s are left")
-            start = time.monotonic()
-            how, last = run_part(command_of(part, options), left)
-            ended[part] = [how, f"{time.monotonic() - start:.0f}", last if part == TESTS else ""]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(ended), encoding="utf-8")
-        yield part, ended[part]
+def save_ended(path: Path, ended: Mapping[str, Ended]) -> None:
+    """Keep how the parts ended."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({part: asdict(its) for part, its in ended.items()}), encoding="utf-8")
 
 
 def measure_gpu(options: argparse.Namespace) -> int:
-    """Run the parts, and write the section; returns the exit status."""
-    import comfy.model_management
-    import torch
-
+    """Run what is not done until the time is up, and write the section after each part; returns the exit status."""
     unknown = set(options.parts) - set(PARTS)
     if unknown:
         sys.exit(f"--parts {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}.")
     device = comfy.model_management.get_torch_device()
     if device.type != options.device:
         sys.exit(f"--device {options.device}: ComfyUI runs on {device.type} here.")
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU, at a small size"
-    ended = dict(run_parts(options, options.state / f"gpu-{device.type}.json"))
-    body = [[part, *cells] for part, cells in ended.items()]
-    text = f"{chip}; PyTorch {torch.__version__}. Their figures are in the sections of their names."
-    write_section(options.document, "gpu", "\n\n".join([text, write_table(["part", "", "seconds", "tests"], body)]))
-    return int(any(cells[0].startswith("failed") for cells in ended.values()))
+    parts, path, began = options.parts or PARTS, state_path(options, device), time.monotonic()
+    ended = load_ended(path)
+    if options.again:
+        ended |= dict.fromkeys(parts, Ended(AGAIN))
+        save_ended(path, ended)
+    for part in parts:
+        left = 60 * options.minutes - (time.monotonic() - began)
+        before = ended.get(part, Ended(NOT_BEGUN))
+        if before.how != DONE and left > 0:
+            say(f"--- {part}, {left:.0f} s are left")
+            save_ended(path, ended | {part: Ended(OUT_OF_TIME)})  # as it is where this process is killed
+            ended[part] = run_part(command_of(part, options, before.how == AGAIN), left)
+            save_ended(path, ended)
+        write_section(options.document, "gpu", make_section(device, ended))
+    say(f"Wrote {options.document}")
+    return int(any(ended[part].failed for part in parts if part in ended))
+
+
+def make_section(device: torch.device, ended: Mapping[str, Ended]) -> str:
+    """Return the section's text."""
+    where = read_chip(device) if device.type == "cuda" else f"{read_chip(device)}, at a small size"
+    body = [ended.get(part, Ended(NOT_BEGUN)).cells(part) for part in PARTS]
+    text = f"{where}; PyTorch {torch.__version__}. Their figures are in the sections of their names."
+    return "\n\n".join([text, write_table(["part", "result", "seconds", "last line"], body)])
