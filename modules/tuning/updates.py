@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from .learning_rate import learning_rate_factor
-from .settings import Optimization
+from .settings import Optimization, OptimizerName
 
 NUMBER = ":number"  # ends the flat name of a value that is no tensor
 FUSED = ("cpu", "cuda")  # where AdamW's element-wise passes are one: a third of their time
-MOMENTS = {"exp_avg", "exp_avg_sq"}  # of AdamW, each of the shape of its parameter
+LEAST_IN_8_BITS, BLOCK, LEVELS = 4096, 256, 256  # bitsandbytes' numbers of a parameter, of a block, of a byte
 LEAST_SCALE = 2.0**-10  # of float16 gradients; what is not finite below it will not become so
 
 FIRST = (
@@ -83,22 +83,35 @@ class Updates:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue where `state_dict` was taken; ValueError where that had other parameters."""
-        known = {str(i): parameter for i, parameter in enumerate(self.parameters)}
+        name = self.settings.optimizer
+        expected = {str(i): state_shapes(name, parameter) for i, parameter in enumerate(self.parameters)}
         states: dict[int, dict] = {}
         for key, value in unflatten(state, "optimizer.").items():
-            i, _, name = key.partition(".")
-            if i not in known or name in MOMENTS and value.shape != known[i].shape:
+            i, _, part = key.partition(".")
+            if i not in expected or getattr(value, "shape", ()) != expected[i].get(part):
                 raise ValueError(
                     f"resume is damaged: optimizer.{key} in its state fits no parameter. Begin a new tuning."
                 )
-            states.setdefault(int(i), {})[name] = value
-        if self.settings.optimizer == "AdamW" and any(
-            values.keys() != {"step", *MOMENTS} for values in states.values()
-        ):
-            raise ValueError("resume is damaged: its state lacks a part of AdamW's. Begin a new tuning.")
+            states.setdefault(int(i), {})[part] = value
+        if any(values.keys() != expected[str(i)].keys() for i, values in states.items()):
+            raise ValueError(f"resume is damaged: its state lacks a part of {name}'s. Begin a new tuning.")
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": states})
         if self.scaler.is_enabled():
             self.scaler.load_state_dict({**self.scaler.state_dict(), **unflatten(state, "scaler.")})
+
+
+def state_shapes(name: OptimizerName, parameter: Tensor) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what an optimiser keeps of a parameter; those of numbers are empty."""
+    whole, count = tuple(parameter.shape), parameter.numel()
+    if name == "gradient descent":
+        return {}
+    if name == "AdamW":
+        return {"step": (), "exp_avg": whole, "exp_avg_sq": whole}
+    kept: dict[str, tuple[int, ...]] = {"step": (), "state1": whole, "state2": whole}
+    if count >= LEAST_IN_8_BITS:
+        blocks = math.ceil(count / BLOCK)
+        kept |= {"qmap1": (LEVELS,), "qmap2": (LEVELS,), "absmax1": (blocks,), "absmax2": (blocks,)}
+    return kept
 
 
 def make_optimizer(parameters: list[nn.Parameter], settings: Optimization) -> torch.optim.Optimizer:

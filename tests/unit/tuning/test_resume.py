@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from consistent_video.modules.tuning.settings import read_steps
+from consistent_video.modules.tuning.tuner import Tuner
 from consistent_video.modules.tuning.weights import Tune, load_tune, save_tune
 
 from .toy import IN_8_BITS, SETTINGS, Toy, draw_clip, finish, make_spectral, make_tuner, spoil, take
@@ -19,6 +20,7 @@ CONTINUED = {
     "AdamW 8-bit": {"optimizer": "AdamW 8-bit"},
     "mixed noise": {"noise": "mixed", "noise_correlation": 1.0, "frames_per_step": 3},
 }
+IN_BYTES = ("state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")  # of a parameter whose state is in 8 bits
 
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
@@ -194,3 +196,37 @@ def test_a_state_of_another_optimiser_is_refused(change, words: str) -> None:
     take(tuner, 2)
     with pytest.raises(ValueError, match=f"^resume is damaged: .*{words}"):
         make_tuner(Toy()).load_state_dict(change(tuner.state_dict()))
+
+
+def lack(name: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """Return a change of a state that takes a part away."""
+    return lambda state: {key: value for key, value in state.items() if key != name}
+
+
+def shorten(name: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """Return a change of a state that takes the last numbers of a part away."""
+    return lambda state: state | {name: state[name][:-1]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        *((shorten(f"optimizer.1.{name}"), rf"optimizer\.1\.{name} .* fits no parameter") for name in IN_BYTES),
+        *((lack(f"optimizer.1.{name}"), "lacks a part of AdamW 8-bit's") for name in IN_BYTES),
+        (shorten("optimizer.0.state2"), r"optimizer\.0\.state2 .* fits no parameter"),
+        (lack("optimizer.0.state1"), "lacks a part of AdamW 8-bit's"),
+        (lack("optimizer.0.step:number"), "lacks a part of AdamW 8-bit's"),
+        (lambda state: state | {"optimizer.0.qmap1": torch.zeros(256)}, r"optimizer\.0\.qmap1 .* fits no parameter"),
+    ],
+)
+def test_a_damaged_state_in_8_bits_is_refused(change, words: str) -> None:
+    def make() -> Tuner:
+        given = {"x_0": draw_clip(size=IN_8_BITS)}
+        return make_tuner(Toy(4, IN_8_BITS), SETTINGS.changed(optimizer="AdamW 8-bit"), **given)
+
+    tuner = make()
+    take(tuner, 2)
+    state = tuner.state_dict()
+    make().load_state_dict(state)
+    with pytest.raises(ValueError, match=f"^resume is damaged: .*{words}"):
+        make().load_state_dict(change(state))
