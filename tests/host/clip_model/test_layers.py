@@ -78,8 +78,9 @@ def test_layers_in_chunks_give_what_they_give_at_once(model, latent, name, monke
 
 @pytest.mark.gpu
 def test_layers_whose_weights_are_fetched_are_known() -> None:
-    x = torch.zeros(1)
-    assert not is_far(torch.nn.Linear(2, 3), x) and is_far(torch.nn.Linear(2, 3, device="meta"), x)
+    device = torch.device("cuda" if torch.cuda.is_available() else "meta")
+    x = torch.zeros(1, device=device)
+    assert is_far(torch.nn.Linear(2, 3, device="cpu"), x) and not is_far(torch.nn.Linear(2, 3, device=device), x)
 
 
 def test_the_feed_forwards_stay_as_they_are_also_where_a_call_fails(model, latent, monkeypatch) -> None:

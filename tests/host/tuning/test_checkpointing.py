@@ -3,6 +3,7 @@
 from inspect import signature
 from random import Random
 
+import comfy.model_management
 import pytest
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
@@ -76,20 +77,22 @@ def test_chunking_in_parts_leaves_gradients_of_half_precision_close(monkeypatch)
     assert 0 < (found - whole).norm() < 0.05 * whole.norm()
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", None)])
 def test_norms_take_and_give_the_half_precision_of_a_tuning(precision: str, dtype, monkeypatch) -> None:
     normalise, seen = private_copy.normalise_in, []
 
     def note(kept, norm, x):
         out = normalise(kept, norm, x)
-        seen.append((kept, out.dtype, norm.__self__))
+        seen.append((kept, out.dtype, out.device.type, norm.__self__))
         return out
 
     monkeypatch.setattr(private_copy, "normalise_in", note)
     unet = random_model().model.diffusion_model
     norms = sum(isinstance(module, (torch.nn.GroupNorm, torch.nn.LayerNorm)) for module in unet.modules())
     run(patched(EI2), SETTINGS.changed(steps=1, precision=precision))
-    assert {given[:2] for given in seen} == ({(dtype, dtype)} if dtype else set())
+    device = comfy.model_management.get_torch_device().type
+    assert {given[:3] for given in seen} == ({(dtype, dtype, device)} if dtype else set())
     assert len({id(norm) for *_, norm in seen}) == (norms if dtype else 0)
 
 

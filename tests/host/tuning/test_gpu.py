@@ -4,9 +4,12 @@
 """
 
 import math
+from collections.abc import Iterator
 from functools import partial
 
+import comfy.memory_management
 import comfy.model_management
+import comfy.model_patcher
 import pytest
 import torch
 
@@ -19,10 +22,27 @@ pytestmark = pytest.mark.gpu
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def test_weights_that_come_and_go_give_the_same_clip() -> None:
+@pytest.fixture
+def dynamic_vram(monkeypatch) -> Iterator[None]:
+    """Let weights come and go, as ComfyUI's main.py does on NVIDIA cards; what is loaded does not outlive it."""
+    if not comfy.model_management.is_nvidia() or comfy.model_management.is_wsl():
+        pytest.skip("ComfyUI has no DynamicVRAM here")
+    control = pytest.importorskip("comfy_aimdo.control")
+    control.init()
+    assert control.init_devices(device.index for device in comfy.model_management.get_all_torch_devices())
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcherDynamic)
+    monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
+    yield
+    comfy.model_management.unload_all_models()
+
+
+@on_gpu
+def test_weights_that_come_and_go_give_the_same_clip(dynamic_vram) -> None:
     make = partial(make_model, Small, UNET, partial(random_weights, std=0.1), torch.float32)
-    held, moving = (sample(patched(EI2, make(disable_dynamic=held)), clip_latent()) for held in (True, False))
-    torch.testing.assert_close(moving, held, rtol=1e-4, atol=1e-4)
+    held, moving = (patched(EI2, make(disable_dynamic=given)) for given in (True, False))
+    assert moving.is_dynamic() and not held.is_dynamic()
+    found, expected = (sample(model, clip_latent()) for model in (moving, held))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @on_gpu
