@@ -26,6 +26,7 @@ PERFORMANCE = {
 ALL = "performance"
 EDITS, FAULTS, TIMES = (DOCS / name for name in ("benchmark.md", "reliability.md", "performance.md"))
 STATE = environment.ROOT / ".comfyui-data" / "bench"
+PAPERS_RATE = 3e-4  # of `papers`
 QUICK = {
     "clips_of_kind": 1,
     "seeds": 1,
@@ -122,7 +123,9 @@ def add_faults(command: argparse.ArgumentParser) -> None:
 def add_convergence(command: argparse.ArgumentParser) -> None:
     """Add what `convergence` takes."""
     parts = (0.125, 0.25, 0.4, 0.5, 1.0)
-    command.add_argument("--clips", type=int, default=4, help="drawn validation clips, each of its kind (default 4)")
+    command.add_argument(
+        "--clips", type=int, default=4, help="drawn validation clips, of the kinds in turn (default 4)"
+    )
     command.add_argument("--seeds", type=int, default=3, help="how many tunings of each clip (default 3)")
     command.add_argument("--recipes", nargs="+", default=(), help="by name (default all)")
     command.add_argument("--frames", type=int, default=8, help="of each clip (default 8)")
@@ -133,6 +136,7 @@ def add_convergence(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--pairs", type=int, default=64, help="of noise level and noise, for the loss (default 64)")
     command.add_argument("--ddim-steps", type=int, default=12, help="of inversion and sampling (default 12)")
+    command.set_defaults(papers_rate=PAPERS_RATE)
     add_outputs(command, DOCS / "convergence.md")
 
 
@@ -155,7 +159,7 @@ def add_papers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--clips-of-kind", type=int, default=1, help="drawn clips of each kind (default 1)")
     command.add_argument("--kinds", nargs="+", default=(), help="of edits of drawn clips: colour, ... (default all)")
     command.add_argument("--tables", nargs="+", default=[], help="part of the title of each (default all)")
-    add_runs(command, steps=100, learning_rate=3e-4, size=128, ddim_steps=20)
+    add_runs(command, steps=100, learning_rate=PAPERS_RATE, size=128, ddim_steps=20)
     add_outputs(command, DOCS / "papers.md")
 
 

@@ -5,12 +5,14 @@ ones.
 """
 
 import argparse
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import chain, islice
 from statistics import fmean
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -21,12 +23,14 @@ from ..modules.clip_model.methods import EI2, method
 from ..modules.inversion.host.invert import invert_clip
 from ..modules.inversion.inversion import InversionSettings
 from ..modules.sampling.host import SampleSettings, sample_clip
+from ..modules.tuning.host import session
 from ..modules.tuning.host.apply import apply_tune
 from ..modules.tuning.host.rescue import on_private_copy
 from ..modules.tuning.host.training import Tuning
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.objective import Clip, Draw
 from ..modules.tuning.settings import TuneSettings
+from ..modules.tuning.tuner import Tuner
 from ..modules.tuning.weights import Tune
 from ..scripts.environment import say
 from ..scripts.parts import CFG, CFG_END
@@ -34,7 +38,7 @@ from .convergence_document import write_document
 from .convergence_recipes import OURS, PAPERS, RECIPES, UNTUNED
 from .edit_rows import world_stamp
 from .table import add_row, load_rows
-from .tasks import Task, Truth, list_tasks
+from .tasks import KINDS, Task, Truth, list_tasks
 from .world import Row, World
 
 FIGURES = ("obeyed", "kept", "motion_error", "warp_error", "flicker")
@@ -77,12 +81,19 @@ def list_cases(name: str, clip: str, seed: int, options: argparse.Namespace) -> 
     return {done: Case(name, clip, seed, *given, done, *measured) for done in steps}
 
 
+def chosen_tasks(options: argparse.Namespace) -> dict[str, Task]:
+    """Return the edits of the validation clips, by name: the first clip of each kind before the second of any."""
+    every = list_tasks(math.ceil(options.clips / len(KINDS)), held_out=False)
+    return dict(islice(every.items(), options.clips))
+
+
 def list_tunings(options: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
     """Return recipe, clip and seed of every tuning: the two that are compared of all clips before the others."""
     compared = (UNTUNED, PAPERS, OURS)
-    for names in (compared, [name for name in RECIPES if name not in compared]):
+    others = [name for name, recipe in RECIPES.items() if name not in compared and recipe.can_run()]
+    for names in (compared, others):
         for seed in range(options.seeds):
-            for clip in list(list_tasks(1, held_out=False))[: options.clips]:
+            for clip in chosen_tasks(options):
                 yield from ((name, clip, seed) for name in names if name != UNTUNED or seed == 0)
 
 
@@ -103,13 +114,21 @@ def fixed_loss(tuning: Tuning, pairs: Sequence[Draw]) -> float:
 
 
 def tune_along(
-    world: World, truth: Truth, settings: TuneSettings, at: Collection[int], pairs: int
+    world: World, truth: Truth, settings: TuneSettings, at: Collection[int], pairs: int, tuner: type[Tuner] = Tuner
 ) -> list[tuple[int, float, Tune]]:
-    """Tune on a clip; returns steps done, loss and what was learned, after some numbers of steps, ascending."""
+    """Tune on a clip; returns steps done, loss and what was learned, after some numbers of steps, ascending.
+
+    Args:
+        world, truth: the model, and the clip with its prompts.
+        settings: of the tuning.
+        at: numbers of steps.
+        pairs: that the loss is measured on.
+        tuner: takes the steps.
+    """
     model = attach(inflate(world.model), *method(EI2))
     inputs = TuneInputs(world.prompt(truth.task.prompts[0]), world.encode(truth.source.frames))
     found = []
-    with on_private_copy(Tuning, model, inputs, settings, None) as tuning:
+    with mock.patch.object(session, "Tuner", tuner), on_private_copy(Tuning, model, inputs, settings, None) as tuning:
         drawn = draw_pairs(tuning.tuner.objective.clip, pairs)
         for done in chain([0], islice(tuning.steps(), max(at))):
             if done in at:
@@ -135,7 +154,7 @@ def run(world: World, task: Task, cases: Mapping[int, Case]) -> list[Row]:
     truth, rows = Truth(task), []
     recipe = RECIPES[PAPERS if first.recipe == UNTUNED else first.recipe]
     settings = recipe.settings(first.steps, first.rate, first.seed)
-    for done, loss, tune in tune_along(world, truth, settings, cases, first.pairs):
+    for done, loss, tune in tune_along(world, truth, settings, cases, first.pairs, recipe.tuner):
         judged = truth.judge(edit(world, truth, tune, first.ddim_steps), world.reader)
         rows.append({**asdict(cases[done]), "loss": loss, **{key: judged[key] for key in FIGURES}})
     return rows
@@ -148,7 +167,10 @@ def measure_convergence(options: argparse.Namespace) -> None:
     unknown = set(options.recipes) - {UNTUNED, *RECIPES}
     if unknown:
         raise ValueError(f"--recipes {', '.join(sorted(unknown))}: there are {', '.join([UNTUNED, *RECIPES])}.")
-    tasks = list_tasks(1, held_out=False)
+    for name, recipe in RECIPES.items():
+        if not recipe.can_run():
+            say(f"{name} is left out: torch {torch.__version__} has no torch.optim.{recipe.needs}.")
+    tasks = chosen_tasks(options)
     wanted = [tuning for tuning in list_tunings(options) if not options.recipes or tuning[0] in options.recipes]
     rows: list[dict[str, Any]] = []
     for number, (name, clip, seed) in enumerate(wanted, start=1):

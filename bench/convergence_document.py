@@ -10,12 +10,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .convergence_recipes import OURS, PAPERS, RECIPES, UNTUNED
-from .methods import MOTION_ADDED, OBEYED_LOST
-from .table import mean_and_error, write_table
+from .edit_document import PUBLISHED_ROWS
+from .edit_rows import Case
+from .methods import EI2, MOTION_ADDED, OBEYED_LOST
+from .table import load_rows, mean_and_error, write_table
 from .tasks import VALIDATION
-from .verdict import LEAST_CLIPS, LEVEL, clip_means, compare, reached
+from .verdict import LEAST_CLIPS, LEVEL, SUPPORTED, Finding, clip_means, common_rows, compare, reached
 
 TARGET = 0.4  # of the paper's steps, after which ours is to have what its recipe has at its end
+UNTOLD = "tells nothing: the untuned model has it"
 OPTIONS = ("clips", "seeds", "frames", "steps", "rate", "pairs", "ddim_steps")  # that the document names
 Rows = Sequence[Mapping[str, Any]]
 # What is judged: its heading, the direction that is better, and what may be lost of it.
@@ -60,19 +63,35 @@ def share_reached(rows: Rows, name: str, key: str, steps: int) -> float | None:
     return None if found is None else found / steps
 
 
+def lead(rows: Rows, key: str, steps: int, margin: float = 0.0) -> Finding:
+    """Return how much better ours is at the target than the paper's recipe at its end, see `compare`."""
+    both = common_rows(at(rows, OURS, round(TARGET * steps)), at(rows, PAPERS, steps), key)
+    better, worse = (clip_means(found, key) for found in both)
+    return compare(better, worse, JUDGED[key][1], margin)
+
+
+def met_in_time(share: float | None, finding: Finding) -> str:
+    """Return whether ours has a figure in time, as a cell, unless there is nothing that it would have to learn."""
+    if not finding.clips:
+        return finding.verdict
+    if share == 0:
+        return UNTOLD
+    return "yes" if share is not None and share <= TARGET else "no"
+
+
 def verdict_table(rows: Rows, steps: int) -> str:
     """Return what the two recipes have that are compared, and how much better ours is at the target."""
     goal, body = round(TARGET * steps), []
     shown = [at(rows, PAPERS, 0), at(rows, PAPERS, goal), at(rows, PAPERS, steps), at(rows, OURS, goal)]
-    for key, (heading, sign, margin) in JUDGED.items():
+    for key, (heading, _, margin) in JUDGED.items():
         cells = [mean_and_error(list(clip_means(found, key).values())) for found in shown]
-        finding = compare(clip_means(shown[3], key), clip_means(shown[2], key), sign, margin)
-        share = share_reached(rows, OURS, key, steps)
-        met = "not measured" if not finding.clips else "yes" if share is not None and share <= TARGET else "no"
+        share, allowed = share_reached(rows, OURS, key, steps), lead(rows, key, steps, margin)
         lost = f", {margin:g} lost at most" if margin else ""
-        body.append([heading + lost, *cells, as_share(share), met, f"{finding.verdict}: {finding}"])
+        better = [str(lead(rows, key, steps)), f"{allowed.verdict}: {allowed}"]
+        body.append([heading + lost, *cells, as_share(share), met_in_time(share, allowed), *better])
     headings = ["figure", UNTUNED, f"{PAPERS}, {goal} steps", f"{PAPERS}, {steps} steps", f"{OURS}, {goal} steps"]
-    return write_table([*headings, "reached after", f"≤ {TARGET:g}", f"better at {TARGET:g}"], body)
+    ends = ["reached after", f"≤ {TARGET:g}", f"better at {TARGET:g}", "verdict, what may be lost included"]
+    return write_table([*headings, *ends], body)
 
 
 def as_share(share: float | None) -> str:
@@ -119,6 +138,27 @@ def command_options(options: argparse.Namespace) -> str:
     return " ".join([*given, *(" ".join([name, *values]) for name, values in lists.items() if values)])
 
 
+def say_rates(options: argparse.Namespace) -> str:
+    """Return at which learning rate the paper's recipe stands here, and elsewhere."""
+    held_out = (case for case in load_rows(PUBLISHED_ROWS, Case) if case.held_out and case.method == EI2)
+    chosen = ", ".join(f"{rate:g}" for rate in sorted({case.rate for case in held_out}))
+    return (
+        f"*{PAPERS}* stands at a learning rate of {options.rate:g}; `python -m bench papers` takes "
+        f"{options.papers_rate:g} by itself ([papers.md](papers.md)), where the benchmark's validation chose {chosen} "
+        "([benchmark.md](benchmark.md))."
+    )
+
+
+def say_default(rows: Rows, steps: int) -> str:
+    """Return why One-Shot Tune has the default that it has."""
+    verdicts = {heading: lead(rows, key, steps, margin).verdict for key, (heading, _, margin) in JUDGED.items()}
+    left = [f"{heading} ({verdict})" for heading, verdict in verdicts.items() if verdict != SUPPORTED]
+    return (
+        f"`{PAPERS}` remains the default of One-Shot Tune until every verdict below is *{SUPPORTED}*. Still open: "
+        f"{', '.join(left) or 'none'}."
+    )
+
+
 def write_document(rows: Rows, options: argparse.Namespace) -> None:
     """Write the document, and its plot beside it, of the rows that are done."""
     document: Path = options.document
@@ -136,10 +176,13 @@ def write_document(rows: Rows, options: argparse.Namespace) -> None:
         f"{options.ddim_steps} DDIM steps, is judged by the world that drew it, see [benchmark.md](benchmark.md). "
         "A cell holds the mean over clips ± its standard error, each clip the mean of its seeds.",
         "\n".join(recipes),
+        say_rates(options),
         "## Verdict",
-        f"Has *{OURS}* what *{PAPERS}* has at its end, after {TARGET:g} of the steps? The last column is how much "
-        f"better it is there, what may be lost included, with an interval of {LEVEL:.0%} by a bootstrap over clips; of "
-        f"fewer than {LEAST_CLIPS} clips nothing is decided.",
+        f"Has *{OURS}* what *{PAPERS}* has at its end, after {TARGET:g} of the steps? The last two columns are how "
+        f"much better it is there, without and with what may be lost, with an interval of {LEVEL:.0%} by a bootstrap "
+        f"over clips; of fewer than {LEAST_CLIPS} clips nothing is decided. A figure that the untuned model has as "
+        "well, but for what may be lost, tells nothing of recipes.",
+        say_default(rows, options.steps),
         verdict_table(rows, options.steps),
         "The part of the paper's steps after which each recipe has it, on the clips and seeds of both, linear between "
         "the points measured. 0: the untuned model has it already, and the figure tells no recipe from another.",
