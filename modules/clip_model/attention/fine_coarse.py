@@ -85,7 +85,8 @@ def fine_coarse_attention(
     """
     num_frames = grid.frames
     q, k, v = (rearrange(x, "(b f) l d -> b f l d", f=num_frames) for x in (q, k, v))
-    keys = len(q) * (k.shape[2] + sum(frame.shape[1] for frame in coarse.k[1:]))
+    size, whole = coarse.k[0].shape[1], [torch.cat(tokens, dim=1) for tokens in coarse]
+    keys = len(q) * (k.shape[2] + whole[0].shape[1] - size)
     group = max(1, COPIED_BYTES // (2 * keys * k.shape[3] * k.element_size()))
 
     fine = k.unbind(dim=1), v.unbind(dim=1)
@@ -94,8 +95,8 @@ def fine_coarse_attention(
         own = range(start, min(start + group, num_frames))
         asking = rearrange(q[:, start : own.stop], "b g l d -> (b g) l d")
         seen_k, seen_v = (
-            [part for i in own for part in (tokens[i], *others[:i], *others[i + 1 :])]
-            for tokens, others in zip(fine, coarse, strict=True)
+            [part for i in own for part in (tokens[i], others[:, : i * size], others[:, (i + 1) * size :])]
+            for tokens, others in zip(fine, whole, strict=True)
         )
         copy = partial(side_by_side, len(own))
         seen = attend_to_copies(attend, asking, seen_k, seen_v, grid.heads, copy, rebuild)
