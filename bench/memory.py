@@ -104,7 +104,7 @@ def list_cases(setting: Setting) -> list[Case]:
     wanted += [
         (what, frames, round(part * setting.size), USUAL_R, SDXL)
         for what in LARGE_WAYS
-        for frames in LARGE_FRAMES
+        for frames in (LARGE_FRAMES[:1] if what == OURS_8_BIT else LARGE_FRAMES)  # which saves the same with more
         if frames <= setting.frames
         for part in LARGE_SIZES
     ]

@@ -8,10 +8,13 @@ from statistics import median
 import torch
 from comfy.model_management import unload_all_models
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..modules.clip_model.host.attach import attach, inflate
 from ..modules.clip_model.methods import EI2, FULL, TUNE_A_VIDEO_PRESET, method
 from .document import judge
+from .memory_count import without_values
 from .performance import Job, Row, Setting, measure_jobs, read_setting
 from .table import write_table
 from .timing import ratios, time_rounds, write_milliseconds, write_spread
@@ -26,6 +29,8 @@ METHODS: Mapping[str, tuple[str, int]] = {
     FULL: (FULL, 4),
 }
 LIMITS = {OURS: 1.15}
+SIDES = {"one side": 1, "three sides": 3}  # of Attention Control: the source, and the edit with guidance
+FULL_FRAMES, FULL_SIZE = 8, 64
 
 
 def run_case(case: Setting) -> Row:
@@ -36,9 +41,31 @@ def run_case(case: Setting) -> Row:
     with torch.inference_mode():
         load(list(models.values()))
         calls = {name: guided_call(model, case.frames, case.size) for name, model in models.items()}
+        calls |= {name: guided_call(base, case.frames, case.size, sides=sides) for name, sides in SIDES.items()}
         times = time_rounds(calls, case.rounds, torch.device(case.device))
     unload_all_models()
-    return {"seconds": times, "dtype": str(base.model.get_dtype_inference())}
+    return {"seconds": times, "dtype": str(base.model.get_dtype_inference()), "of_prompt": part_of_prompt()}
+
+
+def part_of_prompt() -> float:
+    """Return the part of a UNet call's operations that keys and values of the prompt are, at a usual size."""
+    operations = 0
+
+    def count(_linear: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        nonlocal operations
+        operations += 2 * given[0].numel() * made.shape[-1]
+
+    with torch.no_grad(), without_values():
+        model = inflate(make_model(torch.bfloat16))
+        load([model])
+        for name, module in model.model.diffusion_model.named_modules():
+            if name.endswith(("attn2.to_k", "attn2.to_v")):
+                module.register_forward_hook(count)
+        call = guided_call(model, FULL_FRAMES, FULL_SIZE)
+        with FlopCounterMode(display=False) as counted:
+            call()
+    unload_all_models()
+    return operations / counted.get_total_flops()
 
 
 def measure_sample(options: argparse.Namespace) -> None:
@@ -50,7 +77,11 @@ def measure_sample(options: argparse.Namespace) -> None:
 def make_section(setting: Setting, rows: Sequence[Row]) -> str:
     """Return the section's text."""
     (row,), body = rows, []
-    for name, seconds in row["seconds"].items():
+    seconds_of = row["seconds"]
+    apart = [one + two for one, two in zip(seconds_of["one side"], seconds_of[PER_FRAME], strict=True)]
+    together = ratios({"apart": apart, "together": seconds_of["three sides"]}, "together", "apart")
+    for name in (PER_FRAME, *METHODS):
+        seconds = seconds_of[name]
         against = ratios(row["seconds"], name, PER_FRAME)
         cells = [write_milliseconds(seconds), write_spread(against)]
         body.append([name, *cells, *judge(median(against), LIMITS.get(name))])
@@ -59,5 +90,10 @@ def make_section(setting: Setting, rows: Sequence[Row]) -> str:
             f"{setting}; {row['dtype']}, rounds: {setting.rounds}. One UNet call as classifier-free guidance makes it, "
             "two rows for each frame.",
             write_table(["model", "ms", f"× {PER_FRAME}", "target", "met"], body),
+            "- Attention Control evaluates the source, then both sides of the guided edit. One call of all three, each "
+            f"frame by itself, takes {write_spread(together)} times as long as the two.\n"
+            "- Keys and values of the prompt are the same at every step. They are computed each time: at "
+            f"{FULL_FRAMES} frames of {FULL_SIZE} × {FULL_SIZE} latents they are {row['of_prompt']:.1%} of a call's "
+            "operations.",
         ]
     )

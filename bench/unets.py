@@ -142,17 +142,19 @@ def load(models: Sequence[ModelPatcher]) -> None:
     comfy.model_management.load_models_gpu([*models, *attached], force_full_load=True)
 
 
-def guided_call(model: ModelPatcher, frames: int, size: int, family: str = SD15) -> Callable[[], Tensor]:
-    """Return one UNet call of a loaded model as sampling with classifier-free guidance makes it: two rows a frame.
+def guided_call(
+    model: ModelPatcher, frames: int, size: int, family: str = SD15, sides: int = 2
+) -> Callable[[], Tensor]:
+    """Return one UNet call of a loaded model as sampling with classifier-free guidance makes it: a row for each side.
 
     Attention is PyTorch's, which the host takes on NVIDIA cards by itself.
     """
     device = model.load_device
-    x = torch.randn(2 * frames, 4, size, size, device=device)
-    context = torch.randn(2 * frames, TOKENS, context_width(family), device=device)
-    options = {**model.model_options["transformer_options"], "cond_or_uncond": [1, 0]}
+    x = torch.randn(sides * frames, 4, size, size, device=device)
+    context = torch.randn(sides * frames, TOKENS, context_width(family), device=device)
+    options = {**model.model_options["transformer_options"], "cond_or_uncond": [1, *[0] * (sides - 1)]}
     options["optimized_attention_override"] = sdpa_override
     given: dict[str, Any] = {"c_crossattn": context, "transformer_options": options}
     if FAMILIES[family].pooled:
-        given["y"] = torch.randn(2 * frames, model.model.adm_channels, device=device)
+        given["y"] = torch.randn(sides * frames, model.model.adm_channels, device=device)
     return partial(model.model.apply_model, x, 5 * x.new_ones(len(x)), **given)
