@@ -28,9 +28,11 @@ from .baselines import naive_temporal, norms_in_float32, softmax_attention
 from .document import judge
 from .memory_count import OUT_OF_MEMORY, if_it_fits, measured_peak, write_gib
 from .performance import Job, Row, Setting, measure_jobs, read_setting
+from .previews import PreviewCase, tell_previews, time_previews
 from .step_parts import AGAIN, PARTS, marking_what_is_computed_again, time_parts
 from .table import write_table
 from .timing import (
+    Times,
     Turns,
     balanced_order,
     in_common,
@@ -239,6 +241,17 @@ def profile_case(case: PartsCase) -> Row:
     return {"parts": if_it_fits(run)}
 
 
+def run_previews(case: PreviewCase) -> Row:
+    """Time steps of a tuning and previews of its edit; seconds are None where the memory does not suffice."""
+    unload_all_models()
+
+    def run() -> Times:
+        with tuning(clip_model(make_model(), WAYS[OURS]), WAYS[OURS], case.frames, case.size) as made:
+            return time_previews(made, case)
+
+    return {"seconds": if_it_fits(run)}
+
+
 def measure_tune(options: argparse.Namespace) -> None:
     """Measure what is not measured yet, and write the section."""
     settings = [read_setting(options, cpu_size=16, cpu_frames=4)]
@@ -258,6 +271,7 @@ def measure_tune(options: argparse.Namespace) -> None:
     jobs = [
         Job("tune-peaks", [PeakCase(*where, *shape, name) for name in WAYS], run_peak),
         Job("tune", turns, partial(time_turn, model_of)),
+        Job("tune-previews", [PreviewCase(**asdict(settings[0]))], run_previews),
         Job(
             "tune-parts", [PartsCase(**asdict(settings[-1]), way=way) for way in PROFILED if way in WAYS], profile_case
         ),
@@ -288,7 +302,13 @@ def compare_ways(turns: Turns, held: Mapping[str, int | None]) -> Iterator[list[
             ]
 
 
-def make_section(settings: Sequence[Setting], peaks: Sequence[Row], turns: Sequence[Row], parts: Sequence[Row]) -> str:
+def make_section(
+    settings: Sequence[Setting],
+    peaks: Sequence[Row],
+    turns: Sequence[Row],
+    previews: Sequence[Row],
+    parts: Sequence[Row],
+) -> str:
     """Return the section's text, from the turns at each setting and the parts of a step at the last one."""
     accounted = f"accounted at {FULL_FRAMES} frames of {FULL_SIZE} × {FULL_SIZE} latents in bfloat16"
     memory = "measured" if settings[0].device == "cuda" else accounted
@@ -310,6 +330,7 @@ def make_section(settings: Sequence[Setting], peaks: Sequence[Row], turns: Seque
     return "\n\n".join(
         [
             *written,
+            tell_previews(settings[0], previews),
             f"Where the time of a step goes, by PyTorch's profiler, {settings[-1].frames} frames of "
             f"{settings[-1].size} × {settings[-1].size} latents. *{AGAIN.capitalize()}*: everything that checkpointing "
             "and chunking compute a second time.",

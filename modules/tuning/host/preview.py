@@ -39,8 +39,8 @@ class PreviewSettings:
 
     positive: list
     negative: list
-    every: int = 50
-    steps: int = 8
+    every: int = 100
+    steps: int = 5
     cfg: float = 7.5
     denoise: float = 0.0
 
