@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
             part.add_argument("--short", action="store_true", help="twelve telling cases, without plot and README")
     add_performance(commands.add_parser(ALL, help=f"{', '.join(PERFORMANCE)}: one after another"))
     add_gpu(
-        commands.add_parser("gpu", help="all that only a GPU can tell, in the order of its worth, within some minutes")
+        commands.add_parser("gpu", help="what only a GPU can tell, the most useful parts first, within some minutes")
     )
     add_clips(commands.add_parser("clips", help="real clips, by any SD1.x checkpoint in running ComfyUI servers"))
     add_papers(commands.add_parser("papers", help="the systems and tables of the papers, on drawn or on real clips"))
@@ -85,12 +85,12 @@ def add_performance(command: argparse.ArgumentParser) -> None:
 
 def add_gpu(command: argparse.ArgumentParser) -> None:
     """Add what `gpu` takes."""
-    command.add_argument("--minutes", type=float, default=8.0, help="after which what runs is stopped (default 8)")
+    command.add_argument("--minutes", type=float, default=8.0, help="time for all parts together (default 8)")
     command.add_argument(
         "--device", choices=["cuda", "cpu"], default="cuda", help="cpu: small, to output/performance.md"
     )
     command.add_argument("--parts", nargs="+", default=[], help="of: tests, performance parts (default: by worth)")
-    command.add_argument("--again", action="store_true", help="do again what is done")
+    command.add_argument("--again", action="store_true", help="start over")
     add_outputs(command, TIMES)
 
 

@@ -153,9 +153,11 @@ def say_default(rows: Rows, steps: int) -> str:
     """Return why One-Shot Tune has the default that it has."""
     verdicts = {heading: lead(rows, key, steps, margin).verdict for key, (heading, _, margin) in JUDGED.items()}
     left = [f"{heading} ({verdict})" for heading, verdict in verdicts.items() if verdict != SUPPORTED]
+    if not left:
+        return f"Every verdict below is *{SUPPORTED}*, which `{PAPERS}` was to remain the default of One-Shot Tune for."
     return (
         f"`{PAPERS}` remains the default of One-Shot Tune until every verdict below is *{SUPPORTED}*. Still open: "
-        f"{', '.join(left) or 'none'}."
+        f"{', '.join(left)}."
     )
 
 

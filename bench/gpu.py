@@ -1,4 +1,4 @@
-"""All that only a GPU can tell, in the order of its worth: what is done when time is up is kept, and not done again."""
+"""What only a GPU can tell, the most useful parts first: what is done when time is up is kept, and not done again."""
 
 import argparse
 import json
@@ -31,6 +31,7 @@ SETTINGS = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONUTF8": "1",
 }
+STARTED = 60  # seconds after which a part has dropped the rows that it is to measure again
 GRACE = 20  # seconds that a part has to end when it is stopped
 KEPT_LINES = 40  # of what a part printed last
 DONE, OUT_OF_TIME, NOT_BEGUN, AGAIN = "done", "stopped, goes on when called again", "not begun", "to be done again"
@@ -135,6 +136,8 @@ def measure_gpu(options: argparse.Namespace) -> int:
             say(f"--- {part}, {left:.0f} s are left")
             save_ended(path, ended | {part: Ended(OUT_OF_TIME)})  # as it is where this process is killed
             ended[part] = run_part(command_of(part, options, before.how == AGAIN), left)
+            if before.how == AGAIN and ended[part].how != DONE and ended[part].seconds < STARTED:
+                ended[part] = before  # it may not have dropped its old rows
             save_ended(path, ended)
         write_section(options.document, "gpu", make_section(device, ended))
     say(f"Wrote {options.document}")

@@ -105,7 +105,7 @@ def run_case(case: Case) -> Row:
     except (AssertionError, RuntimeError) as error:  # of compilers, whose faults are what is measured here
         if case.option == AS_IT_IS:
             raise
-        return {"seconds": None, "failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        return {"seconds": None, "failed": ": ".join([type(error).__name__, *str(error).splitlines()[:1]])}
 
 
 def measure_options(options: argparse.Namespace) -> None:

@@ -20,7 +20,9 @@ LIMIT = 0.05  # of a tuning's time
 
 @dataclass(frozen=True)
 class PreviewCase(Setting):
-    """Steps of a tuning and previews of its edit."""
+    """Steps of a tuning and previews of its edit, of some steps of inversion and of sampling."""
+
+    preview_steps: int = PreviewSettings.steps
 
 
 def time_previews(made: Tuning, case: PreviewCase) -> Times:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
 
@@ -9,7 +10,7 @@ import torch
 from comfy.model_management import unload_all_models
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..modules.clip_model.host.attach import attach, inflate
 from ..modules.clip_model.methods import EI2, FULL, TUNE_A_VIDEO_PRESET, method
@@ -31,9 +32,17 @@ METHODS: Mapping[str, tuple[str, int]] = {
 LIMITS = {OURS: 1.15}
 SIDES = {"one side": 1, "three sides": 3}  # of Attention Control: the source, and the edit with guidance
 FULL_FRAMES, FULL_SIZE = 8, 64
+CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which torch's counter does not know
 
 
-def run_case(case: Setting) -> Row:
+@dataclass(frozen=True)
+class Case(Setting):
+    """All models, turn by turn, and calls of other numbers of sides."""
+
+    most_sides: int
+
+
+def run_case(case: Case) -> Row:
     """Time one call of every model in one run."""
     base = inflate(make_model())
     models: dict[str, ModelPatcher] = {PER_FRAME: base}
@@ -45,6 +54,13 @@ def run_case(case: Setting) -> Row:
         times = time_rounds(calls, case.rounds, torch.device(case.device))
     unload_all_models()
     return {"seconds": times, "dtype": str(base.model.get_dtype_inference()), "of_prompt": part_of_prompt()}
+
+
+def operations_counter() -> FlopCounterMode:
+    """Return torch's counter of operations, which knows the CPU's attention as well."""
+    return FlopCounterMode(
+        display=False, custom_mapping={CPU_ATTENTION: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
+    )
 
 
 def part_of_prompt() -> float:
@@ -62,7 +78,7 @@ def part_of_prompt() -> float:
             if name.endswith(("attn2.to_k", "attn2.to_v")):
                 module.register_forward_hook(count)
         call = guided_call(model, FULL_FRAMES, FULL_SIZE)
-        with FlopCounterMode(display=False) as counted:
+        with operations_counter() as counted:
             call()
     unload_all_models()
     return operations / counted.get_total_flops()
@@ -71,7 +87,8 @@ def part_of_prompt() -> float:
 def measure_sample(options: argparse.Namespace) -> None:
     """Measure what is not measured yet, and write the section."""
     setting = read_setting(options, cpu_size=16)
-    measure_jobs("sample", options, [Job("sample", [setting], run_case)], partial(make_section, setting))
+    case = Case(**asdict(setting), most_sides=max(SIDES.values()))
+    measure_jobs("sample", options, [Job("sample", [case], run_case)], partial(make_section, setting))
 
 
 def make_section(setting: Setting, rows: Sequence[Row]) -> str:

@@ -85,7 +85,7 @@ WAYS = {
     CODE_DEFAULTS: Way(TUNE_A_VIDEO_PRESET, checkpointing=1.0, kernel=scaled_dot_product),
 }
 PROFILED = (OURS, OURS_LEAST, f"{TUNE_A_VIDEO_PRESET} preset")
-LARGER: dict[str, Any] = {"size": 32, "frames": 8, "rounds": 2}  # on a CPU besides, where no size is given
+LARGER: dict[str, Any] = {"size": 32, "frames": 8, "rounds": 2}  # measured on a CPU as well, unless a size is given
 COMPARED: dict[tuple[str, str], tuple[float | None, float | None]] = {  # with what: targets of time and of memory
     (OURS, CODE): (1.0, 0.6),
     (OURS_CHUNKED, CODE): (1.0, 0.6),

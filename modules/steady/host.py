@@ -14,6 +14,7 @@ from ..inversion.noise_relation import lookups
 from ..judging.scorecard import texture_kept
 from ..motion.flow import Motion
 from ..sampling.host import check_mask
+from ..sampling.texture import BACK_OFF
 from ..sockets.pictures import read_images
 from .steady import SteadySettings, steady_edit, unsteadiness
 
@@ -56,7 +57,7 @@ def read_pair(source: Any, edited: Any) -> tuple[Tensor, Tensor]:
 
 
 def show_lookups(count: int) -> Callable[[], None]:
-    """Return what shows the progress of a blend of so many lookups, called before each, and stops on an interrupt."""
+    """Return what shows the progress of at most so many lookups, called before each, and stops on an interrupt."""
     bar = ProgressBar(count)
 
     def between() -> None:
@@ -88,7 +89,8 @@ def steady_clip(
     before, after = read_pair(source, edited)
     motion = None if motion is None else motion.fitted(before)
     share = 1.0 if mask is None else to_positions(mask, after)
-    between = show_lookups(lookups(len(before), settings.passes))
+    blends = len(BACK_OFF) if settings.keep_texture else 1  # at most
+    between = show_lookups(blends * lookups(len(before), settings.passes))
     steadied, strength = steady_edit(before, after, settings, motion, share, between)
     if not isinstance(edited, Mapping):
         steadied = torch.where(steadied == after, after, steadied.clamp(0, 1))

@@ -12,7 +12,7 @@ from . import Attend, Grid, scaled_dot_product
 from .rebuilt import attend_to_copies
 
 Downsample = Literal["area", "strided", "bilinear"]
-COPIED_BYTES = 2**26  # of keys and values concatenated at a time, so that memory does not grow with the frames
+COPIED_BYTES = 2**26  # of keys and values concatenated at a time, besides the coarse ones of all frames
 
 
 class Coarse(NamedTuple):

@@ -1,7 +1,9 @@
 """What other nodes attach to a model that does not go together with a clip model: one table, for every door."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -13,6 +15,7 @@ from .evolved import CONTEXT, WINDOWS, window_length
 from .family import family_of, is_flow_unet
 from .settings import ALWAYS, CONTROL, KEY, SLICES, ClipSettings, sigmas_of
 
+ROUNDING = 1e-4  # of a noise level that is computed on another device
 REARRANGING = ("comfy_extras.nodes_hypertile", "comfy_extras.nodes_tomesd")
 
 
@@ -122,7 +125,8 @@ def makes_a_flow(model: ModelPatcher, settings: ClipSettings) -> list[str]:
 
 def moves_noise_levels(model: ModelPatcher, settings: ClipSettings) -> list[str]:
     """Return what gave other noise levels to a model whose start and end were taken before."""
-    is_moved = settings.sigmas != ALWAYS and settings.sigmas != sigmas_of(model, settings.percents)
+    now = sigmas_of(model, settings.percents) if settings.sigmas != ALWAYS else ALWAYS
+    is_moved = not all(map(partial(math.isclose, rel_tol=ROUNDING), settings.sigmas, now))
     return ["A ModelSampling node"] if is_moved else []
 
 

@@ -74,7 +74,8 @@ def make_memory(options: Mapping[str, Any], frames: int) -> ClipMemory | None:
 def frames_at_once(options: Mapping[str, Any], frames: int) -> tuple[int, int]:
     """Return how many of a clip's frames a call of the network holds, and how many those attend to at most."""
     held = min(frames, getattr(options.get("context_handler"), "context_length", frames))
-    return held, held if make_memory(options, frames) is None else frames
+    memory = make_memory(options, frames)
+    return held, held if memory is None else min(frames, held + len(memory.kept))
 
 
 def predict_step(executor, x, timestep, model_options=None, seed=None):

@@ -27,7 +27,7 @@ from consistent_video.bench import (
     windows,
 )
 from consistent_video.bench.document import TITLES, UNKNOWN, read_sections
-from consistent_video.bench.memory_count import Held, Peak
+from consistent_video.bench.memory_count import Held, Peak, without_values
 from consistent_video.modules.clip_model.chunks import apply_in_chunks
 from consistent_video.scripts.environment import ROOT
 
@@ -201,6 +201,21 @@ def test_an_option_that_fails_is_told_with_its_reason(tiny, monkeypatch) -> None
     options.measure_options(tiny)
     row = next(line for line in tiny.document.read_text(encoding="utf-8").splitlines() if "torch.compile" in line)
     assert row == "| torch.compile | guided UNet call |  | AssertionError: expected size 4 |"
+
+
+def test_the_prompts_part_is_of_all_operations(tiny, monkeypatch) -> None:
+    """A wider text costs keys and values alone: their part is what the calls differ in."""
+    monkeypatch.setattr(sample, "FULL_SIZE", 8)
+    parts = []
+    for width in (64, 128):
+        unet = {**TWO_BLOCKS, "context_dim": width}
+        monkeypatch.setitem(unets.FAMILIES, unets.SD15, replace(unets.FAMILIES[unets.SD15], unet=unet))
+        parts.append(sample.part_of_prompt())
+    one, two = (part / (1 - part) for part in parts)
+    assert two == pytest.approx(2 * one) and 0 < one < 1
+    with without_values(), sample.operations_counter() as counted:
+        torch.nn.functional.scaled_dot_product_attention(*(torch.randn(2, 3, n, 7) for n in (5, 11, 11)))
+    assert counted.get_total_flops() == 2 * 2 * 2 * 3 * 5 * 11 * 7, "queries by keys, then by values"
 
 
 def test_the_parts_of_a_step_are_told_apart() -> None:

@@ -153,9 +153,13 @@ def test_training_kernel_equals_the_hosts(model, latent) -> None:
     torch.testing.assert_close(sample(clip_model, latent), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("frames", "window"), [(5, 5), (5, 3)])
-@pytest.mark.parametrize("name", [EI2, PER_FRAME, FULL])
-def test_the_host_reckons_with_what_is_put_side_by_side(name: str, frames: int, window: int, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "frames", "window", "others"),
+    [(EI2, 5, 5, 4), (EI2, 5, 3, 4), (EI2, 35, 3, 2 + 12), (PER_FRAME, 5, 3, None), (FULL, 5, 3, None)],
+)
+def test_the_host_reckons_with_what_is_put_side_by_side(
+    name: str, frames: int, window: int, others: int | None, monkeypatch
+) -> None:
     """Keys and values of both sides of the guidance, float32; a column of a frame is said to take 16 bytes."""
     base, reckoned = random_model(), []
 
@@ -165,6 +169,6 @@ def test_the_host_reckons_with_what_is_put_side_by_side(name: str, frames: int, 
 
     monkeypatch.setattr(type(base.model), "memory_required", count)
     sample(in_windows(attach(inflate(base), *method(name, 2)), window), clip_latent(frames))
-    keys = 12 * 8 + (frames - 1) * 6 * 4 if name == EI2 else 0  # in windows too, frames see all others shrunk
+    keys = 0 if others is None else 12 * 8 + others * 6 * 4  # of 35 frames every third is held for the others
     more, column = 4 * window * keys * 32 * 4, 2 * 16 * window
     assert more <= max(reckoned) - 8 * column < more + column

@@ -1,5 +1,8 @@
 """UNets that sample by flow matching, and nodes that change how a model samples after it was patched."""
 
+import math
+from dataclasses import replace
+
 import pytest
 from comfy_extras.nodes_model_advanced import (
     ModelSamplingAuraFlow,
@@ -10,7 +13,7 @@ from comfy_extras.nodes_model_advanced import (
 
 from consistent_video.modules.attention_control.host.control import attach_control
 from consistent_video.modules.clip_model.host.attach import attach, inflate
-from consistent_video.modules.clip_model.host.settings import clip_settings
+from consistent_video.modules.clip_model.host.settings import KEY, clip_settings
 from consistent_video.modules.clip_model.methods import EI2, method
 from consistent_video.modules.inversion.host.invert import INVERSION
 from consistent_video.modules.judging.host.inspect import inspect_model, list_hints
@@ -71,6 +74,10 @@ def test_noise_levels_moved_after_a_start_and_an_end_were_taken_from_them_are_re
     for (model,), given, own in moved:
         with pytest.raises(ValueError, match="A ModelSampling node .*took start_percent and end_percent"):
             invert(model, given, steps=2, **own)
+    nudged = unet.clone()
+    options = nudged.model_options["transformer_options"]
+    options[KEY] = replace(options[KEY], sigmas=(math.inf, math.nextafter(options[KEY].sigmas[1], 0)))
+    assert invert(nudged, small_latent(), steps=2)["samples"].isfinite().all(), "as on another device"
     assert invert(transformer, clip_of(), steps=2, **prompts)["samples"].isfinite().all(), "without that node"
 
 
