@@ -144,7 +144,7 @@ def say_rates(options: argparse.Namespace) -> str:
     chosen = ", ".join(f"{rate:g}" for rate in sorted({case.rate for case in held_out}))
     return (
         f"*{PAPERS}* stands at a learning rate of {options.rate:g}; `python -m bench papers` takes "
-        f"{options.papers_rate:g} by itself ([papers.md](papers.md)), where the benchmark's validation chose {chosen} "
+        f"{options.papers_rate:g} by default ([papers.md](papers.md)), where the benchmark's validation chose {chosen} "
         "([benchmark.md](benchmark.md))."
     )
 
