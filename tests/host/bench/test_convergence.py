@@ -62,7 +62,7 @@ def test_loss_and_edit_are_measured_along_a_tuning_kept_and_written(options, mon
     assert (ours["recipe"], ours["done"]) == (OURS, 1) and 1e-4 < ours["loss"] < 1 and 0 <= ours["obeyed"] <= 1
     document = options.document.read_text(encoding="utf-8")
     assert "colour_0" in document and str(VALIDATION) in document and "--steps 3 --rate 0.0001" in document
-    assert "at a learning rate of 0.0001; `python -m bench papers` takes 0.002 by itself" in document
+    assert "at a learning rate of 0.0001; `python -m bench papers` takes 0.002 by default" in document
     assert "the benchmark's validation chose 0.0001 (" in document, "as docs/benchmark.md says"
     assert "`paper` remains the default" in document and "loss (undecided), obeyed (undecided)" in document
     table = [line for line in document.splitlines() if line.startswith(("| loss", "| obeyed", "| fast | 1 | 1 |"))]
