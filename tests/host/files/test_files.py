@@ -43,6 +43,8 @@ def test_processes_that_save_under_one_prefix_overwrite_nothing(tmp_path: Path) 
     torch.set_num_threads(1)
     with folders_at(tmp_path), multiprocessing.get_context("fork").Pool(3) as pool:
         found = pool.starmap(save_some, [("swan", 8)] * 6, chunksize=1)
+        pool.close()
+        pool.join()  # a signal to end may find a forked process holding a lock for ever
     paths = [path for some in found for path in some]
     assert len(paths) == len(set(paths)) == 48 and {*paths} == {*tmp_path.iterdir()}
     assert all(len(load_tune(path).tensors) == 2 for path in paths)
