@@ -12,14 +12,14 @@ from . import Attend, Grid, scaled_dot_product
 from .rebuilt import attend_to_copies
 
 Downsample = Literal["area", "strided", "bilinear"]
-COPIED_BYTES = 2**26  # of keys and values concatenated at a time, besides the coarse ones of all frames
+COPIED_BYTES = 2**24  # of keys and values concatenated at a time
 
 
 class Coarse(NamedTuple):
-    """Downsampled keys and values: for each frame a tensor of shape (b, p, heads*d)."""
+    """Downsampled keys and values of each frame, shape (b, f, p, heads*d) or (b, heads, f, p, d)."""
 
-    k: list[Tensor]
-    v: list[Tensor]
+    k: Tensor
+    v: Tensor
 
 
 def downsample_tokens(tokens: Tensor, height: int, width: int, r: int, kind: Downsample = "area") -> Tensor:
@@ -54,7 +54,7 @@ def coarse_frames(k: Tensor, v: Tensor, grid: Grid, r: int, downsample: Downsamp
     """Return the downsampled keys and values of each frame, from projected tokens of shape ((b f), h*w, d)."""
     _, frames, height, width = grid
     keys, values = (downsample_tokens(x, height, width, r, downsample) for x in (k, v))
-    return Coarse(*(list(rearrange(x, "(b f) p d -> f b p d", f=frames)) for x in (keys, values)))
+    return Coarse(*(rearrange(x, "(b f) p d -> b f p d", f=frames) for x in (keys, values)))
 
 
 def fine_coarse_attention(
@@ -85,7 +85,7 @@ def fine_coarse_attention(
     """
     num_frames = grid.frames
     q, k, v = (rearrange(x, "(b f) l d -> b f l d", f=num_frames) for x in (q, k, v))
-    size, whole = coarse.k[0].shape[1], [torch.cat(tokens, dim=1) for tokens in coarse]
+    size, whole = coarse.k.shape[2], [tokens.flatten(1, 2) for tokens in coarse]
     keys = len(q) * (k.shape[2] + whole[0].shape[1] - size)
     group = max(1, COPIED_BYTES // (2 * keys * k.shape[3] * k.element_size()))
 

@@ -64,9 +64,9 @@ def shrink_pictures(tokens: Tensor, sequence: Sequence, r: int, kind: Downsample
     return coarse.unflatten(0, pictures.shape[:-2])
 
 
-def by_frame(tokens: Tensor, frames: int) -> list[Tensor]:
-    """Return tokens of shape (b f) ... p d as `Coarse` holds them: for each frame a tensor of shape b ... p d."""
-    return list(tokens.unflatten(0, (-1, frames)).unbind(dim=1))
+def by_frame(tokens: Tensor, frames: int) -> Tensor:
+    """Return tokens of shape (b f) ... p d as `Coarse` holds them: b ... f p d."""
+    return tokens.unflatten(0, (-1, frames)).movedim(1, -3)
 
 
 def joint_attention(
@@ -103,19 +103,21 @@ def joint_attention(
     kind = "full" if config.kind == "fine-coarse" and coarse is None else config.kind
     queries, keys, values = (x.unflatten(0, (-1, frames)) for x in (q, k, v))
 
-    def seen(tokens: Tensor, others: list[Tensor], frame: int) -> Tensor:
+    def seen(tokens: Tensor, others: Tensor | None, frame: int) -> Tensor:
         own = tokens[:, frame]
         pictures = [tokens[:, i, ..., picture, :] for i in frames_seen(kind, frame, frames)]
-        pictures += others[:frame] + others[frame + 1 :]
+        if others is not None:
+            pictures += others[..., : frame * size, :], others[..., (frame + 1) * size :, :]
         copies = copies_of(sum(part.shape[-2] for part in pictures), picture.stop - picture.start)
         around = own[..., : picture.start, :], own[..., picture.stop :, :]
         return torch.cat([*copies * around[:1], *pictures, *copies * around[1:]], dim=-2)
 
     # Pictures, frame by frame.
-    others = coarse or Coarse([], [])
+    size = 0 if coarse is None else coarse.k.shape[-2]
+    whole_k, whole_v = (None, None) if coarse is None else (tokens.flatten(-3, -2) for tokens in coarse)
     attended = torch.stack(
         [
-            attend(queries[:, i, ..., picture, :], seen(keys, others.k, i), seen(values, others.v, i))
+            attend(queries[:, i, ..., picture, :], seen(keys, whole_k, i), seen(values, whole_v, i))
             for i in range(frames)
         ],
         dim=1,

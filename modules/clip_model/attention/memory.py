@@ -48,14 +48,19 @@ class ClipMemory:
             layer: that calls.
             sides: its conditionings, one for each of the b rows of the coarse tokens.
             window: numbers of the frames in the clip.
-            coarse: their tokens, each of shape (b, p, heads*d).
+            coarse: their tokens.
         """
         held = [self.held.setdefault((layer, side), {}) for side in sides]
         if self.is_filling:
-            for frame, k, v in zip(window, *coarse, strict=True):
+            for frame, k, v in zip(window, *(tokens.unbind(-3) for tokens in coarse), strict=True):
                 for row, of_side in enumerate(held):
                     of_side.setdefault(frame, (k[row], v[row]))
             return coarse
         others = sorted(set.intersection(*map(set, held)) - set(window))
-        further = ([torch.stack([of_side[frame][i] for of_side in held]) for frame in others] for i in range(2))
-        return Coarse(*(own + more for own, more in zip(coarse, further, strict=True)))
+        if not others:
+            return coarse
+        further = (
+            torch.stack([torch.stack([of_side[frame][i] for frame in others], dim=-3) for of_side in held])
+            for i in range(2)
+        )
+        return Coarse(*(torch.cat(both, dim=-3) for both in zip(coarse, further, strict=True)))

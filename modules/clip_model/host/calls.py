@@ -55,8 +55,8 @@ def prepare_call(executor, model, noise_shape, conds, *args, **kwargs):
         held, seen = frames_at_once(model.model_options, frames)
         block = transformer_blocks(model.model.diffusion_model)[0]  # on the largest map
         keys = copied_keys(settings.spatial, seen, height, width)
-        size = min(COPIED_BYTES, 4 * held * keys * block.dim * model.model.get_dtype_inference().itemsize)
-        noise_shape = widen(noise_shape, held, size, model)
+        of_a_frame = 4 * keys * block.dim * model.model.get_dtype_inference().itemsize
+        noise_shape = widen(noise_shape, held, min(held * of_a_frame, max(of_a_frame, COPIED_BYTES)), model)
     return executor(model, noise_shape, conds, *args, **kwargs)
 
 

@@ -14,6 +14,7 @@ from torch.nn.functional import group_norm
 
 from consistent_video.modules.clip_model import chunks
 from consistent_video.modules.clip_model.attention import scaled_dot_product
+from consistent_video.modules.clip_model.host import calls
 from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.host.bank import transformer_blocks
 from consistent_video.modules.clip_model.host.calls import is_far
@@ -154,11 +155,18 @@ def test_training_kernel_equals_the_hosts(model, latent) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "frames", "window", "others"),
-    [(EI2, 5, 5, 4), (EI2, 5, 3, 4), (EI2, 35, 3, 2 + 12), (PER_FRAME, 5, 3, None), (FULL, 5, 3, None)],
+    ("name", "frames", "window", "others", "at_once"),
+    [
+        (EI2, 5, 5, 4, 5),
+        (EI2, 5, 3, 4, 3),
+        (EI2, 35, 3, 2 + 12, 3),
+        (EI2, 5, 3, 4, 1),  # a frame is concatenated even where its bytes are too many
+        (PER_FRAME, 5, 3, None, 3),
+        (FULL, 5, 3, None, 3),
+    ],
 )
 def test_the_host_reckons_with_what_is_put_side_by_side(
-    name: str, frames: int, window: int, others: int | None, monkeypatch
+    name: str, frames: int, window: int, others: int | None, at_once: int, monkeypatch
 ) -> None:
     """Keys and values of both sides of the guidance, float32; a column of a frame is said to take 16 bytes."""
     base, reckoned = random_model(), []
@@ -168,7 +176,8 @@ def test_the_host_reckons_with_what_is_put_side_by_side(
         return reckoned[-1]
 
     monkeypatch.setattr(type(base.model), "memory_required", count)
+    monkeypatch.setattr(calls, "COPIED_BYTES", calls.COPIED_BYTES if at_once > 1 else 1)
     sample(in_windows(attach(inflate(base), *method(name, 2)), window), clip_latent(frames))
     keys = 0 if others is None else 12 * 8 + others * 6 * 4  # of 35 frames every third is held for the others
-    more, column = 4 * window * keys * 32 * 4, 2 * 16 * window
+    more, column = 4 * at_once * keys * 32 * 4, 2 * 16 * window
     assert more <= max(reckoned) - 8 * column < more + column

@@ -42,7 +42,7 @@ def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scaled_dot_product(q, k, v, HEADS)
 
 
-def shrunk(x: Tensor, r: int) -> list[Tensor]:
+def shrunk(x: Tensor, r: int) -> Tensor:
     return by_frame(shrink_pictures(x, SEQUENCE, r), SEQUENCE.frames)
 
 
@@ -129,9 +129,9 @@ def test_fine_coarse_with_r_1_is_full(tokens) -> None:
 
 def test_further_coarse_frames_are_seen(tokens) -> None:
     q, k, v = tokens
-    coarse, more = Coarse(shrunk(k, 2), shrunk(v, 2)), [draw(CLIPS, 2, HEADS * DIM, seed=seed) for seed in (1, 2)]
-    config = SpatialConfig("fine-coarse", 2)
-    found = joint_attention(config, q, k, v, SEQUENCE, kernel, Coarse(coarse.k + more[:1], coarse.v + more[1:]))
+    more = draw(2, CLIPS, 1, 2, HEADS * DIM, seed=1)
+    coarse = Coarse(*(torch.cat([shrunk(x, 2), further], dim=1) for x, further in zip((k, v), more, strict=True)))
+    found = joint_attention(SpatialConfig("fine-coarse", 2), q, k, v, SEQUENCE, kernel, coarse)
     assert not torch.allclose(found[:, 3:-1], attend("fine-coarse", q, k, v)[:, 3:-1])
 
 
