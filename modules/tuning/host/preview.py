@@ -39,8 +39,8 @@ class PreviewSettings:
 
     positive: list
     negative: list
-    every: int = 100
-    steps: int = 5
+    every: int = 125
+    steps: int = 4
     cfg: float = 7.5
     denoise: float = 0.0
 
