@@ -173,8 +173,9 @@ def tuning(
         if way.kernel is not None:
             work_as_its_code(made, way.kernel)
         made.step()
-        made.tuner.last_good = (0, {})
-        made.learned.before.clear()  # held on the CPU, as what follows
+        made.tuner.last_good = (0, {})  # held on the CPU, as what follows
+        made.learned.start.clear()
+        made.learned.before.clear()
         if made.bank is not None:
             made.bank.origin = None
         yield made
