@@ -127,6 +127,9 @@ def add_convergence(command: argparse.ArgumentParser) -> None:
         "--clips", type=int, default=4, help="drawn validation clips, of the kinds in turn (default 4)"
     )
     command.add_argument("--seeds", type=int, default=3, help="how many tunings of each clip (default 3)")
+    for what in ("clips", "seeds"):
+        says = f"{what} of the recipes other than the two compared, at most so many (default as --{what})"
+        command.add_argument(f"--other-{what}", type=int, help=says)
     command.add_argument("--recipes", nargs="+", default=(), help="by name (default all)")
     command.add_argument("--frames", type=int, default=8, help="of each clip (default 8)")
     command.add_argument("--steps", type=int, default=100, help="of the paper's tuning (default 100)")

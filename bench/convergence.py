@@ -91,9 +91,13 @@ def list_tunings(options: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
     """Return recipe, clip and seed of every tuning: the two that are compared of all clips before the others."""
     compared = (UNTUNED, PAPERS, OURS)
     others = [name for name, recipe in RECIPES.items() if name not in compared and recipe.can_run()]
-    for names in (compared, others):
-        for seed in range(options.seeds):
-            for clip in chosen_tasks(options):
+    clips = list(chosen_tasks(options))
+    for names, chosen, seeds in (
+        (compared, clips, options.seeds),
+        (others, clips[: options.other_clips], options.other_seeds or options.seeds),
+    ):
+        for seed in range(seeds):
+            for clip in chosen:
                 yield from ((name, clip, seed) for name in names if name != UNTUNED or seed == 0)
 
 

@@ -19,7 +19,7 @@ from .verdict import LEAST_CLIPS, LEVEL, SUPPORTED, Finding, clip_means, common_
 
 TARGET = 0.4  # of the paper's steps, after which ours is to have what its recipe has at its end
 UNTOLD = "tells nothing: the untuned model has it"
-OPTIONS = ("clips", "seeds", "frames", "steps", "rate", "pairs", "ddim_steps")  # that the document names
+OPTIONS = ("clips", "seeds", "other_clips", "other_seeds", "frames", "steps", "rate", "pairs", "ddim_steps")
 Rows = Sequence[Mapping[str, Any]]
 # What is judged: its heading, the direction that is better, and what may be lost of it.
 JUDGED = {
@@ -133,7 +133,8 @@ def draw_plot(rows: Rows, path: Path) -> None:
 
 def command_options(options: argparse.Namespace) -> str:
     """Return the options that a run was asked with."""
-    given = [f"--{name.replace('_', '-')} {getattr(options, name)}" for name in OPTIONS]
+    values = {name.replace("_", "-"): getattr(options, name) for name in OPTIONS}
+    given = [f"--{name} {value}" for name, value in values.items() if value is not None]
     lists = {"--parts": [f"{part:g}" for part in options.parts], "--recipes": [f'"{name}"' for name in options.recipes]}
     return " ".join([*given, *(" ".join([name, *values]) for name, values in lists.items() if values)])
 

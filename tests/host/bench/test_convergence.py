@@ -39,8 +39,9 @@ ABLE = {name for name, recipe in RECIPES.items() if recipe.can_run()}
 @pytest.fixture
 def options(tmp_path: Path) -> argparse.Namespace:
     return argparse.Namespace(
-        clips=1, seeds=1, recipes=(UNTUNED, PAPERS, OURS), frames=3, steps=STEPS, rate=1e-4, parts=(0.4, 1.0), pairs=1,
-        ddim_steps=2, state=tmp_path / "state", document=tmp_path / "convergence.md", papers_rate=2e-3,
+        clips=1, seeds=1, other_clips=None, other_seeds=None, recipes=(UNTUNED, PAPERS, OURS), frames=3, steps=STEPS,
+        rate=1e-4, parts=(0.4, 1.0), pairs=1, ddim_steps=2,
+        state=tmp_path / "state", document=tmp_path / "convergence.md", papers_rate=2e-3,
     )  # fmt: skip
 
 
@@ -83,6 +84,13 @@ def test_what_is_compared_comes_first_and_ends_with_its_own_steps(options) -> No
     assert list(convergence.list_cases(TEN, "colour_0", 0, options)) == [1]
     settings = RECIPES[TEN].settings(STEPS, 1e-4, 1)
     assert (settings.steps, settings.seed, settings.optimization.learning_rate) == (1, 1, pytest.approx(1e-3))
+
+
+def test_other_recipes_may_have_fewer_clips_and_seeds(options) -> None:
+    options.seeds, options.clips, options.other_clips, options.other_seeds = 3, 2, 1, 2
+    tunings = list(convergence.list_tunings(options))
+    assert sum(name == OURS for name, *_ in tunings) == 6
+    assert [(clip, seed) for name, clip, seed in tunings if name == TEN] == [("colour_0", 0), ("colour_0", 1)]
 
 
 def test_more_clips_than_kinds_are_further_ones_after_the_first_of_each(options) -> None:
