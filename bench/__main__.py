@@ -128,7 +128,7 @@ def add_convergence(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--seeds", type=int, default=3, help="how many tunings of each clip (default 3)")
     for what in ("clips", "seeds"):
-        says = f"{what} of the recipes other than the two compared, at most so many (default as --{what})"
+        says = f"most {what} for the recipes outside the main comparison (default as --{what})"
         command.add_argument(f"--other-{what}", type=int, help=says)
     command.add_argument("--recipes", nargs="+", default=(), help="by name (default all)")
     command.add_argument("--frames", type=int, default=8, help="of each clip (default 8)")

@@ -94,7 +94,7 @@ def list_tunings(options: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
     clips = list(chosen_tasks(options))
     for names, chosen, seeds in (
         (compared, clips, options.seeds),
-        (others, clips[: options.other_clips], options.other_seeds or options.seeds),
+        (others, clips[: options.other_clips or None], min(options.other_seeds or options.seeds, options.seeds)),
     ):
         for seed in range(seeds):
             for clip in chosen:

@@ -42,8 +42,10 @@ def at(rows: Rows, name: str, done: int) -> Rows:
 
 
 def curve(rows: Rows, name: str, key: str) -> dict[int, float]:
-    """Return the mean over clips of a figure, by the number of steps done."""
-    found = {done: clip_means(at(rows, name, done), key) for done in [0, *points(rows, name)]}
+    """Return the mean over a recipe's clips of a figure, by the number of steps done."""
+    clips = {row["clip"] for row in rows if row["recipe"] == name}
+    own = [row for row in rows if row["clip"] in clips]
+    found = {done: clip_means(at(own, name, done), key) for done in [0, *points(rows, name)]}
     return {done: fmean(values.values()) for done, values in found.items() if values}
 
 
@@ -113,8 +115,8 @@ def recipe_table(rows: Rows) -> str:
         for done in points(rows, name):
             own = at(rows, name, done)
             cells = [mean_and_error(list(clip_means(own, key).values())) for key in COLUMNS]
-            body.append([name, str(done), f"{len(own)}", *cells])
-    return write_table(["recipe", "steps", "tunings", *COLUMNS.values()], body)
+            body.append([name, str(done), str(len({row["clip"] for row in own})), str(len(own)), *cells])
+    return write_table(["recipe", "steps", "clips", "tunings", *COLUMNS.values()], body)
 
 
 def draw_plot(rows: Rows, path: Path) -> None:
@@ -191,6 +193,7 @@ def write_document(rows: Rows, options: argparse.Namespace) -> None:
         "the points measured. 0: the untuned model has it already, and the figure tells no recipe from another.",
         reach_table(rows, options.steps),
         "## Figures",
+        "Rows of different clips are not to be compared with each other; the table above compares on the same ones.",
         recipe_table(rows),
         f"![Loss and edit over the steps]({plot.name})",
     ]

@@ -160,7 +160,7 @@ def settings_of(way: Way, precision: Precision = "auto") -> TuneSettings:
 def tuning(
     model: ModelPatcher, way: Way, frames: int, size: int, precision: Precision = "auto", family: str = SD15
 ) -> Iterator[BareTuning]:
-    """Yield a tuning that has done its first step, on a private copy."""
+    """Yield a tuning that has done its first step, on a private copy; of what it would save nothing is left."""
     inputs = TuneInputs(make_prompt(family), make_latent(frames, size))
     with ExitStack() as during:
         if way.kernel is not None:
@@ -173,7 +173,7 @@ def tuning(
         if way.kernel is not None:
             work_as_its_code(made, way.kernel)
         made.step()
-        made.tuner.last_good = (0, {})  # held on the CPU, as what follows
+        made.tuner.last_good = (0, {})  # with a GPU in main memory, as what follows
         made.learned.start.clear()
         made.learned.before.clear()
         if made.bank is not None:

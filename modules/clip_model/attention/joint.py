@@ -66,7 +66,7 @@ def shrink_pictures(tokens: Tensor, sequence: Sequence, r: int, kind: Downsample
 
 def by_frame(tokens: Tensor, frames: int) -> Tensor:
     """Return tokens of shape (b f) ... p d as `Coarse` holds them: b ... f p d."""
-    return tokens.unflatten(0, (-1, frames)).movedim(1, -3)
+    return tokens.unflatten(0, (-1, frames)).movedim(1, -3).contiguous()
 
 
 def joint_attention(
@@ -114,10 +114,10 @@ def joint_attention(
 
     # Pictures, frame by frame.
     size = 0 if coarse is None else coarse.k.shape[-2]
-    whole_k, whole_v = (None, None) if coarse is None else (tokens.flatten(-3, -2) for tokens in coarse)
+    coarse_k, coarse_v = (None, None) if coarse is None else (tokens.flatten(-3, -2) for tokens in coarse)
     attended = torch.stack(
         [
-            attend(queries[:, i, ..., picture, :], seen(keys, whole_k, i), seen(values, whole_v, i))
+            attend(queries[:, i, ..., picture, :], seen(keys, coarse_k, i), seen(values, coarse_v, i))
             for i in range(frames)
         ],
         dim=1,

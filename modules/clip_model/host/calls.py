@@ -48,15 +48,18 @@ def check_frames(frames: int, settings: ClipSettings) -> None:
 
 
 def prepare_call(executor, model, noise_shape, conds, *args, **kwargs):
-    """Wrap the preparation of a sampling: let the host count concatenated keys and values."""
+    """Wrap the preparation of a sampling: let the host's memory estimate include concatenated keys and values."""
     settings = model.model_options["transformer_options"].get(KEY)
     if settings is not None and settings.spatial is not None:
         frames, _, height, width = noise_shape
         held, seen = frames_at_once(model.model_options, frames)
         block = transformer_blocks(model.model.diffusion_model)[0]  # on the largest map
         keys = copied_keys(settings.spatial, seen, height, width)
-        of_a_frame = 4 * keys * block.dim * model.model.get_dtype_inference().itemsize
-        noise_shape = widen(noise_shape, held, min(held * of_a_frame, max(of_a_frame, COPIED_BYTES)), model)
+        bytes_per_frame = 4 * keys * block.dim * model.model.get_dtype_inference().itemsize
+        size = held * bytes_per_frame
+        if settings.spatial.kind == "fine-coarse":  # which concatenates those of some frames at a time
+            size = min(size, max(bytes_per_frame, COPIED_BYTES))
+        noise_shape = widen(noise_shape, held, size, model)
     return executor(model, noise_shape, conds, *args, **kwargs)
 
 

@@ -52,7 +52,7 @@ def begin_joint_call(executor, x, t, c_concat=None, c_crossattn=None, control=No
 
 
 def prepare_joint_call(executor, model, noise_shape, conds, *args, **kwargs):
-    """Wrap the preparation of a sampling: let the host count the keys and values of one frame."""
+    """Wrap the preparation of a sampling: let the host's memory estimate include one frame's keys and values."""
     settings = model.model_options["transformer_options"].get(KEY)
     if settings is not None and settings.spatial is not None:
         held, seen = frames_at_once(model.model_options, noise_shape[0])

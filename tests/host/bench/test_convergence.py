@@ -11,7 +11,7 @@ import torch
 
 from consistent_video.bench import convergence
 from consistent_video.bench.convergence import FIGURES, Case
-from consistent_video.bench.convergence_document import JUDGED, UNTOLD, verdict_table
+from consistent_video.bench.convergence_document import JUDGED, UNTOLD, curve, share_reached, verdict_table
 from consistent_video.bench.convergence_recipes import OURS, PAPERS, RECIPES, UNTUNED
 from consistent_video.bench.convergence_tuners import (
     Averaged,
@@ -66,7 +66,7 @@ def test_loss_and_edit_are_measured_along_a_tuning_kept_and_written(options, mon
     assert "at a learning rate of 0.0001; `python -m bench papers` takes 0.002 by default" in document
     assert "the benchmark's validation chose 0.0001 (" in document, "as docs/benchmark.md says"
     assert "`paper` remains the default" in document and "loss (undecided), obeyed (undecided)" in document
-    table = [line for line in document.splitlines() if line.startswith(("| loss", "| obeyed", "| fast | 1 | 1 |"))]
+    table = [line for line in document.splitlines() if line.startswith(("| loss", "| obeyed", "| fast | 1 | 1 | 1 |"))]
     assert len(table) == 3 and "undecided" in table[0], "one clip decides nothing"
     assert options.document.with_suffix(".png").is_file()
     monkeypatch.setattr(convergence, "run", lambda *_: pytest.fail("what is on disk is measured again"))
@@ -91,6 +91,18 @@ def test_other_recipes_may_have_fewer_clips_and_seeds(options) -> None:
     tunings = list(convergence.list_tunings(options))
     assert sum(name == OURS for name, *_ in tunings) == 6
     assert [(clip, seed) for name, clip, seed in tunings if name == TEN] == [("colour_0", 0), ("colour_0", 1)]
+    options.other_clips = options.other_seeds = 9
+    assert sum(name == TEN for name, *_ in convergence.list_tunings(options)) == 6, "no more than the compared have"
+
+
+def test_what_a_recipe_reaches_is_judged_on_its_own_clips() -> None:
+    """Of the first clip the untuned model has more than the paper's recipe leaves on the second."""
+    losses = {"easy": (1.0, 0.5), "hard": (4.0, 2.0)}
+    rows = [{"recipe": UNTUNED, "clip": clip, "seed": 0, "done": 0, "loss": loss} for clip, (loss, _) in losses.items()]
+    rows += [{"recipe": PAPERS, "clip": clip, "seed": 0, "done": 10, "loss": end} for clip, (_, end) in losses.items()]
+    rows.append({"recipe": TEN, "clip": "hard", "seed": 0, "done": 4, "loss": 2.0})
+    assert share_reached(rows, TEN, "loss", 10) == pytest.approx(0.4)
+    assert curve(rows, TEN, "loss") == {0: 4.0, 4: 2.0} and curve(rows, PAPERS, "loss") == {0: 2.5, 10: 1.25}
 
 
 def test_more_clips_than_kinds_are_further_ones_after_the_first_of_each(options) -> None:

@@ -17,6 +17,7 @@ from consistent_video.modules.clip_model.attention.joint import (
     keys_seen,
     shrink_pictures,
 )
+from consistent_video.modules.clip_model.attention.memory import ClipMemory
 from consistent_video.modules.clip_model.attention.spatial import Kind, SpatialConfig
 
 CLIPS, HEADS, DIM = 2, 2, 5
@@ -40,6 +41,10 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scaled_dot_product(q, k, v, HEADS)
+
+
+def kernel_of_heads(*given: Tensor) -> Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(*given).transpose(1, 2).flatten(2)
 
 
 def shrunk(x: Tensor, r: int) -> Tensor:
@@ -99,10 +104,6 @@ def test_it_is_the_loop(tokens, kind: Kind) -> None:
 def test_an_axis_of_heads_makes_no_difference(tokens, kind: Kind) -> None:
     """Some kernels are given one."""
     apart = tokens.unflatten(-1, (HEADS, DIM)).transpose(2, 3)
-
-    def kernel_of_heads(*given: Tensor) -> Tensor:
-        return torch.nn.functional.scaled_dot_product_attention(*given).transpose(1, 2).flatten(2)
-
     coarse = Coarse(shrunk(apart[1], 2), shrunk(apart[2], 2)) if kind == "fine-coarse" else None
     found = joint_attention(SpatialConfig(kind, 2), *apart, SEQUENCE, kernel_of_heads, coarse)
     torch.testing.assert_close(found, attend(kind, *tokens))
@@ -133,6 +134,25 @@ def test_further_coarse_frames_are_seen(tokens) -> None:
     coarse = Coarse(*(torch.cat([shrunk(x, 2), further], dim=1) for x, further in zip((k, v), more, strict=True)))
     found = joint_attention(SpatialConfig("fine-coarse", 2), q, k, v, SEQUENCE, kernel, coarse)
     assert not torch.allclose(found[:, 3:-1], attend("fine-coarse", q, k, v)[:, 3:-1])
+
+
+def test_windows_with_an_axis_of_heads_take_the_same_from_the_memory(tokens) -> None:
+    """Coarse tokens of other frames, held of calls for them."""
+
+    def attend_both(q: Tensor, k: Tensor, v: Tensor, of_heads: bool) -> Tensor:
+        memory, config = ClipMemory(8, 2), SpatialConfig("fine-coarse", 2)
+        memory.begin()
+        for window in ([4, 5, 6, 7], [0, 1, 2, 3]):
+            memory.is_filling = window[0] == 4
+            given = q, *(x + window[0] for x in (k, v))
+            if of_heads:
+                given = tuple(x.unflatten(-1, (HEADS, DIM)).transpose(1, 2) for x in given)
+            own = Coarse(*(shrunk(x, 2) for x in given[1:]))
+            coarse = memory.complete("layer", ["positive", "negative"], window, own)
+        assert own.k.is_contiguous(), "or flattening would copy it"
+        return joint_attention(config, *given, SEQUENCE, kernel_of_heads if of_heads else kernel, coarse)
+
+    torch.testing.assert_close(attend_both(*tokens, True), attend_both(*tokens, False))
 
 
 @pytest.mark.parametrize("kind", KINDS)
