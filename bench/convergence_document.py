@@ -157,9 +157,9 @@ def say_default(rows: Rows, steps: int) -> str:
     verdicts = {heading: lead(rows, key, steps, margin).verdict for key, (heading, _, margin) in JUDGED.items()}
     left = [f"{heading} ({verdict})" for heading, verdict in verdicts.items() if verdict != SUPPORTED]
     if not left:
-        return f"Every verdict below is *{SUPPORTED}*, which `{PAPERS}` was to remain the default of One-Shot Tune for."
+        return f"`{OURS}` is the default of One-Shot Tune: every verdict below is *{SUPPORTED}*."
     return (
-        f"`{PAPERS}` remains the default of One-Shot Tune until every verdict below is *{SUPPORTED}*. Still open: "
+        f"`{OURS}` is the default of One-Shot Tune, for which every verdict below was to be *{SUPPORTED}*. Not so here: "
         f"{', '.join(left)}."
     )
 

@@ -49,13 +49,14 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = {
     PAPERS: Recipe("EI²'s and Tune-A-Video's: AdamW at a constant rate, noise levels and noise drawn independently."),
-    OURS: Recipe(f"a constant rate, {FACTOR:g} times as high.", length=LENGTH, follows="fast"),
+    OURS: Recipe("a constant rate, five times as high.", length=LENGTH, follows="fast"),
     "cosine": Recipe(
         "a warm-up over 4 steps to 6 times the rate, from which it falls as a cosine.",
         6.0,
         LENGTH,
         {"schedule": "cosine", "warmup_steps": 4},
     ),
+    "3 × rate": Recipe("a constant rate, three times as high.", 3.0, LENGTH),
     "10 × rate": Recipe("a constant rate, ten times as high.", 10.0, LENGTH),
     "min-SNR": Recipe("the paper's, with min-SNR weights of the loss, gamma 5.", 1.0, LENGTH, {"min_snr_gamma": 5.0}),
     "even levels": Recipe(

@@ -226,9 +226,10 @@ class Task:
         return ours("Options", "TuningOptions", **self.options, **values)
 
     def tune(self, **inputs: Any) -> Node:
-        """Return the tuning node."""
+        """Return the tuning node, by the papers' recipe unless said otherwise."""
+        papers = {"recipe": "paper", "steps": 500}
         return ours("Tune", "OneShotTune", model="Patch", positive=SOURCE, latent="Encode").but(
-            **{**inputs, **self.tuning}
+            **{**papers, **inputs, **self.tuning}
         )
 
     def save_tune(self, file: str = "") -> Node:

@@ -167,7 +167,7 @@ def describe_system(task: Task, system: System, ddim_steps: int = 50) -> Workflo
     if system.tuning is not None:
         parts += [
             task.tuning_options(),
-            task.tune(options="Options", positive=source, recipe="paper", **system.tuning),
+            task.tune(options="Options", positive=source, **system.tuning),
             task.save_tune(),
         ]
         model = "Tune"

@@ -65,7 +65,7 @@ def test_loss_and_edit_are_measured_along_a_tuning_kept_and_written(options, mon
     assert "colour_0" in document and str(VALIDATION) in document and "--steps 3 --rate 0.0001" in document
     assert "at a learning rate of 0.0001; `python -m bench papers` takes 0.002 by default" in document
     assert "the benchmark's validation chose 0.0001 (" in document, "as docs/benchmark.md says"
-    assert "`paper` remains the default" in document and "loss (undecided), obeyed (undecided)" in document
+    assert "was to be *supported*. Not so here: " in document and "loss (undecided), obeyed (undecided)" in document
     table = [line for line in document.splitlines() if line.startswith(("| loss", "| obeyed", "| fast | 1 | 1 | 1 |"))]
     assert len(table) == 3 and "undecided" in table[0], "one clip decides nothing"
     assert options.document.with_suffix(".png").is_file()

@@ -56,10 +56,10 @@ EXPERIMENTAL = {"FitPlanner", "TunePromptTokens"}
 # Defaults of settings that shape a result: the papers' unless said otherwise.
 DEFAULTS = {
     "STAMFFAMPatch": {"preset": "EI²", "r": 4, "downsample": "area", "spatial": "as preset", "temporal": "as preset"},
-    "OneShotTune": {  # EI²'s; a smoothing loss with its paper's weight
-        "steps": 500,
+    "OneShotTune": {  # EI²'s rate, by our recipe; a smoothing loss with its paper's weight
+        "steps": 200,
         "learning_rate": 3e-5,
-        "recipe": "paper",
+        "recipe": "fast",
         "smoothing": "none",
         "smoothing_weight": -1,
         "consistency_weight": 0,

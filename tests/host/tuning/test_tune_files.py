@@ -122,7 +122,7 @@ def test_the_node_tunes_with_options_and_preview(folder, long, latent, shown) ->
     assert TuningOptionsNode.execute(**defaults).args == (TuneSettings(),)
     info = tune_by_node(options=options, steps=2, snapshots="", recipe="fast")[1].info
     assert (info["weight_decay"], info["frames_per_step"]) == (0.5, 2)
-    assert info["learning_rate"] == pytest.approx(3e-3)
+    assert info["learning_rate"] == pytest.approx(5e-3)
     assert list(folder.iterdir()) == []
 
 
