@@ -159,8 +159,8 @@ def say_default(rows: Rows, steps: int) -> str:
     if not left:
         return f"`{OURS}` is the default of One-Shot Tune: every verdict below is *{SUPPORTED}*."
     return (
-        f"`{OURS}` is the default of One-Shot Tune, for which every verdict below was to be *{SUPPORTED}*. Not so here: "
-        f"{', '.join(left)}."
+        f"`{OURS}` is the default of One-Shot Tune, for which every verdict below was to be *{SUPPORTED}*. Not so "
+        f"here: {', '.join(left)}."
     )
 
 

@@ -49,7 +49,7 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = {
     PAPERS: Recipe("EI²'s and Tune-A-Video's: AdamW at a constant rate, noise levels and noise drawn independently."),
-    OURS: Recipe("a constant rate, five times as high.", length=LENGTH, follows="fast"),
+    OURS: Recipe(f"a constant rate, {FACTOR:g} times as high.", length=LENGTH, follows="fast"),
     "cosine": Recipe(
         "a warm-up over 4 steps to 6 times the rate, from which it falls as a cosine.",
         6.0,
