@@ -200,4 +200,4 @@ def test_a_figure_that_the_untuned_model_has_tells_nothing_of_recipes() -> None:
 
 
 def test_the_default_of_one_shot_tune_is_what_the_document_says() -> None:
-    assert {entry.id: entry for entry in OneShotTune.define_schema().inputs}["recipe"].default == PAPERS
+    assert {entry.id: entry for entry in OneShotTune.define_schema().inputs}["recipe"].default == OURS
