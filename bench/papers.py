@@ -135,7 +135,12 @@ def make_document(
         ]
         headings = ["system", "edits", *measures, *(f"{key}, published" for key in known)]
         lines += [f"## {table.title}", "", *((table.note, "") if table.note else ()), write_table(headings, body), ""]
-    lines += ["## Settings", "", "As they ran, where they differ from the nodes' defaults.", ""]
+    lines += [
+        "## Settings",
+        "",
+        "As they ran, where they differ from the nodes' defaults; all tunings by the recipe paper.",
+        "",
+    ]
     lines += [
         f"- **{name}** ({COMPARED[name].by}): {settings_of(name, rows)}. {COMPARED[name].differs}".strip()
         for name in cards

@@ -129,8 +129,8 @@ class OneShotTune(Node):
                     max=1e6,
                     step=1e-7,
                     round=False,
-                    tooltip="Of the optimiser, AdamW unless Tuning Options choose another. 3e-5 suits Stable "
-                    "Diffusion; the demo model is small and wants 1e-4.",
+                    tooltip="Of the optimiser, AdamW unless Tuning Options choose another; recipe fast takes 5 times "
+                    "it. 3e-5 is EI²'s, for Stable Diffusion; the demo model is small and wants 1e-4.",
                 ),
                 seed_input(
                     "Seed for the noise and the noise levels trained on. Same seed, same result on the "
@@ -179,7 +179,7 @@ class OneShotTune(Node):
                     default="fast",
                     optional=True,
                     tooltip="Learning rate as set or raised. Paper: learning_rate itself. Fast (ours): 5 times "
-                    "learning_rate; give it two fifths of the steps.",
+                    "learning_rate; give it two fifths of the steps. Measured on the demo model.",
                 ),
             ],
             outputs=[

@@ -70,7 +70,7 @@ class Updates:
     def failure(self, what: str, done: int) -> FloatingPointError:
         """Return the error that ends a tuning that diverged, after some steps."""
         rate = self.settings.learning_rate
-        remedy = f"lower learning_rate = {rate:g}" if done else FIRST
+        remedy = f"lower learning_rate, {rate:g} was taken" if done else FIRST
         return FloatingPointError(f"The {what} at step {done + 1}; {remedy}.")
 
     def state_dict(self) -> dict[str, Tensor | float]:
