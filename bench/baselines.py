@@ -1,10 +1,8 @@
 """What our functions are measured against, written as plainly as it is stated."""
 
-from functools import partial
-
 import torch
 from einops import einsum, rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..modules.clip_model.attention import Attend, scaled_dot_product
@@ -57,16 +55,3 @@ def naive_temporal(
     attended = attend(module.to_q(normed), module.to_k(normed), module.to_v(normed), module.heads)
     z = z + strength * module.to_out(attended)
     return rearrange(z, "(b l) f d -> (b f) l d", l=x.shape[1])
-
-
-def norms_in_float32(unet: nn.Module) -> None:
-    """Let a UNet's norms compute and give float32, as under autocast on a GPU; on a CPU it does not see to that."""
-    for module in unet.modules():
-        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
-            module.forward = partial(apply_in_float32, module)  # type: ignore[method-assign]
-
-
-def apply_in_float32(norm: nn.Module, x: Tensor) -> Tensor:
-    """Apply a norm in float32, whatever replaced its method."""
-    with torch.autocast(x.device.type, enabled=False):
-        return type(norm).forward(norm, x.float())

@@ -12,19 +12,17 @@ from unittest import mock
 import torch
 from comfy.model_management import unload_all_models
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
 
 from ..modules.clip_model import chunks
 from ..modules.clip_model.attention import Attend, scaled_dot_product
 from ..modules.clip_model.host.attach import attach, inflate
-from ..modules.clip_model.host.settings import KEY
 from ..modules.clip_model.methods import EI2, TUNE_A_VIDEO_PRESET, method
 from ..modules.tuning.host.private_copy import private_copy, reproducible
 from ..modules.tuning.host.training import Tuning
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.losses.smoothing import Smoothing
 from ..modules.tuning.settings import OptimizerName, Precision, TuneSettings
-from .baselines import naive_temporal, norms_in_float32, softmax_attention
+from .baselines import softmax_attention
 from .document import judge
 from .memory_count import OUT_OF_MEMORY, if_it_fits, measured_peak, write_gib
 from .performance import Job, Row, Setting, measure_jobs, read_setting
@@ -42,6 +40,7 @@ from .timing import (
     write_milliseconds,
     write_spread,
 )
+from .tune_a_video import work_as_its_code
 from .unets import SD15, make_latent, make_model, make_prompt
 
 ENDLESS = 10**6  # steps of a tuning, so that its state is noted at the first alone
@@ -179,25 +178,6 @@ def tuning(
         if made.bank is not None:
             made.bank.origin = None
         yield made
-
-
-def work_as_its_code(made: Tuning, kernel: Attend) -> None:
-    """Let a tuning of the Tune-A-Video preset compute as Tune-A-Video's code does."""
-
-    def override(_host_kernel: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *_: Any, **__: Any) -> Tensor:
-        return kernel(q, k, v, heads)
-
-    unet = made.copy.model.diffusion_model
-    unet.float()
-    unet.dtype, made.copy.model.manual_cast_dtype = torch.float32, None
-    if made.precision != "fp32":
-        norms_in_float32(unet)
-    options = made.call.options
-    options["optimized_attention_override"] = override
-    options[KEY] = replace(options[KEY], rebuild=False)
-    assert made.learned.bank is not None, "the preset has temporal modules"
-    for module in made.learned.bank.bank:
-        module.forward = partial(naive_temporal, module)
 
 
 def tuning_peak(device: str, way: Way, frames: int, size: int, r: int = 4, family: str = SD15) -> int:

@@ -20,7 +20,7 @@ class Layer:
     flops: float
 
 
-def residual_layer(positions: int, channels: int, out_channels: int) -> Layer:
+def residual_layer(positions: int, channels: int, out_channels: int, is_joined: bool) -> Layer:
     """Return what a frozen residual block costs: norm, SiLU and convolution by 3 x 3, twice.
 
     Norms and SiLUs need their inputs for the backward pass, frozen convolutions nothing.
@@ -28,11 +28,13 @@ def residual_layer(positions: int, channels: int, out_channels: int) -> Layer:
     Args:
         positions: of the feature map, of all frames.
         channels, out_channels: of its input and its output.
+        is_joined: whether its input is concatenated from two, of which the whole is held besides.
     """
     convolutions = 9 * (channels + out_channels) * out_channels
     if channels != out_channels:  # one by 1 x 1 past them
         convolutions += channels * out_channels
-    return Layer(positions * (2 * channels + 3 * out_channels), 2 * positions * convolutions)
+    held = (2 if is_joined else 1) * channels + 2 * out_channels
+    return Layer(positions * held, 2 * positions * convolutions)
 
 
 def transformer_layer(
@@ -55,7 +57,7 @@ def transformer_layer(
     """
     weights = (2 + 18 * depth + 4 * temporal) * width**2
     scores = 2 * (depth * keys + temporal * frames) * width
-    features = 2 + depth * (12 if chunking else 23) + temporal * (1 if chunking else 8)
+    features = depth * (12 if chunking else 23) + temporal * (1 if chunking else 8)
     return Layer(positions * features * width, 2 * positions * (weights + scores))
 
 

@@ -198,13 +198,28 @@ def is_far(layer: nn.Module, x: Tensor) -> bool:
     return any(weight.device != x.device for weight in layer.parameters())
 
 
-def run_residual(layer: ResBlock, x: Tensor, emb: Tensor, *_: Any, recompute: bool = False) -> Tensor:
-    """Run a residual block in chunks, where its norms are of each frame for itself."""
+def run_residual(
+    layer: ResBlock, x: Tensor, emb: Tensor, *_: Any, skip: Tensor | None = None, recompute: bool = False
+) -> Tensor:
+    """Run a residual block in chunks, where its norms are of each frame for itself.
+
+    Args:
+        layer: residual block.
+        x, emb: its input, and the embedding of the time.
+        skip: features to concatenate to x.
+        recompute: whether the backward pass recomputes its activations.
+    """
+    parts = [x] if skip is None else [x, skip]
+
+    def run(*given: Tensor) -> Tensor:
+        *features, time = given
+        return layer(torch.cat(features, dim=1) if len(features) > 1 else features[0], time)
+
     if nn.GroupNorm.forward.__module__ != nn.GroupNorm.__module__:  # AnimateDiff-Evolved's, over all frames of a clip
-        return layer(x, emb)
-    inner = 3 * (1 + layer.out_channels / layer.channels)  # norm, SiLU, convolution for each side of it
+        return run(*parts, emb)
+    held = 3 * (layer.channels + layer.out_channels)  # norm, SiLU, convolution for each side of it
     emb = emb.expand(len(x), -1)
-    return apply_in_chunks(layer, x, emb, inner=inner, recompute=recompute, is_far=is_far(layer, x))
+    return apply_in_chunks(run, *parts, emb, inner=held / x.shape[1], recompute=recompute, is_far=is_far(layer, x))
 
 
 OURS = ((SpatialTransformer, run_transformer), (ResBlock, run_residual))

@@ -17,7 +17,9 @@ from ..checkpoints import Layer, choose_layers, residual_layer, transformer_laye
 from ..settings import Memory
 
 KINDS = (SpatialTransformer, ResBlock)
+DECODER = "output_blocks."  # each of whose blocks begins with features of the encoder
 TOKENS = 77  # of a prompt
+SKIP = f"{KEY}_skip"  # transformer option: features of the encoder, on their way to a block of the decoder
 
 
 def weigh_layers(unet: nn.Module, shape: tuple[int, ...], clip: ClipSettings, chunking: bool) -> dict[nn.Module, Layer]:
@@ -44,7 +46,7 @@ def weigh_layers(unet: nn.Module, shape: tuple[int, ...], clip: ClipSettings, ch
             keys = seen_keys(clip.spatial, frames, height, width) + TOKENS
             layers[layer] = transformer_layer(positions, features, len(blocks), keys, frames, temporal, chunking)
         elif isinstance(layer, ResBlock) and layers:
-            layers[layer] = residual_layer(positions, layer.channels, layer.out_channels)
+            layers[layer] = residual_layer(positions, layer.channels, layer.out_channels, path.startswith(DECODER))
     return layers
 
 
@@ -55,6 +57,12 @@ def checkpointed_layers(unet: nn.Module, shape: tuple[int, ...], clip: ClipSetti
     return choose_layers(weigh_layers(unet, shape, clip, memory.chunking), memory.checkpointing_share)
 
 
+def leave_apart(x: Tensor, skip: Tensor, options: dict[str, Any]) -> tuple[Tensor, None]:
+    """Take the encoder's features from the host, which would concatenate them: the backward pass holds them anyway."""
+    options[SKIP] = skip
+    return x, None
+
+
 def run_checkpointed(
     chosen: Collection[nn.Module], layer: nn.Module, x: Tensor, emb: Tensor, context: Any, options: dict[str, Any],
     *_: Any,
@@ -63,8 +71,8 @@ def run_checkpointed(
 
     The layer then gets options of its own, for the host changes them on its way through the UNet.
     """
-    if isinstance(layer, ResBlock):
-        return run_residual(layer, x, emb, recompute=layer in chosen)
+    if isinstance(layer, ResBlock):  # as is the first layer of each of the decoder's blocks
+        return run_residual(layer, x, emb, skip=options.pop(SKIP, None), recompute=layer in chosen)
     if layer not in chosen:
         return run_transformer(layer, x, emb, context, options)
     # What a checkpoint rebuilds it would keep for that, and it keeps nothing else.

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from ...clip_model.attention import scaled_dot_product
 from ...clip_model.host.bank import TemporalBank, part_of, transformer_blocks
-from ...clip_model.host.calls import OURS, attend_block
+from ...clip_model.host.calls import attend_block
 from ...clip_model.host.features import Features
 from ...clip_model.host.settings import KEY, clip_settings
 from ...clip_model.temporal import trained_with
 from ..weights import DIFFERENCES
 from .attached import apply_apart
-from .checkpoints import KINDS, run_checkpointed
+from .checkpoints import KINDS, leave_apart, run_checkpointed
 from .control_nets import ControlNets
 
-LAYERS = "forward_timestep_embed_patch"
+LAYERS, SKIPS = "forward_timestep_embed_patch", "output_block_patch"
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,9 @@ def training_options(
     attn1 = options.setdefault("patches_replace", {}).setdefault("attn1", {})
     for block in transformer_blocks(model.model.diffusion_model):
         attn1.setdefault(block.place, attend_block)  # refuses rearranged tokens where no attention is replaced, too
-    patches = options.setdefault("patches", {}).setdefault(LAYERS, [])
-    for kind in options["patches"].keys() - {LAYERS}:
-        options["patches"][kind] = [partial(apply_apart, patch) for patch in options["patches"][kind]]
-    if checkpointed:
-        patches.insert(0, (KINDS, partial(run_checkpointed, checkpointed)))
-    else:
-        patches.extend(
-            patch for patch in OURS if patch not in patches
-        )  # without attention across frames there are none
+    patches = options.setdefault("patches", {})
+    for kind in patches.keys() - {LAYERS}:
+        patches[kind] = [partial(apply_apart, patch) for patch in patches[kind]]
+    patches.setdefault(SKIPS, []).append(leave_apart)  # after all that change them
+    patches.setdefault(LAYERS, []).insert(0, (KINDS, partial(run_checkpointed, checkpointed)))
     return options

@@ -18,6 +18,7 @@ from ...clip_model.host.features import Features
 from ...clip_model.host.settings import KEY, clip_settings
 from ...diffusion.host.latent import fitting_latents
 from ..accounting import Held
+from ..frozen import forget_inputs
 from ..losses.term import Forward
 from ..settings import Precision, TuneSettings
 from .attached import naming_patches
@@ -109,6 +110,7 @@ def tuning_peak(model: ModelPatcher, shape: tuple[int, ...], settings: TuneSetti
         real = temporal_copy(model.model.diffusion_model, model, CPU)
     with naming_patches(model), without_values() as mode, torch.enable_grad(), ExitStack() as computing:
         unet = bare_unet(model, dtype)
+        forget_inputs(unet)
         projections = trained_projections(unet, model).values()
         learned = [weight for linear in projections for weight in linear.parameters()]
         bank = without(real, mode) if real is not None else None
@@ -118,7 +120,7 @@ def tuning_peak(model: ModelPatcher, shape: tuple[int, ...], settings: TuneSetti
         if precision != "fp32":
             half = torch.bfloat16 if precision == "bf16" else torch.float16
             keep_norms_in(half, unet)
-            computing.enter_context(torch.autocast("cpu", half))
+            computing.enter_context(torch.autocast("cpu", half, cache_enabled=False))
         features = {part: Features(unet, part) for part in settings.parts}
         with Held([*unet.parameters(), *learned]) as counted:
             x = torch.empty(shape)

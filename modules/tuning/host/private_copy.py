@@ -12,6 +12,7 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from ...clip_model.host.family import require_unet
+from ..frozen import forget_inputs
 from ..settings import Precision
 from .attached import check_attached, naming_patches
 
@@ -90,10 +91,11 @@ def choose_precision(precision: Precision, model: ModelPatcher, device: torch.de
 def computing_in(precision: Precision, copy: ModelPatcher) -> AbstractContextManager:
     """Return the context to run a copy's UNet in; for float32 its weights are made float32."""
     unet = copy.model.diffusion_model
+    forget_inputs(unet)
     if precision != "fp32":
         dtype = torch.bfloat16 if precision == "bf16" else torch.float16
         keep_norms_in(dtype, unet)
-        return torch.autocast(copy.load_device.type, dtype)
+        return torch.autocast(copy.load_device.type, dtype, cache_enabled=False)  # each cast is used once
     unet.float()
     unet.dtype, copy.model.manual_cast_dtype = torch.float32, None
     return nullcontext()

@@ -19,7 +19,7 @@ from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME, me
 from consistent_video.modules.tuning.accounting import Held
 from consistent_video.modules.tuning.checkpoints import Layer
 from consistent_video.modules.tuning.host import planner
-from consistent_video.modules.tuning.host.checkpoints import KINDS, run_checkpointed, weigh_layers
+from consistent_video.modules.tuning.host.checkpoints import KINDS, SKIP, run_checkpointed, weigh_layers
 from consistent_video.modules.tuning.host.learned import LAYERS, sdpa_override, training_options
 from consistent_video.modules.tuning.host.planner import GIB, list_ways, plan_tuning, sampling_peak, tuning_peak
 from consistent_video.modules.tuning.host.private_copy import private_copy
@@ -150,7 +150,7 @@ def test_layers_are_weighed_as_what_they_compute_is_counted(name: str, chunking:
             counted.append(self)
 
     def note(layer, x, emb, context, options, *_):
-        before = counted[0].now
+        before, _joined = counted[0].now, options.get(SKIP)  # which would be freed meanwhile
         with Flops() as work:
             out = run_checkpointed((), layer, x, emb, context, options)
         found.append(Layer((counted[0].now - before - out.nbytes) / out.itemsize, work.flops))
