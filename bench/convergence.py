@@ -50,6 +50,7 @@ class Case:
 
     Attributes:
         recipe: name in RECIPES, or UNTUNED.
+        taken: identifies the settings by which it takes the steps, and what takes them.
         clip: name of the task.
         seed: of the tuning.
         frames: of the clip.
@@ -61,6 +62,7 @@ class Case:
     """
 
     recipe: str
+    taken: str
     clip: str
     seed: int
     frames: int
@@ -78,7 +80,8 @@ def list_cases(name: str, clip: str, seed: int, options: argparse.Namespace) -> 
     measured = options.pairs, options.ddim_steps, world_stamp()
     parts = [0.0] if name == UNTUNED else [part for part in options.parts if part <= RECIPES[name].length]
     steps = sorted({round(part * options.steps) for part in parts})
-    return {done: Case(name, clip, seed, *given, done, *measured) for done in steps}
+    taken = "" if name == UNTUNED else RECIPES[name].stamp(options.steps, options.rate)
+    return {done: Case(name, taken, clip, seed, *given, done, *measured) for done in steps}
 
 
 def chosen_tasks(options: argparse.Namespace) -> dict[str, Task]:

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import torch
 
-from ..modules.tuning import recipes
-from ..modules.tuning.recipes import FACTOR, LENGTH, follow_recipe
-from ..modules.tuning.settings import TuneSettings
+from ..modules.tuning import settings as tuning_settings
+from ..modules.tuning.settings import FACTOR, LENGTH, TuneSettings
 from ..modules.tuning.tuner import Tuner
 from .convergence_tuners import Averaged, ByMuon, EvenLevels, OppositeNoise, WalkedLevels
 
@@ -33,7 +33,7 @@ class Recipe:
     factor: float = 1.0
     length: float = 1.0
     others: Mapping[str, Any] = field(default_factory=dict)
-    follows: recipes.Recipe = "paper"
+    follows: tuning_settings.Recipe = "paper"
     tuner: type[Tuner] = Tuner
     needs: str = ""
 
@@ -43,8 +43,15 @@ class Recipe:
 
     def settings(self, steps: int, rate: float, seed: int) -> TuneSettings:
         """Return the settings of a tuning by it, where the paper's has some steps at a learning rate."""
-        own = TuneSettings(round(self.length * steps), seed).changed(learning_rate=self.factor * rate, **self.others)
-        return follow_recipe(own, self.follows)
+        return TuneSettings(round(self.length * steps), seed).changed(
+            learning_rate=self.factor * rate, recipe=self.follows, **self.others
+        )
+
+    def stamp(self, steps: int, rate: float) -> str:
+        """Return what identifies the settings of such a tuning, and what takes its steps."""
+        settings = self.settings(steps, rate, 0)
+        how = self.tuner.__name__, settings.optimization.rate_taken, sorted(settings.flat().items())
+        return sha256(repr(how).encode()).hexdigest()[:8]
 
 
 RECIPES: Mapping[str, Recipe] = {

@@ -17,14 +17,14 @@ from ..modules.tuning.host.progress import TuningProgress
 from ..modules.tuning.host.training import tune_model
 from ..modules.tuning.host.tune_inputs import TuneInputs
 from ..modules.tuning.losses.smoothing import OWN_WEIGHTS, Smoothing
-from ..modules.tuning.recipes import LENGTH, Recipe, follow_recipe
-from ..modules.tuning.settings import MOST_STEPS, TuneSettings, read_steps
+from ..modules.tuning.settings import FACTOR, LENGTH, MOST_STEPS, Recipe, TuneSettings, read_steps
 from .node import Node
 from .shelves import TUNES
 from .types import ADVANCED, MENU, PREFIX, Tune, TuningOptions, TuningPreview, seed_input, try_values
 
 CATEGORY = MENU + "tune"
 SNAPSHOTS = "25%, 50%, 75%"
+USUAL_STEPS = round(LENGTH * TuneSettings.steps)  # by recipe fast
 
 
 def keep_unfinished(shelf: Shelf, **how: bool) -> Callable[[Any], str]:
@@ -116,11 +116,11 @@ class OneShotTune(Node):
                 io.Latent.Input("latent", tooltip="The clip: all frames in one batch, from VAE Encode."),
                 io.Int.Input(
                     "steps",
-                    default=round(LENGTH * TuneSettings.steps),
+                    default=USUAL_STEPS,
                     min=1,
                     max=MOST_STEPS,
-                    tooltip="Optimiser steps: 200 with recipe fast, 500 in EI². More keep the source better and follow "
-                    "the edit less.",
+                    tooltip=f"Optimiser steps: {USUAL_STEPS} with recipe fast, {TuneSettings.steps} in EI². More keep "
+                    "the source better and follow the edit less.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -129,8 +129,9 @@ class OneShotTune(Node):
                     max=1e6,
                     step=1e-7,
                     round=False,
-                    tooltip="Of the optimiser, AdamW unless Tuning Options choose another; recipe fast takes 5 times "
-                    "it. 3e-5 is EI²'s, for Stable Diffusion; the demo model is small and wants 1e-4.",
+                    tooltip="Of the optimiser, AdamW unless Tuning Options choose another; recipe fast takes "
+                    f"{FACTOR:g} times it. 3e-5 is EI²'s, for Stable Diffusion; the demo model is small and wants "
+                    "1e-4.",
                 ),
                 seed_input(
                     "Seed for the noise and the noise levels trained on. Same seed, same result on the "
@@ -178,8 +179,8 @@ class OneShotTune(Node):
                     options=list(get_args(Recipe)),
                     default="fast",
                     optional=True,
-                    tooltip="Learning rate as set or raised. Paper: learning_rate itself. Fast (ours): 5 times "
-                    "learning_rate; give it two fifths of the steps. Measured on the demo model.",
+                    tooltip="Learning rate as set or raised. Paper: learning_rate itself. Fast (ours): "
+                    f"{FACTOR:g} times learning_rate; give it two fifths of the steps. Measured on the demo model.",
                 ),
             ],
             outputs=[
@@ -217,8 +218,8 @@ class OneShotTune(Node):
         **chosen,
     ) -> io.NodeOutput:
         start, progress = time.monotonic(), TuningProgress(cls.hidden.unique_id)
-        chosen = {"steps": steps, "snapshots": read_steps(snapshots, steps), **read_losses(**chosen)}
-        settings = follow_recipe((options or TuneSettings()).changed(**chosen), recipe)
+        chosen = {"steps": steps, "snapshots": read_steps(snapshots, steps), "recipe": recipe, **read_losses(**chosen)}
+        settings = (options or TuneSettings()).changed(**chosen)
         inputs = TuneInputs(positive, latent, mask, resume, preview, prompt_to_note)
         keep = keep_unfinished(TUNES, with_state=True) if on_interrupt == "keep" else None
         autosave = Autosave(settings.autosave_minutes) if settings.autosave_minutes > 0 else None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from .learning_rate import learning_rate_factor
-from .settings import Optimization, OptimizerName
+from .settings import FACTOR, Optimization, OptimizerName
 
 NUMBER = ":number"  # ends the flat name of a value that is no tensor
 FUSED = ("cpu", "cuda")  # where AdamW's element-wise passes are one: a third of their time
@@ -63,14 +63,15 @@ class Updates:
         if not norm.isfinite() and (not self.scaler.is_enabled() or self.scaler.get_scale() < LEAST_SCALE):
             raise self.failure(f"gradient's norm became {norm.item()}", done)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * self.factor(done)
+            group["lr"] = self.settings.rate_taken * self.factor(done)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
     def failure(self, what: str, done: int) -> FloatingPointError:
         """Return the error that ends a tuning that diverged, after some steps."""
-        rate = self.settings.learning_rate
-        remedy = f"lower learning_rate, {rate:g} was taken" if done else FIRST
+        remedy = f"lower learning_rate, {self.settings.learning_rate:g} was set" if done else FIRST
+        if done and self.settings.recipe == "fast":
+            remedy += f" and recipe fast takes {FACTOR:g} times it"
         return FloatingPointError(f"The {what} at step {done + 1}; {remedy}.")
 
     def state_dict(self) -> dict[str, Tensor | float]:
@@ -117,8 +118,8 @@ def state_shapes(name: OptimizerName, parameter: Tensor) -> dict[str, tuple[int,
 def make_optimizer(parameters: list[nn.Parameter], settings: Optimization) -> torch.optim.Optimizer:
     """Return the optimiser of the settings; ImportError where it needs bitsandbytes, which is absent."""
     if settings.optimizer == "gradient descent":
-        return torch.optim.SGD(parameters, settings.learning_rate)
-    given = {"lr": settings.learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay}
+        return torch.optim.SGD(parameters, settings.rate_taken)
+    given = {"lr": settings.rate_taken, "betas": settings.betas, "weight_decay": settings.weight_decay}
     if settings.optimizer == "AdamW":
         return torch.optim.AdamW(parameters, **given, fused=parameters[0].device.type in FUSED)
     try:

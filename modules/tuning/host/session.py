@@ -140,8 +140,9 @@ class Session(ABC, Generic[Kept]):
             raise ValueError("resume was begun on another model, or with other LoRA. Connect the one it was begun on.")
         settings = self.tuner.settings
         is_even = settings.optimization.schedule == "constant" and all(term.is_even for term in settings.terms.values())
-        both = self.info.keys() & kept.info.keys() - (self.MAY_DIFFER if is_even else self.MAY_DIFFER - {"steps"})
-        others = sorted(name for name in both if kept.info[name] != self.info[name])
+        begun = {"recipe": "paper", **kept.info}  # which older files do not name
+        both = self.info.keys() & begun.keys() - (self.MAY_DIFFER if is_even else self.MAY_DIFFER - {"steps"})
+        others = sorted(name for name in both if begun[name] != self.info[name])
         if others:
             log.warning("The tuning to resume was begun with other %s; going on with those given.", ", ".join(others))
         self.tuner.load_state_dict(kept.state)

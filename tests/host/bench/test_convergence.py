@@ -26,6 +26,7 @@ from consistent_video.bench.world import World
 from consistent_video.modules.diffusion.host.latent import sigma_table
 from consistent_video.modules.inversion.host.invert import walk_of
 from consistent_video.modules.inversion.inversion import InversionSettings
+from consistent_video.modules.tuning import settings as tuning_settings
 from consistent_video.modules.tuning.host import session
 from consistent_video.modules.tuning.objective import Clip
 from consistent_video.modules.tuning.settings import TuneSettings
@@ -85,6 +86,18 @@ def test_what_is_compared_comes_first_and_ends_with_its_own_steps(options) -> No
     assert list(convergence.list_cases(TEN, "colour_0", 0, options)) == [1]
     settings = RECIPES[TEN].settings(STEPS, 1e-4, 1)
     assert (settings.steps, settings.seed, settings.optimization.learning_rate) == (1, 1, pytest.approx(1e-3))
+
+
+def test_rows_of_a_recipe_as_it_was_are_not_those_of_it_as_it_is(options, monkeypatch) -> None:
+    def known(name: str) -> list[Case]:
+        return list(convergence.list_cases(name, "colour_0", 0, options).values())
+
+    names = (UNTUNED, PAPERS, OURS, TEN)
+    before = {name: known(name) for name in names}
+    assert all(known(name) == before[name] for name in names)
+    monkeypatch.setattr(tuning_settings, "FACTOR", 4.0)
+    monkeypatch.setitem(RECIPES, TEN, replace(RECIPES[TEN], tuner=Averaged))
+    assert [known(name) == before[name] for name in names] == [True, True, False, False]
 
 
 def test_other_recipes_may_have_fewer_clips_and_seeds(options) -> None:

@@ -17,7 +17,7 @@ from consistent_video.modules.clip_model.attention import scaled_dot_product
 from consistent_video.modules.clip_model.host import calls
 from consistent_video.modules.clip_model.host.attach import attach, inflate
 from consistent_video.modules.clip_model.host.bank import transformer_blocks
-from consistent_video.modules.clip_model.host.calls import is_far
+from consistent_video.modules.clip_model.host.calls import COPIED_BYTES, is_far
 from consistent_video.modules.clip_model.host.settings import clip_settings
 from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME, TUNE_A_VIDEO_PRESET, method
 
@@ -155,19 +155,19 @@ def test_training_kernel_equals_the_hosts(model, latent) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "frames", "window", "others", "at_once"),
+    ("name", "frames", "window", "others", "at_once", "limit"),
     [
-        (EI2, 5, 5, 4, 5),
-        (EI2, 5, 3, 4, 3),
-        (EI2, 35, 3, 2 + 12, 3),
-        (EI2, 5, 3, 4, 1),  # a frame's are concatenated even if they exceed the limit
-        (TUNE_A_VIDEO_PRESET, 5, 3, None, 3),
-        (PER_FRAME, 5, 3, None, 3),
-        (FULL, 5, 3, None, 3),
+        (EI2, 5, 5, 4, 5, COPIED_BYTES),
+        (EI2, 5, 3, 4, 3, COPIED_BYTES),
+        (EI2, 35, 3, 2 + 12, 3, COPIED_BYTES),
+        (EI2, 5, 3, 4, 1, 1),  # a frame's are concatenated even if they exceed the limit
+        (TUNE_A_VIDEO_PRESET, 5, 3, None, 3, 1),  # which has none
+        (PER_FRAME, 5, 3, None, 3, 1),
+        (FULL, 5, 3, None, 3, 1),
     ],
 )
 def test_the_hosts_estimate_includes_what_is_concatenated(
-    name: str, frames: int, window: int, others: int | None, at_once: int, monkeypatch
+    name: str, frames: int, window: int, others: int | None, at_once: int, limit: int, monkeypatch
 ) -> None:
     """Keys and values of both sides of the guidance, float32; a column of a frame is said to take 16 bytes."""
     base, estimates = random_model(), []
@@ -177,8 +177,7 @@ def test_the_hosts_estimate_includes_what_is_concatenated(
         return estimates[-1]
 
     monkeypatch.setattr(type(base.model), "memory_required", count)
-    if at_once < window:
-        monkeypatch.setattr(calls, "COPIED_BYTES", 1)
+    monkeypatch.setattr(calls, "COPIED_BYTES", limit)
     sample(in_windows(attach(inflate(base), *method(name, 2)), window), clip_latent(frames))
     keys = 0 if others is None else 12 * 8 + others * 6 * 4  # of 35 frames every third is held for the others
     if name == TUNE_A_VIDEO_PRESET:

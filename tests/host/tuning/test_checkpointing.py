@@ -13,7 +13,7 @@ from consistent_video.modules.clip_model import chunks
 from consistent_video.modules.clip_model.attention.spatial import attend_across_frames
 from consistent_video.modules.clip_model.host import calls
 from consistent_video.modules.clip_model.methods import EI2, FULL, PRESETS
-from consistent_video.modules.tuning.host import private_copy, session
+from consistent_video.modules.tuning.host import learned, private_copy, session
 from consistent_video.modules.tuning.host.checkpoints import KINDS
 from consistent_video.modules.tuning.settings import TuneSettings
 
@@ -45,6 +45,15 @@ def test_any_layers_may_be_computed_again(precision: str, seed: int, monkeypatch
 
     monkeypatch.setattr(session, "checkpointed_layers", choose_some)
     assert_same_gradients(plain, first_gradients(EI2, precision=precision))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_features_left_apart_give_the_gradients_of_those_that_the_host_concatenates(
+    checkpointing: bool, monkeypatch
+) -> None:
+    apart = first_gradients(EI2, gradient_checkpointing=checkpointing)
+    monkeypatch.setattr(learned, "leave_apart", lambda x, skip, _: (x, skip))
+    assert_same_gradients(first_gradients(EI2, gradient_checkpointing=checkpointing), apart)
 
 
 def assert_same_gradients(plain: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:

@@ -18,7 +18,8 @@ from consistent_video.modules.clip_model.host.settings import KEY, clip_settings
 from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME, method
 from consistent_video.modules.tuning.accounting import Held
 from consistent_video.modules.tuning.checkpoints import Layer
-from consistent_video.modules.tuning.host import planner
+from consistent_video.modules.tuning.host import learned, planner
+from consistent_video.modules.tuning.host import private_copy as private_copies
 from consistent_video.modules.tuning.host.checkpoints import KINDS, SKIP, run_checkpointed, weigh_layers
 from consistent_video.modules.tuning.host.learned import LAYERS, sdpa_override, training_options
 from consistent_video.modules.tuning.host.planner import GIB, list_ways, plan_tuning, sampling_peak, tuning_peak
@@ -115,6 +116,21 @@ def held_peak(model, settings: TuneSettings) -> int:
             for _ in tuning.tuner.steps():
                 pass
     return held.peak
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="counts the CPU's tensors")
+@pytest.mark.parametrize(
+    ("module", "name", "instead"),
+    [
+        (private_copies, "forget_inputs", lambda unet: None),
+        (learned, "leave_apart", lambda x, skip, options: (x, skip)),
+    ],
+)
+def test_less_is_held_where_a_frozen_layer_needs_nothing(module, name: str, instead, monkeypatch) -> None:
+    least = SETTINGS.changed(chunking=True, gradient_checkpointing=True)
+    peak = held_peak(clip_model(), least)
+    monkeypatch.setattr(module, name, instead)
+    assert peak < held_peak(clip_model(), least)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts the CPU's tensors")

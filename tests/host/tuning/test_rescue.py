@@ -126,7 +126,7 @@ def test_what_was_learned_before_the_loss_left_the_numbers_is_kept(latent, long,
     with pytest.raises(FloatingPointError) as caught:
         run(patched(EI2, base), LONG, keeper(kept))
     assert str(caught.value) == (
-        "The loss became nan at step 4; lower learning_rate, 0.001 was taken. "
+        "The loss became nan at step 4; lower learning_rate, 0.001 was set. "
         "What was learned in 2 steps is in unfinished_00007_.safetensors."
     )
     (good,) = kept

@@ -55,6 +55,12 @@ def test_going_on_with_something_else_is_told(long, caplog) -> None:
     weaker = attach(inflate(lively_model()), *method(EI2, 2, "area"), spatial_strength=0.5)
     run(weaker, LONG.changed(steps=7, min_snr_gamma=5.0), resume=long)
     assert "begun with other min_snr_gamma, spatial_strength;" in caplog.text
+    caplog.clear()
+    older = replace(long, info={key: value for key, value in long.info.items() if key != "recipe"})
+    for begun in (long, older):
+        run(patched(EI2, lively_model()), LONG.changed(steps=7, recipe="fast"), resume=begun)
+        assert "begun with other recipe;" in caplog.text
+        caplog.clear()
 
 
 def test_a_tuning_goes_on_with_its_own_optimizer(long) -> None:

@@ -27,11 +27,17 @@ SPOILT = {
 def test_what_is_not_finite_stops_with_the_step_and_the_learning_rate_before_a_weight_changes(what: str) -> None:
     toy, clean = Toy(), Toy()
     tuner = make_tuner(toy, TuneSettings().changed(steps=9, learning_rate=0.0025), denoise=spoil(toy, 3, SPOILT[what]))
-    with pytest.raises(FloatingPointError, match=rf"The {what} at step 3; lower learning_rate, 0\.0025 was taken"):
+    with pytest.raises(FloatingPointError, match=rf"The {what} at step 3; lower learning_rate, 0\.0025 was set\.$"):
         finish(tuner)
     take(make_tuner(clean, TuneSettings().changed(steps=9, learning_rate=0.0025)), 2)
     assert len(toy.asked) == 3 and tuner.done == 2
     assert torch.equal(toy.mix, clean.mix) and torch.equal(toy.shift, clean.shift)
+
+
+def test_where_the_rate_is_raised_both_are_told() -> None:
+    toy, settings = Toy(), TuneSettings().changed(steps=9, learning_rate=0.0025, recipe="fast")
+    with pytest.raises(FloatingPointError, match=r"learning_rate, 0\.0025 was set and recipe fast takes 5 times it\.$"):
+        finish(make_tuner(toy, settings, denoise=spoil(toy, 3, SPOILT["loss became nan"])))
 
 
 @pytest.mark.parametrize(("what", "kept"), [("loss became nan", 6), ("gradient's norm became nan", 8)])
