@@ -16,6 +16,7 @@ from .family import family_of, is_flow_unet
 from .settings import ALWAYS, CONTROL, KEY, SLICES, ClipSettings, sigmas_of
 
 ROUNDING = 1e-4  # of a noise level that is computed on another device
+LAYERS = "forward_timestep_embed_patch"  # the host's name for what runs layers instead of it
 REARRANGING = ("comfy_extras.nodes_hypertile", "comfy_extras.nodes_tomesd")
 
 
@@ -80,9 +81,12 @@ def replaces_blocks(model: ModelPatcher, settings: ClipSettings) -> list[str]:
 
 def runs_layers(model: ModelPatcher, settings: ClipSettings) -> list[str]:
     """Return what runs layers that a clip model runs: of two such patches the host heeds the first alone."""
-    if settings.spatial is None and settings.temporal is None:
-        return []
-    patches = (patch for patch in patches_of(model, "forward_timestep_embed_patch") if patch not in OURS)
+    return [] if settings.spatial is None and settings.temporal is None else layer_runners(model)
+
+
+def layer_runners(model: ModelPatcher) -> list[str]:
+    """Return what other nodes run layers by that a clip model with parts runs itself, and every tuning."""
+    patches = (patch for patch in patches_of(model, LAYERS) if patch not in OURS)
     return origins(run for layer, run in patches if any(issubclass(mine, layer) for mine, _ in OURS))
 
 

@@ -35,8 +35,8 @@ def frozen_copies(*models: ModelPatcher, gradient_checkpointing: bool = True) ->
 def caller(copy: ModelPatcher, model: ModelPatcher, gradient_checkpointing: bool) -> Caller:
     """Return the caller of a private copy's UNet, with the temporal modules of the model that it is a copy of."""
     unet = copy.model.diffusion_model
-    computing = computing_in("fp32", copy)
     unet.requires_grad_(False)
+    computing = computing_in("fp32", copy)
     layers = [layer for layer in unet.modules() if gradient_checkpointing and isinstance(layer, KINDS)]
     options = training_options(copy, frozen_bank(unet, model, copy.load_device), False, layers)
     return Caller(copy, options, computing)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from ...clip_model.host.calls import OURS, attend_block
-from ...clip_model.host.conflicts import origin, origins
+from ...clip_model.host.conflicts import layer_runners, origin, origins
 from ...clip_model.host.settings import CACHE, CONTROL, KEY
 
 HARMLESS = (KEY, COMPILE_KEY, CACHE)  # keys of wrappers: ours, and those that only make sampling faster
@@ -47,6 +47,11 @@ def check_attached(model: ModelPatcher) -> None:
     if "model_function_wrapper" in options:
         names.append(origin(options["model_function_wrapper"]))
     names += [f"a patch of {key}" for key in model.object_patches if key.startswith("diffusion_model")]
+    if runners := layer_runners(model):
+        raise ValueError(
+            f"model carries {', '.join(runners)}, which runs layers of the UNet that have to run otherwise here. "
+            "Remove that node; it may follow this one."
+        )
     if names:
         raise ValueError(
             f"model carries {', '.join(dict.fromkeys(names))}, which changes how ComfyUI's sampler calls the UNet and "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...clip_model.attention import scaled_dot_product
 from ...clip_model.host.bank import TemporalBank, part_of, transformer_blocks
 from ...clip_model.host.calls import attend_block
+from ...clip_model.host.conflicts import LAYERS
 from ...clip_model.host.features import Features
 from ...clip_model.host.settings import KEY, clip_settings
 from ...clip_model.temporal import trained_with
@@ -22,7 +23,7 @@ from .attached import apply_apart
 from .checkpoints import KINDS, leave_apart, run_checkpointed
 from .control_nets import ControlNets
 
-LAYERS, SKIPS = "forward_timestep_embed_patch", "output_block_patch"
+SKIPS = "output_block_patch"
 
 
 @dataclass(frozen=True)

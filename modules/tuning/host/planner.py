@@ -18,14 +18,13 @@ from ...clip_model.host.features import Features
 from ...clip_model.host.settings import KEY, clip_settings
 from ...diffusion.host.latent import fitting_latents
 from ..accounting import Held
-from ..frozen import forget_inputs
 from ..losses.term import Forward
 from ..settings import Precision, TuneSettings
 from .attached import naming_patches
 from .checkpoints import TOKENS, checkpointed_layers
 from .fit import memory_advice, said_of_checkpointing
 from .learned import sdpa_override, temporal_copy, trained_projections, training_options
-from .private_copy import choose_precision, keep_norms_in
+from .private_copy import DTYPES, choose_precision, prepare
 
 GIB = 2**30
 BESIDE = 0.16  # of what is counted: workspaces and fragments; 14.2 GiB measured and 12.2 counted on an H200, of old
@@ -105,22 +104,18 @@ def tuning_peak(model: ModelPatcher, shape: tuple[int, ...], settings: TuneSetti
         settings: of the tuning.
         precision: what the UNet computes in, not "auto".
     """
-    dtype = torch.float32 if precision == "fp32" else model.model.get_dtype_inference()
+    dtype = DTYPES[precision]
     with torch.inference_mode(False):
         real = temporal_copy(model.model.diffusion_model, model, CPU)
     with naming_patches(model), without_values() as mode, torch.enable_grad(), ExitStack() as computing:
         unet = bare_unet(model, dtype)
-        forget_inputs(unet)
         projections = trained_projections(unet, model).values()
         learned = [weight for linear in projections for weight in linear.parameters()]
         bank = without(real, mode) if real is not None else None
         learned += [] if bank is None else list(bank.parameters())
         checkpointed = checkpointed_layers(unet, shape, clip_settings(model), settings.memory)
         options = training_options(model, bank, settings.memory.chunking, checkpointed)
-        if precision != "fp32":
-            half = torch.bfloat16 if precision == "bf16" else torch.float16
-            keep_norms_in(half, unet)
-            computing.enter_context(torch.autocast("cpu", half, cache_enabled=False))
+        computing.enter_context(prepare(unet, dtype, CPU))
         features = {part: Features(unet, part) for part in settings.parts}
         with Held([*unet.parameters(), *learned]) as counted:
             x = torch.empty(shape)

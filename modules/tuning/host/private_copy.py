@@ -12,11 +12,12 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 
 from ...clip_model.host.family import require_unet
-from ..frozen import forget_inputs
+from ..frozen import can_forget, convolve
 from ..settings import Precision
 from .attached import check_attached, naming_patches
 
 HALVES = (torch.float16, torch.bfloat16)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def check_tunable(model: ModelPatcher) -> None:
@@ -75,6 +76,8 @@ def private_copy(model: ModelPatcher) -> Iterator[ModelPatcher]:
     finally:
         comfy.model_management.in_training = in_training
         comfy.model_management.unload_model_and_clones(copy)
+        for layer in copy.model.diffusion_model.modules():
+            vars(layer).pop("forward", None)  # which holds its layer: the copy would wait for the garbage collector
         gc.collect()  # what was tuned holds itself in a circle
         comfy.model_management.soft_empty_cache()
 
@@ -89,16 +92,34 @@ def choose_precision(precision: Precision, model: ModelPatcher, device: torch.de
 
 
 def computing_in(precision: Precision, copy: ModelPatcher) -> AbstractContextManager:
-    """Return the context to run a copy's UNet in; for float32 its weights are made float32."""
+    """Return the context to run a copy's UNet in, whose frozen weights are then held in what it computes in.
+
+    Call it after what is learned is in its place, which is float32 always.
+    """
     unet = copy.model.diffusion_model
+    dtype = DTYPES[precision]
+    for weight in unet.parameters():
+        if not weight.requires_grad:
+            weight.data = weight.data.to(dtype)
+    unet.dtype, copy.model.manual_cast_dtype = dtype, None
+    return prepare(unet, dtype, copy.load_device)
+
+
+def prepare(unet: nn.Module, dtype: torch.dtype, device: torch.device) -> AbstractContextManager:
+    """Let a UNet hold little for the backward pass, and return the context to run it in."""
     forget_inputs(unet)
-    if precision != "fp32":
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-        keep_norms_in(dtype, unet)
-        return torch.autocast(copy.load_device.type, dtype, cache_enabled=False)  # each cast is used once
-    unet.float()
-    unet.dtype, copy.model.manual_cast_dtype = torch.float32, None
-    return nullcontext()
+    if dtype == torch.float32:
+        return nullcontext()
+    keep_norms_in(dtype, unet)
+    # Autocast would keep its casts of what is learned, which a call takes once.
+    return torch.autocast(device.type, dtype, cache_enabled=False)
+
+
+def forget_inputs(unet: nn.Module) -> None:
+    """Let a UNet's convolutions keep nothing of their inputs for the backward pass, where their weights are frozen."""
+    for layer in unet.modules():
+        if isinstance(layer, nn.Conv2d) and can_forget(layer) and not getattr(layer, "weight_function", ()):
+            layer.forward = partial(convolve, layer, layer.forward)  # type: ignore[method-assign]
 
 
 def keep_norms_in(dtype: torch.dtype, unet: nn.Module) -> None:
@@ -109,8 +130,6 @@ def keep_norms_in(dtype: torch.dtype, unet: nn.Module) -> None:
     """
     for module in unet.modules():
         if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
-            for name, weight in list(module.named_parameters()):
-                setattr(module, name, nn.Parameter(weight.to(dtype), requires_grad=False))
             module.forward = partial(normalise_in, dtype, module.forward)  # type: ignore[method-assign]
 
 

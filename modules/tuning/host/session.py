@@ -73,10 +73,11 @@ class Session(ABC, Generic[Kept]):
             if warning := term.check(settings.memory.frames_of(len(self.x_0))):
                 log.warning(warning)
         self.precision = choose_precision(settings.memory.precision, model, copy.load_device)
-        computing = computing_in(self.precision, copy)
         unet.requires_grad_(False)
         self.given = condition(copy, inputs.positive, self.x_0, allowed=self.ALLOWED)
         self.learned, self.bank = self.learn(model, settings)
+        identities = self.identities()  # of the weights as they were loaded
+        computing = computing_in(self.precision, copy)
         self.features = {part: Features(unet, part) for part in settings.parts}
         self.call = Caller(copy, self.options_of(settings.memory), computing, tuple(self.features.values()))
         mask = latent_mask(inputs.mask, self.x_0)
@@ -89,7 +90,7 @@ class Session(ABC, Generic[Kept]):
             "frames": len(self.x_0),
             "precision": self.precision,
             **({"prompt": inputs.prompt} if inputs.prompt else {}),
-            **self.identities(),
+            **identities,
         }
 
     @abstractmethod

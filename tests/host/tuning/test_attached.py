@@ -4,6 +4,7 @@ import comfy.model_management
 import comfy.sd
 import pytest
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_easycache import EasyCacheNode
@@ -13,7 +14,7 @@ from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 
 from consistent_video.modules.attention_control.host.call import ControlSettings
 from consistent_video.modules.attention_control.host.control import attach_control
-from consistent_video.modules.clip_model.methods import EI2
+from consistent_video.modules.clip_model.methods import EI2, PER_FRAME
 from consistent_video.modules.inversion.host.stability import measure_stability
 from consistent_video.modules.tuning.host import progress
 
@@ -60,7 +61,15 @@ def controlled(model):
     return attach_control(model, invert(model, clip_latent()), SOURCE, PROMPTS, ControlSettings())
 
 
+def runs_layers(model):
+    """Return a model whose frames are not connected, which STAM/FFAM Patch would refuse."""
+    model = patched(PER_FRAME, random_model())
+    model.set_model_forward_timestep_embed_patch((ResBlock, lambda layer, x, emb, *_: layer(x, emb)))
+    return model
+
+
 WITHOUT_EFFECT = {
+    runs_layers: r"carries runs_layers \(.*\), which runs layers of the UNet that have to run otherwise here",
     bypass_lora: "bypass_lora, which would have no effect.*Replace Load LoRA .Bypass. by Load LoRA",
     wrapped: r"carries wrapped \(.*\), which changes how ComfyUI's sampler calls the UNet",
     called_otherwise: r"carries called_otherwise \(.*\), which changes",

@@ -47,13 +47,22 @@ def test_any_layers_may_be_computed_again(precision: str, seed: int, monkeypatch
     assert_same_gradients(plain, first_gradients(EI2, precision=precision))
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_features_left_apart_give_the_gradients_of_those_that_the_host_concatenates(
-    checkpointing: bool, monkeypatch
-) -> None:
-    apart = first_gradients(EI2, gradient_checkpointing=checkpointing)
+@pytest.mark.parametrize(("precision", "checkpointing"), [("fp32", False), ("fp32", True), ("bf16", True)])
+def test_what_is_not_kept_leaves_the_gradients_as_they_are(precision: str, checkpointing: bool, monkeypatch) -> None:
+    """Against a UNet whose convolutions are PyTorch's and whose features the host concatenates."""
+    given = {"precision": precision, "gradient_checkpointing": checkpointing}
+    less = first_gradients(EI2, **given)
     monkeypatch.setattr(learned, "leave_apart", lambda x, skip, _: (x, skip))
-    assert_same_gradients(first_gradients(EI2, gradient_checkpointing=checkpointing), apart)
+    monkeypatch.setattr(private_copy, "forget_inputs", lambda _: None)
+    assert_same_gradients(first_gradients(EI2, **given), less)
+
+
+def test_weights_that_another_node_computes_anew_are_left_to_pytorch() -> None:
+    unet = random_model().model.diffusion_model
+    unet.out[2].weight_function = [lambda weight: 2 * weight]
+    private_copy.forget_inputs(unet)
+    convolutions = [layer for layer in unet.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert [layer for layer in convolutions if "forward" not in vars(layer)] == [unet.out[2]] and len(convolutions) > 5
 
 
 def assert_same_gradients(plain: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 from consistent_video.modules.clip_model import chunks
 from consistent_video.modules.clip_model.host.attach import attach, inflate
+from consistent_video.modules.clip_model.host.conflicts import LAYERS
 from consistent_video.modules.clip_model.host.settings import KEY, clip_settings
 from consistent_video.modules.clip_model.methods import EI2, FULL, PER_FRAME, method
 from consistent_video.modules.tuning.accounting import Held
@@ -21,7 +22,7 @@ from consistent_video.modules.tuning.checkpoints import Layer
 from consistent_video.modules.tuning.host import learned, planner
 from consistent_video.modules.tuning.host import private_copy as private_copies
 from consistent_video.modules.tuning.host.checkpoints import KINDS, SKIP, run_checkpointed, weigh_layers
-from consistent_video.modules.tuning.host.learned import LAYERS, sdpa_override, training_options
+from consistent_video.modules.tuning.host.learned import sdpa_override, training_options
 from consistent_video.modules.tuning.host.planner import GIB, list_ways, plan_tuning, sampling_peak, tuning_peak
 from consistent_video.modules.tuning.host.private_copy import private_copy
 from consistent_video.modules.tuning.host.training import Tuning
@@ -54,6 +55,11 @@ SHALLOW_SDXL = {
     "transformer_depth": [0, 1, 0],
     "transformer_depth_output": [0, 0, 1, 0, 0, 0],
 }
+
+
+def sdxl_model():
+    unet = make_model(FAMILIES["SDXL"][0], SHALLOW_SDXL, lively_weights, torch.float32)
+    return attach(inflate(unet), *method(EI2, 2))
 
 
 def clip_model(name: str = EI2, r: int = 2, config: dict[str, Any] = SHALLOW):
@@ -156,9 +162,15 @@ class Flops(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize(("name", "chunking"), [(EI2, False), (EI2, True), (PER_FRAME, False)])
-def test_layers_are_weighed_as_what_they_compute_is_counted(name: str, chunking: bool, monkeypatch) -> None:
-    model, shape, counted, found = clip_model(name), (6, 4, 36, 28), list[Held](), list[Layer]()
+@pytest.mark.parametrize(
+    ("name", "chunking", "family"),
+    [(EI2, False, "SD1.x"), (EI2, True, "SD1.x"), (PER_FRAME, False, "SD1.x"), (EI2, True, "SDXL")],
+)
+def test_layers_are_weighed_as_what_they_compute_is_counted(
+    name: str, chunking: bool, family: str, monkeypatch
+) -> None:
+    model = clip_model(name) if family == "SD1.x" else sdxl_model()
+    shape, counted, found = (6, 4, 36, 28), list[Held](), list[Layer]()
 
     class Watched(Held):
         def __init__(self, *args):
@@ -300,8 +312,7 @@ def test_what_is_planned_with_a_loss_can_be_tuned_with_it(model, monkeypatch) ->
 
 
 def test_other_families_are_counted() -> None:
-    unet = make_model(FAMILIES["SDXL"][0], SHALLOW_SDXL, lively_weights, torch.float32)
-    model = attach(inflate(unet), *method(EI2, 2))
+    model = sdxl_model()
     assert tuning_peak(model, SHAPE, SETTINGS, "fp32") > sampling_peak(model, SHAPE) > 0
 
 

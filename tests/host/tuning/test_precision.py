@@ -1,11 +1,15 @@
 """The precision of a tuning: float32, or half of it with scaled gradients."""
 
+import gc
+import weakref
 from functools import partial
 
 import pytest
 import torch
 
+from consistent_video.modules.clip_model.host.attach import inflate
 from consistent_video.modules.clip_model.methods import EI2
+from consistent_video.modules.inversion.host.frozen import frozen_copies
 from consistent_video.modules.tuning.host import training
 from consistent_video.modules.tuning.host.apply import apply_tune
 from consistent_video.modules.tuning.host.private_copy import choose_precision
@@ -72,3 +76,36 @@ def test_the_precision_that_auto_is(dtype: torch.dtype, kind: str, has_bf16: boo
     full = kind == "cpu" or dtype == torch.float32
     assert choose_precision("auto", model, device) == ("fp32" if full else "bf16" if has_bf16 else "fp16")
     assert [choose_precision(given, model, device) for given in ("bf16", "fp16", "fp32")] == ["bf16", "fp16", "fp32"]
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_frozen_weights_are_held_in_what_is_computed_in_and_learned_ones_begin_exactly(
+    precision: str, dtype: torch.dtype, monkeypatch
+) -> None:
+    seen, calls = [], training.Tuning.denoise
+
+    def look(self, *given):
+        seen.append({(weight.requires_grad, weight.dtype) for weight in self.copy.model.diffusion_model.parameters()})
+        seen.append([weight.cpu().clone() for weight in self.learned.before])
+        return calls(self, *given)
+
+    monkeypatch.setattr(training.Tuning, "denoise", look)
+    model = patched(EI2, random_model(dtype=torch.float32))
+    half, full = (run(model, SETTINGS.changed(steps=1, precision=given)) for given in (precision, "fp32"))
+    assert seen[0] == {(False, dtype), (True, torch.float32)} and seen[2] == {
+        (False, torch.float32),
+        (True, torch.float32),
+    }
+    assert all(torch.equal(*pair) for pair in zip(seen[1], seen[3], strict=True))
+    assert half.info["model_hash"] == full.info["model_hash"]
+
+
+def test_a_copy_is_freed_without_the_garbage_collector() -> None:
+    with frozen_copies(inflate(random_model())) as (call,):
+        watched = weakref.ref(call.copy.model.diffusion_model)
+        gc.disable()
+    try:
+        del call
+        assert watched() is None
+    finally:
+        gc.enable()
