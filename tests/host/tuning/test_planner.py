@@ -193,8 +193,9 @@ def test_layers_are_weighed_as_what_they_compute_is_counted(
     monkeypatch.setattr(planner, "training_options", watched_options)
     tuning_peak(model, shape, SETTINGS.changed(chunking=chunking), "fp32")
     weighed = weigh_layers(model.model.diffusion_model, shape, clip_settings(model), chunking)
-    assert len(found) == len(weighed) + 1 and found[0].held == 0, "nothing is learned before the first"
-    for layer, expected in zip(weighed.values(), found[1:], strict=True):
+    first = len(found) - len(weighed)
+    assert first > 0 and not any(layer.held for layer in found[:first]), "nothing is learned before the first"
+    for layer, expected in zip(weighed.values(), found[first:], strict=True):
         assert layer.flops == pytest.approx(expected.flops, rel=0.1)
         assert layer.held == pytest.approx(expected.held, rel=0.15)
 
