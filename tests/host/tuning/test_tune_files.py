@@ -120,9 +120,11 @@ def test_the_node_tunes_with_options_and_preview(folder, long, latent, shown) ->
     defaults = {widget.id: widget.default for widget in TuningOptionsNode.define_schema().inputs}
     (options,) = TuningOptionsNode.execute(**{**defaults, "weight_decay": 0.5, "frames_per_step": 2}).args
     assert TuningOptionsNode.execute(**defaults).args == (TuneSettings(),)
-    info = tune_by_node(options=options, steps=2, snapshots="", recipe="fast")[1].info
-    assert (info["weight_decay"], info["frames_per_step"]) == (0.5, 2)
-    assert info["learning_rate"] == pytest.approx(5e-3)
+    fast = tune_by_node(options=options, steps=2, snapshots="", recipe="fast")[1]
+    by_hand = tune_by_node(options=options, steps=2, snapshots="", learning_rate=5e-3)[1]
+    assert (fast.info["weight_decay"], fast.info["frames_per_step"], fast.info["recipe"]) == (0.5, 2, "fast")
+    assert fast.info["learning_rate"] == 1e-3, "as it was set"
+    assert_same(fast.tensors, by_hand.tensors)
     assert list(folder.iterdir()) == []
 
 
