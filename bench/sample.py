@@ -107,8 +107,9 @@ def make_section(setting: Setting, rows: Sequence[Row]) -> str:
             f"{setting}; {row['dtype']}, rounds: {setting.rounds}. One UNet call as classifier-free guidance makes it, "
             "two rows for each frame.",
             write_table(["model", "ms", f"× {PER_FRAME}", "target", "met"], body),
-            "- Attention Control evaluates the source, then both sides of the guided edit. One call of all three, each "
-            f"frame by itself, takes {write_spread(together)} times as long as the two.\n"
+            "- Attention Control evaluates the source and both sides of the guided edit in one call where memory "
+            f"allows. Each frame by itself, it takes {write_spread(together)} times as long as a call of the source "
+            "and one of both sides.\n"
             "- Keys and values of the prompt are the same at every step. They are computed each time: at "
             f"{FULL_FRAMES} frames of {FULL_SIZE} × {FULL_SIZE} latents they are {row['of_prompt']:.1%} of a call's "
             "operations.",

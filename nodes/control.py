@@ -23,7 +23,7 @@ class AttentionControl(Node):
             category=MENU + "model",
             description="Lets the attention of an edit follow the source clip's, so that shape and motion stay: "
             "prompt-to-prompt (Hertz et al. 2022) as Video-P2P and FateZero use it. At each step the UNet is evaluated "
-            "a second time, on the source as the inversion went through it; nothing is stored beyond the step.",
+            "on the source as well, as the inversion went through it; nothing is stored beyond the step.",
             search_aliases=["prompt-to-prompt", "FateZero", "Video-P2P", "attention replace", "local blend"],
             inputs=[
                 io.Model.Input("model", tooltip="The clip model that the edit is sampled with."),

@@ -1,4 +1,4 @@
-"""One evaluation of the UNet under Attention Control: what its attention layers keep of the source or take from it."""
+"""A step under Attention Control: what attention layers keep of the source, and what those of the edit take from it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -148,6 +148,7 @@ class Run:
 
     def __init__(self, control: Control, source: list, edited: frozenset, places: list[Place]):
         self.control, self.source, self.edited, self.places = control, source, edited, places
+        self.source_ids = frozenset(cond["uuid"] for cond in source)
         self.source_maps: Maps = {}
         self.edited_maps: Maps = {}
 
@@ -169,41 +170,35 @@ class Run:
 
 
 class Call:
-    """One evaluation of the UNet in a controlled step.
+    """A controlled step: the source's rows leave what its layers compute, and the edited prompt's follow.
+
+    The source's are in an evaluation of their own before the edit's, or the first rows of the edit's first.
 
     Args:
         run: of the sampling.
         step: its number.
-        frames: of the clip that it is given, by their numbers.
+        frames: of the clip that is evaluated, by their numbers.
         replaced: replacements of self-attention that the model had before.
-        source: what `kept` of the source's call was; None = this is the source's own call, which collects it.
 
     Attributes:
-        kept: what the source's own call computed, by layer: queries and keys, or tokens before temporal modules.
+        kept: what was computed of the source, by layer: queries and keys, or tokens before temporal modules.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        step: int,
-        frames: Sequence[int],
-        replaced: dict,
-        source: dict[Place, tuple[Tensor, ...]] | None = None,
-    ):
-        self.run, self.step, self.frames, self.replaced, self.source = run, step, frames, replaced, source
+    def __init__(self, run: Run, step: int, frames: Sequence[int], replaced: dict):
+        self.run, self.step, self.frames, self.replaced = run, step, frames, replaced
         self.kept: dict[Place, tuple[Tensor, ...]] = {}
 
-    def capture(self, place: Place, *computed: Tensor) -> None:
-        """Keep what a layer computed of the source."""
+    def capture(self, place: Place, own: slice, *computed: Tensor) -> None:
+        """Keep what a layer computed of the source, without the edit's rows."""
         assert place not in self.kept, "the source is evaluated at once"
-        self.kept[place] = computed
+        self.kept[place] = tuple(rows[own].clone() for rows in computed)
 
     def is_coarse(self, options: dict[str, Any]) -> bool:
         """Whether a layer is one in which attention within frames follows the source's."""
         return options["activations_shape"][-2] * SELF_SCALE <= self.run.control.states.shape[-2]
 
-    def rows(self, options: dict[str, Any], count: int) -> list[slice]:
-        """Return the rows of the edited prompt, a slice for each conditioning of it.
+    def rows(self, options: dict[str, Any], count: int) -> tuple[list[slice], list[slice]]:
+        """Return the rows of the source and of the edited prompt, a slice for each conditioning of them.
 
         Raises:
             ValueError: they are not those of the source's clip.
@@ -214,45 +209,46 @@ class Call:
                 f"Attention Control holds a source of {frames} frames and the UNet is given {count} rows of "
                 f"{len(ids)} conditionings. Sample the clip of the same inversion, at once."
             )
-        return [slice(i * frames, (i + 1) * frames) for i, one in enumerate(ids) if one in self.run.edited]
+        slices = {one: slice(i * frames, (i + 1) * frames) for i, one in enumerate(ids)}
+        source, edited = ([slices[i] for i in ids if i in own] for own in (self.run.source_ids, self.run.edited))
+        return source, edited
 
     def attend_self(self, place: Place, q: Tensor, k: Tensor, v: Tensor, inner: Inner, options: dict) -> Tensor:
         """Attend within the clip."""
         control = self.run.control
-        height, width = options["activations_shape"][-2:]
-        if self.source is None:
-            follows = control.recipe.follows == "frames" and control.acts_on_self(self.step)
-            if follows and self.is_coarse(options):
-                self.capture(place, q, k)
-            return inner(q, k, v)
-        if place not in self.source:
+        follows = control.recipe.follows == "frames" and control.acts_on_self(self.step)
+        source, edited = self.rows(options, len(q)) if follows and self.is_coarse(options) else ([], [])
+        for own in source:
+            self.capture(place, own, q, k)
+        if not edited:
             return inner(q, k, v)
         followed_q, followed_k = q.clone(), k.clone()
-        rows = self.rows(options, len(q))
-        for own in rows:
-            followed_q[own], followed_k[own] = self.source[place]
+        for own in edited:
+            followed_q[own], followed_k[own] = self.kept[place]
         attended = inner(followed_q, followed_k, v)
         if control.settings.self_attention == "replace":
             return attended
+        height, width = options["activations_shape"][-2:]
         mask = self.run.mask(height, width, with_edit=False, frames=self.frames)
         weights = mask.flatten(1).unsqueeze(-1).to(attended)
         free = inner(q, k, v)
-        for own in rows:
+        for own in edited:
             attended[own] = torch.lerp(attended[own], free[own], weights)
         return attended
 
     def attend_temporal(self, place: Place, tokens: Tensor, options: dict[str, Any]) -> Tensor | None:
         """Return the tokens that a temporal module attends by; None = its own."""
-        place = ("attn_temp", *place)
-        if self.source is None:
-            if self.run.control.acts_on_self(self.step):
-                self.capture(place, tokens)
+        if not self.run.control.acts_on_self(self.step):
             return None
-        if place not in self.source:
+        place = ("attn_temp", *place)
+        source, edited = self.rows(options, len(tokens))
+        for own in source:
+            self.capture(place, own, tokens)
+        if not edited:
             return None
         seen = tokens.clone()
-        for own in self.rows(options, len(tokens)):
-            (seen[own],) = self.source[place]
+        for own in edited:
+            (seen[own],) = self.kept[place]
         return seen
 
     def attend_cross(self, place: Place, q: Tensor, k: Tensor, v: Tensor, inner: Inner, options: dict) -> Tensor:
@@ -260,24 +256,24 @@ class Call:
         attended, control, heads = inner(q, k, v), self.run.control, options["n_heads"]
         prompts, recipe = control.prompts, control.recipe
         acts = control.acts_on_cross(self.step) and (recipe.fine_cross or self.is_coarse(options))
-        if self.source is None:
+        source, edited = self.rows(options, len(q))
+        if source or edited:
             check_tokens(k, prompts)
+
+        # Leave what the source's rows look at.
+        notes = bool(prompts.source_words) and control.needs_mask(self.step)
+        for own in source:
             if acts and control.settings.cross != "none":
-                self.capture(place, q, k)
-            if prompts.source_words and control.needs_mask(self.step):
-                for i in range(len(q)):
-                    maps = cross_maps(q[i : i + 1], k[i : i + 1], heads)
-                    self.note(self.run.source_maps, maps, prompts.source_words, i, options)
-            return attended
+                self.capture(place, own, q, k)
+            for i, row in enumerate(frames_of(own) if notes else ()):
+                self.note(self.run.source_maps, cross_maps(q[row], k[row], heads), prompts.source_words, i, options)
+
+        # Let the edit's rows follow.
         notes = bool(prompts.edited_words) and control.blends_from(self.step)
-        rows = self.rows(options, len(q))
-        if rows:
-            check_tokens(k, prompts)
-        if acts:
+        if acts and edited:
             attended = attended.clone()
-        for own in rows if acts or notes else ():
-            for i in range(len(self.frames)):
-                row = slice(own.start + i, own.start + i + 1)
+        for own in edited if acts or notes else ():
+            for i, row in enumerate(frames_of(own)):
                 maps = own_maps = cross_maps(q[row], k[row], heads)
                 if acts:
                     maps = self.controlled_maps(place, own_maps, heads, slice(i, i + 1))
@@ -291,8 +287,7 @@ class Call:
         """Return maps of the edited prompt that follow the source's, of a frame."""
         cross, prompts = self.run.control.settings.cross, self.run.control.prompts
         if cross != "none":
-            assert self.source is not None, "this is the edit's call"
-            q, k = self.source[place]
+            q, k = self.kept[place]
             source = cross_maps(q[one], k[one], heads)
             if cross == "replace":
                 assert prompts.replacement is not None, "checked when attached"
@@ -308,6 +303,11 @@ class Call:
         if size not in noted:
             noted[size] = looked.new_zeros(self.run.control.states.shape[1], *looked.shape[1:])
         noted[size][self.frames[frame]] += looked[0]
+
+
+def frames_of(own: slice) -> list[slice]:
+    """Return the rows of a conditioning one by one."""
+    return [slice(row, row + 1) for row in range(own.start, own.stop)]
 
 
 def check_tokens(k: Tensor, prompts: Prompts) -> None:

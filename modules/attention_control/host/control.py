@@ -1,9 +1,9 @@
 """Attention Control: an edit whose attention follows the source clip's, as in prompt-to-prompt and FateZero.
 
-At each step the UNet is evaluated a second time, on the state of the inversion at that step and with the source prompt,
-or as the inversion itself evaluated it, which is computed again instead of kept for all steps. What its attention
-layers computed there is used in the rows of the edited prompt, and forgotten with the call. In context windows both are
-done window by window.
+At each step the UNet is evaluated on the source as well, at the state of the inversion at that step and with the source
+prompt, or as the inversion itself evaluated it, which is computed again instead of kept for all steps. What its
+attention layers computed there is used in the rows of the edited prompt, and forgotten with the step. In context
+windows both are done window by window.
 """
 
 from typing import Any
@@ -24,6 +24,7 @@ from ...inversion.host.invert import inversion_of, trajectory
 from ...tuning.host.tune_inputs import check_plain
 from .call import CALL, RUN, Call, Control, ControlSettings, Run, attend_cross, attend_self
 from .prompts import Prompts
+from .together import SourceRows, fit_together
 
 
 def begin_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest, **kwargs):
@@ -86,7 +87,10 @@ def predict_controlled(executor, x, timestep, model_options=None, seed=None):
 
 
 def evaluate_controlled(executor, model, conds, x, timestep, model_options):
-    """Wrap an evaluation of the UNet: evaluate the source's frames first and let the edit's attention follow them."""
+    """Wrap an evaluation of the UNet: evaluate the source's frames, too, and let the edit's attention follow them.
+
+    Both are one call where they have one noise level, no mask of all layers is needed at once and memory suffices.
+    """
     options = model_options["transformer_options"]
     run: Run = options[RUN]
     control, settings = run.control, run.control.settings
@@ -107,28 +111,40 @@ def evaluate_controlled(executor, model, conds, x, timestep, model_options):
     else:
         frames = list(range(len(states)))
 
-    # Evaluate the source.
+    # Evaluate the source first, or at once with the edit, whose attention follows.
     call = Call(run, step, frames, replaced)
+    given = with_patches(model_options, call, uses_cross)
     if acts_on_self or settings.cross != "none" or needs_mask:
-        seen, given = states[frames].to(x), with_patches(model_options, call, uses_cross)
-        given["transformer_options"][UNSEEN] = True
-        executor(model, [source, None], seen, told, given)
+        seen, masks_at_once = states[frames].to(x), control.fuses and acts_on_self
+        if told is timestep and not masks_at_once and fit_together(model, source, conds, x, model_options):
+            given = with_rows(given, SourceRows(seen, *source))
+        else:
+            executor(model, [source, None], seen, told, with_options(given, {UNSEEN: True}))
+    return executor(model, conds, x, timestep, given)
 
-    # Let the edit follow.
-    edit = Call(run, step, frames, replaced, call.kept)
-    return executor(model, conds, x, timestep, with_patches(model_options, edit, uses_cross))
+
+def with_options(model_options: dict[str, Any], further: dict[str, Any]) -> dict[str, Any]:
+    """Return model options with further transformer options."""
+    return {**model_options, "transformer_options": {**model_options["transformer_options"], **further}}
+
+
+def with_rows(model_options: dict[str, Any], rows: SourceRows) -> dict[str, Any]:
+    """Return model options for calls of which the first takes the source's rows, unseen by other wrappers."""
+    wrappers = model_options["transformer_options"].get("wrappers", {})
+    innermost = {**wrappers.get(WrappersMP.APPLY_MODEL, {}), CONTROL: [rows]}
+    return with_options(model_options, {"wrappers": {**wrappers, WrappersMP.APPLY_MODEL: innermost}})
 
 
 def with_patches(model_options: dict[str, Any], call: Call, uses_cross: bool) -> dict[str, Any]:
-    """Return model options for one call, with attention that the call decides on."""
+    """Return model options for a step, with attention that the call decides on."""
     options = model_options["transformer_options"]
     patches = {**options.get("patches_replace", {}), "attn1": dict.fromkeys(call.run.places, attend_self)}
     if uses_cross:
         patches["attn2"] = dict.fromkeys(call.run.places, attend_cross)
-    controlled = {**options, "patches_replace": patches, CALL: call}
+    controlled: dict[str, Any] = {"patches_replace": patches, CALL: call}
     if call.run.control.recipe.follows == "temporal":
         controlled[STEER] = call.attend_temporal
-    return {**model_options, "transformer_options": controlled}
+    return with_options(model_options, controlled)
 
 
 def blend(run: Run, step: int, x: Tensor, denoised: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from consistent_video.modules.attention_control.host.call import ControlSettings
+from consistent_video.modules.attention_control.host.call import RUN, ControlSettings
 from consistent_video.modules.attention_control.host.control import attach_control
 from consistent_video.modules.attention_control.host.prompts import Prompts
 from consistent_video.modules.inversion.inversion import InversionSettings
@@ -32,13 +32,26 @@ def sample(model, inversion, cfg: float = 3.0, positive=EDIT, **settings) -> tor
 
 
 def watched(model, seen: Callable[[torch.Tensor], object]):
-    """Return a controlled model that tells of each state that the source is evaluated at."""
+    """Return a controlled model that tells of the source's rows in each call, as the UNet is given them."""
 
-    def tell(executor, inner, conds, x, *rest):
-        if conds[1] is None:
-            seen(x)
-        return executor(inner, conds, x, *rest)
+    def tell(executor, x, timesteps, context, y, control, options, **given):
+        for one, rows in zip(options["uuids"], x.chunk(len(options["uuids"])), strict=True):
+            if one in options[RUN].source_ids:
+                seen(rows)
+        return executor(x, timesteps, context, y, control, options, **given)
 
     model = model.clone()
-    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "test", tell)
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", tell)
+    return model
+
+
+def counted(model, rows: list[int], where: str = WrappersMP.DIFFUSION_MODEL):
+    """Return a model that tells how many rows each call of its UNet has, or what else of the host is wrapped."""
+
+    def count(executor, x, *rest, **given):
+        rows.append(len(x))
+        return executor(x, *rest, **given)
+
+    model = model.clone()
+    model.add_wrapper_with_key(where, "rows", count)
     return model

@@ -26,27 +26,7 @@ from consistent_video.modules.slices.host import SliceSettings, attach_slices
 from consistent_video.nodes.control import AttentionControl
 
 from ..small import EDIT, EMPTY, FRAMES, SOURCE, TOKENS, clip_latent, control_net, in_windows, prompt
-from .controlled import PLAIN, PROMPTS, STEPS, WEIGHTED, controlled, sample, watched
-
-
-@pytest.mark.parametrize("fused", ["replace", "fusion"])
-def test_joined_and_split_conditionings_agree(model, inversion, monkeypatch, fused) -> None:
-    model = controlled(model, inversion, ControlSettings("refine", 0.8, fused, 0.6, local_blend=True), WEIGHTED)
-    rows = []
-    apply_model = type(model.model).apply_model
-
-    def counted(self, x, *args, **kwargs):
-        rows.append(len(x))
-        return apply_model(self, x, *args, **kwargs)
-
-    monkeypatch.setattr(type(model.model), "apply_model", counted)
-    joined = sample(model, inversion)
-    assert set(rows) == {FRAMES, 2 * FRAMES}
-    rows.clear()
-    monkeypatch.setattr(type(model.model), "memory_required", lambda *args, **kwargs: float("inf"))
-    split = sample(model, inversion)
-    assert set(rows) == {FRAMES}
-    torch.testing.assert_close(split, joined, rtol=1e-3, atol=1e-3)
+from .controlled import PLAIN, PROMPTS, STEPS, controlled, sample, watched
 
 
 def test_controlnet_and_masks_of_the_edit_work_and_the_source_stays_without(model, inversion) -> None:

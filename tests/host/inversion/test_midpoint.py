@@ -14,7 +14,7 @@ from consistent_video.modules.inversion.host.invert import INVERSION, trajectory
 from consistent_video.modules.inversion.host.null_text import check_inversion
 from consistent_video.modules.inversion.host.stability import check_plain
 
-from ..attention_control.controlled import PROMPTS
+from ..attention_control.controlled import PROMPTS, watched
 from ..edits import FRAMES, STEPS, away, edit, invert, left_half, patched, relation, walk
 from ..small import SOURCE, SmallV, in_windows
 
@@ -83,20 +83,13 @@ def test_windows_move_with_its_steps(latent) -> None:
 
 
 def test_attention_control_knows_the_source_at_each_call(model, found) -> None:
-    sources, called = list[tuple[Tensor, float]](), list[tuple[Tensor, float]]()
-
-    def tell(executor, inner, conds, x, timestep, options):
-        (sources if conds[1] is None else called).append((x.clone(), float(timestep[0])))
-        return executor(inner, conds, x, timestep, options)
-
+    sources, along = list[Tensor](), list[tuple[Tensor, float]]()
     control = attach_control(model, found, SOURCE, PROMPTS, ControlSettings("refine", 1.0, "replace", 1.0))
-    watched = control.clone()
-    watched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "test", tell)
-    assert away(edit(watched, found), edit(model, found)) > 1e-3
-    along = list[tuple[Tensor, float]]()
+    assert away(edit(watched(control, sources.append), found), edit(model, found)) > 1e-3
     edit(seen_by(model, along), found, 1.0, SOURCE, SOURCE)
-    for (x, level), (own, expected) in zip(sources, along, strict=True):
-        assert level == expected and away(x, own) < 0.1
+    scaled = model.model.model_sampling.calculate_input
+    for x, (own, level) in zip(sources, along, strict=True):
+        assert away(x, scaled(torch.tensor(level), own)) < 0.1
 
 
 @pytest.mark.parametrize(
