@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..modules.clip_model.attention import Attend
 from ..modules.clip_model.host.settings import KEY
 from ..modules.tuning.host.learned import SKIPS
+from ..modules.tuning.host.private_copy import DTYPES
 from ..modules.tuning.host.training import Tuning
 from .baselines import naive_temporal
 
@@ -25,8 +26,8 @@ def work_as_its_code(made: Tuning, kernel: Attend) -> None:
     unet.dtype, made.copy.model.manual_cast_dtype = torch.float32, None
     if made.precision != "fp32":
         norms_in_float32(unet)
-        dtype = torch.bfloat16 if made.precision == "bf16" else torch.float16
-        made.call = replace(made.call, computing=torch.autocast(made.copy.load_device.type, dtype))  # keeps its casts
+        casting = torch.autocast(made.copy.load_device.type, DTYPES[made.precision])  # keeps its casts
+        made.call = replace(made.call, computing=casting)
     for layer in unet.modules():
         if isinstance(layer, nn.Conv2d):
             del layer.forward  # keeps their inputs
