@@ -126,6 +126,7 @@ def add_convergence(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--clips", type=int, default=4, help="drawn validation clips, of the kinds in turn (default 4)"
     )
+    command.add_argument("--skip", type=int, default=0, help="so many clips first, on which choices were made")
     command.add_argument("--seeds", type=int, default=3, help="how many tunings of each clip (default 3)")
     for what in ("clips", "seeds"):
         says = f"most {what} for the recipes outside the main comparison (default as --{what})"

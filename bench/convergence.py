@@ -86,8 +86,9 @@ def list_cases(name: str, clip: str, seed: int, options: argparse.Namespace) -> 
 
 def chosen_tasks(options: argparse.Namespace) -> dict[str, Task]:
     """Return the edits of the validation clips, by name: the first clip of each kind before the second of any."""
-    every = list_tasks(math.ceil(options.clips / len(KINDS)), held_out=False)
-    return dict(islice(every.items(), options.clips))
+    end = options.skip + options.clips
+    every = list_tasks(math.ceil(end / len(KINDS)), held_out=False)
+    return dict(islice(every.items(), options.skip, end))
 
 
 def list_tunings(options: argparse.Namespace) -> Iterator[tuple[str, str, int]]:

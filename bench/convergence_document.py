@@ -18,8 +18,9 @@ from .tasks import VALIDATION
 from .verdict import LEAST_CLIPS, LEVEL, SUPPORTED, Finding, clip_means, common_rows, compare, reached
 
 TARGET = 0.4  # of the paper's steps, after which ours is to have what its recipe has at its end
+CHOSEN, CONFIRMED = "[convergence.md](convergence.md)", "[convergence_confirmed.md](convergence_confirmed.md)"
 UNTOLD = "tells nothing: the untuned model has it"
-OPTIONS = ("clips", "seeds", "other_clips", "other_seeds", "frames", "steps", "rate", "pairs", "ddim_steps")
+OPTIONS = ("clips", "skip", "seeds", "other_clips", "other_seeds", "frames", "steps", "rate", "pairs", "ddim_steps")
 Rows = Sequence[Mapping[str, Any]]
 # What is judged: its heading, the direction that is better, and what may be lost of it.
 JUDGED = {
@@ -136,7 +137,7 @@ def draw_plot(rows: Rows, path: Path) -> None:
 def command_options(options: argparse.Namespace) -> str:
     """Return the options that a run was asked with."""
     values = {name.replace("_", "-"): getattr(options, name) for name in OPTIONS}
-    given = [f"--{name} {value}" for name, value in values.items() if value is not None]
+    given = [f"--{name} {value}" for name, value in values.items() if value not in (None, 0)]
     lists = {"--parts": [f"{part:g}" for part in options.parts], "--recipes": [f'"{name}"' for name in options.recipes]}
     return " ".join([*given, *(" ".join([name, *values]) for name, values in lists.items() if values)])
 
@@ -149,6 +150,17 @@ def say_rates(options: argparse.Namespace) -> str:
         f"*{PAPERS}* stands at a learning rate of {options.rate:g}; `python -m bench papers` takes "
         f"{options.papers_rate:g} by default ([papers.md](papers.md)), where the benchmark's validation chose {chosen} "
         "([benchmark.md](benchmark.md))."
+    )
+
+
+def say_choice(options: argparse.Namespace) -> str:
+    """Return on which clips ours was chosen."""
+    chosen = f"Factor and schedule of *{OURS}* were chosen on"
+    if options.skip:
+        return f"{chosen} other clips ({CHOSEN}): the verdict is an independent test."
+    return (
+        f"{chosen} these clips among those below, so that the verdict is of the choice and no independent test; that "
+        f"is {CONFIRMED}."
     )
 
 
@@ -186,9 +198,8 @@ def write_document(rows: Rows, options: argparse.Namespace) -> None:
         f"Has *{OURS}* what *{PAPERS}* has at its end, after {TARGET:g} of the steps? The last two columns are how "
         f"much better it is there, without and with what may be lost, with an interval of {LEVEL:.0%} by a bootstrap "
         f"over clips; of fewer than {LEAST_CLIPS} clips nothing is decided. A figure that the untuned model has as "
-        "well, but for what may be lost, tells nothing of recipes. Factor and schedule of "
-        f"*{OURS}* were chosen on these clips among those below, so that the verdict is of the choice and no "
-        "independent test. Only the demo model was tuned.",
+        "well, but for what may be lost, tells nothing of recipes. "
+        f"{say_choice(options)} Only the demo model was tuned.",
         say_default(rows, options.steps),
         verdict_table(rows, options.steps),
         "The part of the paper's steps after which each recipe has it, on the clips and seeds of both, linear between "

@@ -11,7 +11,15 @@ import torch
 
 from consistent_video.bench import convergence
 from consistent_video.bench.convergence import FIGURES, Case
-from consistent_video.bench.convergence_document import JUDGED, UNTOLD, curve, share_reached, verdict_table
+from consistent_video.bench.convergence_document import (
+    JUDGED,
+    UNTOLD,
+    command_options,
+    curve,
+    say_choice,
+    share_reached,
+    verdict_table,
+)
 from consistent_video.bench.convergence_recipes import OURS, PAPERS, RECIPES, UNTUNED
 from consistent_video.bench.convergence_tuners import (
     Averaged,
@@ -41,8 +49,8 @@ ABLE = {name for name, recipe in RECIPES.items() if recipe.can_run()}
 @pytest.fixture
 def options(tmp_path: Path) -> argparse.Namespace:
     return argparse.Namespace(
-        clips=1, seeds=1, other_clips=None, other_seeds=None, recipes=(UNTUNED, PAPERS, OURS), frames=3, steps=STEPS,
-        rate=1e-4, parts=(0.4, 1.0), pairs=1, ddim_steps=2,
+        clips=1, skip=0, seeds=1, other_clips=None, other_seeds=None, recipes=(UNTUNED, PAPERS, OURS), frames=3,
+        steps=STEPS, rate=1e-4, parts=(0.4, 1.0), pairs=1, ddim_steps=2,
         state=tmp_path / "state", document=tmp_path / "convergence.md", papers_rate=2e-3,
     )  # fmt: skip
 
@@ -70,6 +78,7 @@ def test_loss_and_edit_are_measured_along_a_tuning_kept_and_written(options, mon
     assert "was to be *supported*. Not so here: " in document and "loss (undecided), obeyed (undecided)" in document
     table = [line for line in document.splitlines() if line.startswith(("| loss", "| obeyed", "| fast | 1 | 1 | 1 |"))]
     assert len(table) == 3 and "undecided" in table[0], "one clip decides nothing"
+    assert "chosen on these clips" in document and "--skip" not in document
     assert options.document.with_suffix(".png").is_file()
     monkeypatch.setattr(convergence, "run", lambda *_: pytest.fail("what is on disk is measured again"))
     convergence.measure_convergence(options)
@@ -129,6 +138,11 @@ def test_more_clips_than_kinds_are_further_ones_after_the_first_of_each(options)
     assert list(convergence.chosen_tasks(options)) == list(first)[:4]
     options.clips, options.seeds = 8, 2
     assert len(list(convergence.list_tunings(options))) == 8 * (1 + 2 * len(ABLE))
+    options.skip = 12
+    others = convergence.chosen_tasks(options)
+    assert list(others) == [*(f"{kind}_2" for kind in KINDS), "colour_3", "shape_3"]
+    assert not {task.source for task in others.values()} & {task.source for task in eight.values()}
+    assert "--clips 8 --skip 12 " in command_options(options) and "on other clips" in say_choice(options)
 
 
 @pytest.mark.parametrize(
