@@ -18,7 +18,7 @@ from .tasks import VALIDATION
 from .verdict import LEAST_CLIPS, LEVEL, SUPPORTED, Finding, clip_means, common_rows, compare, reached
 
 TARGET = 0.4  # of the paper's steps, after which ours is to have what its recipe has at its end
-CHOSEN, CONFIRMED = "[convergence.md](convergence.md)", "[convergence_confirmed.md](convergence_confirmed.md)"
+CHOSEN, OTHERS = "[convergence.md](convergence.md)", "[convergence_other_clips.md](convergence_other_clips.md)"
 UNTOLD = "tells nothing: the untuned model has it"
 OPTIONS = ("clips", "skip", "seeds", "other_clips", "other_seeds", "frames", "steps", "rate", "pairs", "ddim_steps")
 Rows = Sequence[Mapping[str, Any]]
@@ -160,7 +160,7 @@ def say_choice(options: argparse.Namespace) -> str:
         return f"{chosen} other clips ({CHOSEN}): the verdict is an independent test."
     return (
         f"{chosen} these clips among those below, so that the verdict is of the choice and no independent test; that "
-        f"is {CONFIRMED}."
+        f"is {OTHERS}."
     )
 
 
